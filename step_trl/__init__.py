@@ -1,0 +1,31 @@
+"""Efficient-reasoning variants of TRL's `GRPOTrainer`: Step-GRPO and SAS."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ._compat import check_trl_version
+from ._version import __version__
+
+
+
+check_trl_version()
+
+if TYPE_CHECKING:
+    from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, StepSelection
+
+_TRAINERS = ["SASConfig", "SASTrainer", "StepGRPOConfig", "StepGRPOTrainer", "StepSelection"]
+__all__ = ["__version__", *_TRAINERS]
+
+
+def __getattr__(name: str):
+    # The trainers import torch and TRL, which takes seconds: segmenters, rewards and grading do without.
+    if name in _TRAINERS:
+        from . import trainers
+
+        return getattr(trainers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_TRAINERS])
