@@ -1,0 +1,301 @@
+"""
+The dynamic truncated rollout (Step-GRPO section 3.2): an engine and a truncation callback make Rollout records.
+
+Each completion is a coroutine of its own: generate up to a trigger, ask the callback, go on or leave. Where the
+callback wants a probe, the thought may go on beside it (speculative probing); a probe that says stop cancels the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from ..steps import TriggerSegmenter
+from .engines import Engine, Generation
+from .truncation import THINK_END, Boundary, Exit, GoOn, Probe, TruncationCallback
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the policy is sampled; the names are vLLM's. `max_tokens` is the budget of a whole completion."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def filters(self) -> dict[str, float]:
+        """What shapes the distribution of one token, as keyword arguments of an engine."""
+        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+
+
+@dataclass(frozen=True)
+class ProbeRecord:
+    """One probe: `position` is the length of the path at its boundary; `confidence` is None for an abandoned one."""
+
+    position: int
+    token_ids: list[int]
+    logprobs: list[float]
+    outcome: Literal["exit", "declined", "abandoned"]
+
+    @property
+    def confidence(self) -> float | None:
+        if self.outcome == "abandoned":
+            return None
+        return math.exp(sum(self.logprobs) / len(self.logprobs)) if self.logprobs else 0.0
+
+
+@dataclass
+class Rollout:
+    """
+    One completion and how it came about.
+
+    Attributes:
+        prompt_ids (`Sequence[int]`), completion_ids (`list[int]`):
+            Token ids. The completion is exactly what the engine sampled plus what was injected; it ends in EOS unless
+            the budget ran out.
+        logprobs (`list[float]`):
+            Sampling log-probability of each completion token, NaN where the token was not sampled from the policy:
+            injected tokens and greedily decoded answers.
+        injected (`list[bool]`):
+            True for the tokens that no engine sampled.
+        probes (`list[ProbeRecord]`):
+            Probes in order.
+        truncated (`bool`):
+            Whether a callback ended the thought.
+        sampled_tokens (`int`), discarded_tokens (`int`):
+            Tokens that engine calls returned for this rollout, probes included; those of them that are not in
+            `completion_ids`. Tokens of cancelled calls are in neither.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    injected: list[bool] = field(default_factory=list)
+    probes: list[ProbeRecord] = field(default_factory=list)
+    truncated: bool = False
+    sampled_tokens: int = 0
+    discarded_tokens: int = 0
+
+    def append(self, generation: Generation, greedy: bool = False) -> None:
+        self.completion_ids += generation.token_ids
+        self.logprobs += [math.nan] * len(generation.token_ids) if greedy else generation.logprobs
+        self.injected += [False] * len(generation.token_ids)
+
+    def inject(self, token_ids: Sequence[int]) -> None:
+        self.completion_ids += token_ids
+        self.logprobs += [math.nan] * len(token_ids)
+        self.injected += [True] * len(token_ids)
+
+    def cut(self, length: int) -> None:
+        """Take back the tokens from `length` on."""
+        self.discarded_tokens += len(self.completion_ids) - length
+        del self.completion_ids[length:], self.logprobs[length:], self.injected[length:]
+
+
+class DynamicTruncatedRollout:
+    """
+    Samples completions that a callback may cut short.
+
+    Args:
+        engine ([`Engine`]):
+            Where tokens come from.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        callback ([`TruncationCallback`], *optional*):
+            Decides at its triggers; without one, rollouts are plain.
+        sampling ([`SamplingParams`]):
+            Budget and sampling of the policy.
+        speculative (`bool`, *optional*, defaults to `True`):
+            Let the thought go on while its probe runs. The result is the same, only waiting is saved.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: PreTrainedTokenizerBase,
+        callback: TruncationCallback | None,
+        sampling: SamplingParams,
+        speculative: bool = True,
+    ):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.callback = callback
+        self.sampling = sampling
+        self.speculative = speculative
+        self.segmenter = TriggerSegmenter(tokenizer, callback.triggers) if callback is not None else None
+
+    def run(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> list[Rollout]:
+        """
+        Sample one completion per prompt, all at once.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`):
+                Token ids of the prompts, repeated for several completions of one prompt.
+            seeds (`Sequence[int]`, *optional*):
+                One per prompt: its completion is then the same in any company, speculative or not.
+
+        Returns:
+            `list[Rollout]`: in the order of `prompts`.
+        """
+        return _run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts)))
+
+    async def _gather(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int | None]) -> list[Rollout]:
+        tasks = [
+            asyncio.ensure_future(_Path(self, Rollout(prompt), seed).roll_out())
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            await _cancel(*tasks)
+            raise
+
+
+class _Path:
+    """One rollout in the making."""
+
+    def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
+        self.owner = owner
+        self.callback = owner.callback
+        self.rollout = rollout
+        self.seed = seed
+        self.watched = owner.callback is not None
+
+    @property
+    def remaining(self) -> int:
+        return self.owner.sampling.max_tokens - len(self.rollout.completion_ids)
+
+    async def roll_out(self) -> Rollout:
+        segment = await self._sample()
+        while True:
+            self.rollout.append(segment)
+            if segment.finish_reason != "stop" or self.remaining == 0:
+                return self.rollout
+            boundary = self._boundary_after(segment)
+            decision = self.callback.at_boundary(boundary) if boundary is not None else GoOn()
+            if isinstance(decision, Probe):
+                following = await self._probe(boundary, decision)
+                if following is None:
+                    return self.rollout
+                segment = following
+                continue
+            if isinstance(decision, Exit):
+                await self._leave(boundary, decision)
+                return self.rollout
+            self.watched = self.watched and decision.watch
+            segment = await self._sample()
+
+    def _boundary_after(self, segment: Generation) -> Boundary | None:
+        """The boundary that ends the path, or `None`: "await" and "Waiting" stop an engine but are no triggers."""
+        if THINK_END in self.owner.tokenizer.decode(segment.token_ids):
+            self.watched = False
+            return None
+        path = self.rollout.completion_ids
+        # The trigger lies in the segment; the token before tells whether a letter stands in front of it.
+        offset = max(0, len(path) - len(segment.token_ids) - 1)
+        window = path[offset:]
+        if self.owner.segmenter.boundaries(window)[-1:] != [len(window)]:
+            return None
+        start = offset + self.owner.segmenter.starts(window)[-1]
+        return Boundary(path, start, self.remaining, len(self.rollout.probes))
+
+    async def _probe(self, boundary: Boundary, probe: Probe) -> Generation | None:
+        """Induce an answer. Returns the next segment of the thought, or `None` where the rollout ended here."""
+        following = asyncio.ensure_future(self._sample()) if self.owner.speculative else None
+        try:
+            answer = await self._induce(boundary, probe)
+            exit_ = self.callback.after_probe(boundary, probe, answer)
+        except BaseException:
+            await _cancel(following)
+            raise
+        self._record(boundary, answer, exit_)
+        if exit_ is None:
+            return await (following or self._sample())
+        await _cancel(following)
+        await self._leave(boundary, exit_, probe, answer)
+        return None
+
+    async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
+        end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
+        answer = await self.owner.engine.generate(
+            [*self.rollout.prompt_ids, *boundary.path_ids[:end], *probe.prompt_ids],
+            max_tokens=probe.max_tokens,
+            stop=probe.stop,
+            temperature=0.0,
+            abandon=probe.abandon,
+        )
+        self.rollout.sampled_tokens += len(answer.token_ids)
+        return answer
+
+    async def _leave(
+        self, boundary: Boundary, exit_: Exit, probe: Probe | None = None, answer: Generation | None = None
+    ) -> None:
+        """End the thought at `boundary`: keep the probe's answer, or close the thought and sample one."""
+        rollout = self.rollout
+        rollout.truncated, self.watched = True, False
+        if not exit_.keep_trigger:
+            rollout.cut(boundary.trigger_start)
+        closing, greedy = exit_.closing_ids, False
+        if exit_.keep_answer:
+            rollout.inject(probe.prompt_ids)
+            rollout.append(answer, greedy=True)
+            if answer.finish_reason == "eos":
+                return
+            # An answer longer than the probe goes on as it began; one that ended at `</think>` needs no closing.
+            greedy = probe.closes_thought
+            if probe.closes_thought or answer.finish_reason == "stop":
+                closing = []
+        elif answer is not None:
+            rollout.discarded_tokens += len(answer.token_ids)
+        rollout.inject(closing[: self.remaining])
+        if self.remaining:
+            rollout.append(await self._sample(greedy), greedy)
+
+    async def _sample(self, greedy: bool = False) -> Generation:
+        """Sample on from the end of the path, up to the next trigger while the thought is watched."""
+        path, sampling = self.rollout.completion_ids, self.owner.sampling
+        segment = await self.owner.engine.generate(
+            [*self.rollout.prompt_ids, *path],
+            max_tokens=self.remaining,
+            stop=tuple(self.callback.triggers) if self.watched else (),
+            **({"temperature": 0.0} if greedy else sampling.filters()),
+            # By position, so that a call has the same seed whatever was called and cancelled before it.
+            seed=None if self.seed is None else (self.seed * 1_000_003 + len(path)) % 2**63,
+        )
+        self.rollout.sampled_tokens += len(segment.token_ids)
+        return segment
+
+    def _record(self, boundary: Boundary, answer: Generation, exit_: Exit | None) -> None:
+        abandoned = answer.finish_reason == "abandoned"
+        outcome = "exit" if exit_ is not None else "abandoned" if abandoned else "declined"
+        self.rollout.probes.append(
+            ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome)
+        )
+        if exit_ is None:
+            self.rollout.discarded_tokens += len(answer.token_ids)
+
+
+async def _cancel(*tasks: asyncio.Future | None) -> None:
+    """Cancel the tasks and wait until each has stopped."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, list[Rollout]]) -> list[Rollout]:
+    """`asyncio.run`, also where a loop runs already (a notebook's): then on a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(max_workers=1) as executor:
+        return executor.submit(asyncio.run, coroutine).result()

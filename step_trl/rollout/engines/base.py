@@ -1,0 +1,70 @@
+"""What the rollout asks of an engine: one asynchronous method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+AbandonRule = Callable[[Sequence[int], Sequence[float]], bool]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """
+    What one call of an engine sampled.
+
+    Attributes:
+        token_ids (`list[int]`):
+            Sampled tokens. The EOS token is included when sampled. After a stop string the list ends with the token
+            that completes the stop string (its text may go on behind the stop string, as in `"Wait,"`).
+        logprobs (`list[float]`):
+            Log-probability of each token under the distribution it was sampled from (after temperature, top-k, top-p
+            and min-p); for greedy decoding, under the model's own distribution (temperature 1).
+        finish_reason (`"eos"`, `"stop"`, `"length"` or `"abandoned"`):
+            EOS sampled, a stop string completed, `max_tokens` reached, or ended by `abandon`.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["eos", "stop", "length", "abandoned"]
+
+
+class Engine(Protocol):
+    """A source of tokens. Cancelling a call stops its work."""
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        abandon: AbandonRule | None = None,
+    ) -> Generation:
+        """
+        Sample a continuation of `prompt_ids`.
+
+        Args:
+            prompt_ids (`Sequence[int]`):
+                Prompt and path so far, at least one token.
+            max_tokens (`int`):
+                Most tokens to sample, at least 1.
+            stop (`Sequence[str]`, *optional*):
+                Strings that end the call as soon as the text sampled in this call contains one of them.
+            temperature (`float`, *optional*, defaults to `1.0`):
+                `0.0` decodes greedily.
+            top_p (`float`), top_k (`int`, `0` for off), min_p (`float`):
+                As in vLLM and transformers.
+            seed (`int`, *optional*):
+                Makes the call reproducible whatever else runs beside it.
+            abandon (`Callable[[Sequence[int], Sequence[float]], bool]`, *optional*):
+                Asked with the tokens and log-probabilities so far, after each token (or after each few, where tokens
+                arrive in pieces); `True` ends the call with `finish_reason="abandoned"`.
+        """
+        ...
