@@ -1,0 +1,85 @@
+"""What the trainers share: a default reward, checks before anything is loaded, correctness, and signal warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import get_config_model_id
+
+from ..data import validate_prompt_lengths, validate_rows
+from ..rewards import math_accuracy_reward
+from .signals import SignalWarnings
+
+
+class EfficientReasoningTrainer(GRPOTrainer):
+    """
+    [`~trl.GRPOTrainer`] that knows which completions are correct.
+
+    The first reward function is the correctness signal: a completion is correct when it returns more than 0.5. Without
+    reward functions, it is math accuracy against the row's `solution`.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy, as in [`~trl.GRPOTrainer`].
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
+            As in [`~trl.GRPOTrainer`], see above for the first one.
+        args ([`~trl.GRPOConfig`], *optional*):
+            Configuration of the class named by `config_class`.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
+            Rows with `prompt` and what the reward functions need.
+        **kwargs:
+            Everything else that [`~trl.GRPOTrainer`] takes.
+    """
+
+    config_class: type[GRPOConfig] = GRPOConfig
+    default_reward: Callable[..., list[float]] = staticmethod(math_accuracy_reward)
+
+    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
+        elif not isinstance(args, self.config_class):
+            raise TypeError(
+                f"args: a {type(args).__name__} is no {self.config_class.__name__}. Give {type(self).__name__} a "
+                f"{self.config_class.__name__}, which has all fields of GRPOConfig."
+            )
+        self._check_datasets(model, args, train_dataset, reward_funcs is None, kwargs)
+        super().__init__(
+            model,
+            self.default_reward if reward_funcs is None else reward_funcs,
+            args=args,
+            train_dataset=train_dataset,
+            **kwargs,
+        )
+        self._correct: torch.Tensor | None = None  # (B_global,) of the batch scored last
+        self.add_callback(SignalWarnings())
+
+    def _check_datasets(self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]) -> None:
+        """Fail on unusable rows before a model is loaded."""
+        if kwargs.get("environment_factory") is not None:
+            return  # the environment owns the prompts
+        evaluation = kwargs.get("eval_dataset")
+        datasets = {"train_dataset": train_dataset}
+        datasets |= evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
+        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+        context = getattr(config.get_text_config(), "max_position_embeddings", None)
+        tokenizer = kwargs.get("processing_class")
+        for name, dataset in datasets.items():
+            if dataset is None:
+                continue
+            validate_rows(dataset, needs_solution=needs_solution, name=name)
+            if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
+                validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
+        return rewards_per_func
+
+    def _local(self, gathered: torch.Tensor) -> torch.Tensor:
+        """This process's part of a tensor gathered over all of them."""
+        return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]

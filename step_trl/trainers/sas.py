@@ -1,0 +1,241 @@
+"""
+SAS: step-level advantage selection (arXiv 2604.24003).
+
+Departures from GRPO:
+1. The thought of a completion is split into steps at blank lines.
+2. The confidence of a step is the mean log-probability of its tokens under the policy (eq. 3).
+3. The least confident steps of correct completions get advantage 0 (eq. 4).
+4. The most confident steps of failed completions get advantage 1 (eq. 5), or 0 as in the paper's later version.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from trl import GRPOConfig
+
+from ..advantages import select_step_advantages, step_confidences
+from ..rewards import math_accuracy_reward
+from ..rollout.truncation import THINK_END
+from ..steps import DelimiterSegmenter
+from .base import EfficientReasoningTrainer
+
+
+@dataclass
+class StepSelection:
+    """
+    Options of step-level advantage selection; the symbols are the paper's.
+
+    Args:
+        selection_ratio (`float`, *optional*, defaults to `0.3`):
+            r: share of the steps of a correct completion that lose their advantage.
+        step_delimiter (`str`, *optional*, defaults to a blank line):
+            Text that closes a step.
+        failed_step_advantage (`float`, *optional*, defaults to `1.0`):
+            Advantage of the `ceil((1 - r) * N)` most confident steps of a failed completion. `0.0` selects the later
+            rule: the `floor(r * N)` most confident ones get 0.
+        selection (`str`, *optional*, defaults to `"both"`):
+            Completions to select on: `"both"`, `"correct"` or `"failed"`.
+        criterion (`str`, *optional*, defaults to `"confidence"`):
+            `"confidence"`, or `"random"` as a control.
+        granularity (`str`, *optional*, defaults to `"step"`):
+            `"step"`, or `"token"` to treat each token of the thought as a step.
+        selection_bug_compatible (`bool`, *optional*, defaults to `False`):
+            Reproduce the released code: all steps of correct completions lose their advantage, failed ones keep it.
+    """
+
+    selection_ratio: float = field(default=0.3, metadata={"help": "Share r of steps that lose their advantage."})
+    step_delimiter: str = field(default="\n\n", metadata={"help": "Text that closes a step."})
+    failed_step_advantage: float = field(
+        default=1.0, metadata={"help": "Advantage of the selected steps of failed completions."}
+    )
+    selection: str = field(default="both", metadata={"help": "Select on 'both', 'correct' or 'failed' completions."})
+    criterion: str = field(default="confidence", metadata={"help": "Select steps by 'confidence' or at 'random'."})
+    granularity: str = field(default="step", metadata={"help": "Select a whole 'step' or each 'token'."})
+    selection_bug_compatible: bool = field(
+        default=False, metadata={"help": "Reproduce the selection of the released SAS code."}
+    )
+
+    def validate(self) -> None:
+        """Raise a `ValueError` that names the field, its value and the remedy."""
+        if not 0 < self.selection_ratio < 1:
+            raise ValueError(
+                f"selection_ratio: {self.selection_ratio} is not between 0 and 1. Set the share of steps that lose "
+                "their advantage, for example 0.3."
+            )
+        if not self.step_delimiter:
+            raise ValueError("step_delimiter: the empty text closes no step. Set for example a blank line, '\\n\\n'.")
+        for name, choices in (
+            ("selection", ("both", "correct", "failed")),
+            ("criterion", ("confidence", "random")),
+            ("granularity", ("step", "token")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not known. Set one of {choices}.")
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of [`~step_trl.advantages.select_step_advantages`]."""
+        return {
+            "ratio": self.selection_ratio,
+            "failed_step_advantage": self.failed_step_advantage,
+            "selection": self.selection,
+            "criterion": self.criterion,
+            "granularity": self.granularity,
+            "selection_bug_compatible": self.selection_bug_compatible,
+        }
+
+
+def check_loss_type(args: GRPOConfig) -> None:
+    """Advantages per token have no meaning in a loss that weighs whole completions by them."""
+    if args.loss_type == "vespo":
+        raise ValueError(
+            "loss_type: 'vespo' weighs a completion by one advantage, step-level selection gives one to each token. "
+            "Set loss_type to 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'cispo', 'sapo' or 'luspo'."
+        )
+
+
+@dataclass
+class SASConfig(StepSelection, GRPOConfig):
+    """
+    Configuration of [`SASTrainer`]: the fields of [`StepSelection`] and of [`~trl.GRPOConfig`].
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.validate()
+        check_loss_type(self)
+
+
+class StepSelectionMixin(EfficientReasoningTrainer):
+    """
+    Adds step-level advantage selection to a trainer that sets `self.step_selection`; `None` changes nothing.
+
+    Which log-probabilities measure confidence: `old_per_token_logps` where TRL computes them (several iterations per
+    batch, generation and optimisation not aligned, or vLLM); otherwise those of the loss's own forward pass, which are
+    the same policy's, since it has not moved since the rollout. There is never a second forward pass.
+    """
+
+    step_selection: StepSelection | None = None
+
+    def _enable_step_selection(self, step_selection: StepSelection | None) -> None:
+        self.step_selection = step_selection
+        self._selection_pending: dict[str, Any] | None = None
+        if step_selection is not None:
+            self._step_segmenter = DelimiterSegmenter(
+                self._tokenizer, step_selection.step_delimiter, end_text=THINK_END
+            )
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if self.step_selection is not None:
+            mask = output["completion_mask"] * output.get("tool_mask", 1)  # (B, T)
+            output["step_ids"] = self._step_segmenter.step_ids(output["completion_ids"], mask)
+            output["correct"] = self._local(self._correct)
+        return output
+
+    def _compute_loss(self, model, inputs):
+        if self.step_selection is not None:
+            self._selection_pending = inputs = dict(inputs)
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        # `_compute_loss` reads the advantages after this forward pass: the first moment at which they can be selected.
+        inputs, self._selection_pending = self._selection_pending, None
+        if inputs is not None:
+            token_logps = inputs.get("old_per_token_logps", logps).detach()
+            selected = select_step_advantages(
+                inputs["advantages"], token_logps, inputs["step_ids"], inputs["correct"], **self.step_selection.options()
+            )
+            self._log_selection(inputs, selected, token_logps)
+            inputs["advantages"] = selected
+        return logps, entropies, aux_loss
+
+    def _log_selection(self, inputs: dict[str, Any], selected: torch.Tensor, token_logps: torch.Tensor) -> None:
+        """Shares of thought tokens whose advantage changed, mean confidences (log-probabilities) and steps."""
+        step_ids, correct = inputs["step_ids"], inputs["correct"]
+        thought = step_ids >= 0  # (B, T)
+        changed = (selected != inputs["advantages"].unsqueeze(1)) & thought
+        zeroed, rewarded = changed & (selected == 0), changed & (selected != 0)
+        right, wrong = correct.unsqueeze(1) & thought, ~correct.unsqueeze(1) & thought
+        confidences = step_confidences(token_logps, step_ids)  # (B, S)
+        token_confidences = confidences.gather(1, step_ids.clamp(min=0))
+        steps = step_ids.amax(dim=1) + 1
+        for name, value, where in (
+            ("tokens_zeroed/correct", zeroed, right),
+            ("tokens_zeroed/failed", zeroed, wrong),
+            ("tokens_rewarded/failed", rewarded, wrong),
+            ("confidence/changed", token_confidences, changed),
+            ("confidence/kept", token_confidences, thought & ~changed),
+            ("steps/mean", steps, torch.ones_like(steps, dtype=torch.bool)),
+        ):
+            self._log_masked_mean(f"sas/{name}", value, where)
+
+    def _log_masked_mean(self, name: str, value: torch.Tensor, where: torch.Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        totals = torch.stack([torch.where(where, value, 0).sum().float(), where.sum().float()])
+        total, count = self.accelerator.reduce(totals, reduction="sum").tolist()
+        self._metrics[mode][name].append(total / count if count else float("nan"))
+
+
+class SASTrainer(StepSelectionMixin):
+    """
+    Trainer for step-level advantage selection (SAS).
+
+    SAS (arXiv 2604.24003) keeps training in a short context stable: it gives no credit to the uncertain steps of
+    correct completions and does not punish the confident steps of failed ones, many of which were only cut off.
+    Changes with respect to [`~trl.GRPOTrainer`]: advantages `(B,)` become `(B, T)` inside the loss, and the default
+    reward wants the thought closed.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy.
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
+            Math accuracy after `</think>` by default; otherwise the first one tells which completions are correct
+            (more than 0.5).
+        args ([`SASConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows with `prompt` and, for the default reward, `solution`.
+        **kwargs:
+            Everything else that [`~trl.GRPOTrainer`] takes.
+
+    Example:
+
+    ```python
+    from step_trl import SASConfig, SASTrainer
+    from step_trl.testbed import load_dataset, load_model, load_tokenizer
+
+    trainer = SASTrainer(
+        load_model(),
+        args=SASConfig("sas", max_completion_length=160),
+        train_dataset=load_dataset("train"),
+        processing_class=load_tokenizer(),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "sas"]
+    _name = "SAS"
+    _paper = {
+        "title": "Step-level Advantage Selection",
+        "id": "2604.24003",
+        "citation": textwrap.dedent("""\
+            @article{sas2026,
+                title        = {{Step-level Advantage Selection}},
+                year         = 2026,
+                eprint       = {arXiv:2604.24003},
+            }
+            """),
+    }
+    config_class = SASConfig
+    default_reward = staticmethod(partial(math_accuracy_reward, require_end_of_thinking=True))
+
+    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        self._enable_step_selection(self.args)
