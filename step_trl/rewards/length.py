@@ -1,0 +1,95 @@
+"""Rewards for short completions that the papers compare with. All work on groups, after the gather."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+
+
+def _group(lengths: torch.Tensor, correct: torch.Tensor, num_generations: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengths, as floats, and correctness, each `(B / G, G)`."""
+    if len(lengths) % num_generations:
+        raise ValueError(
+            f"lengths: {len(lengths)} completions are no whole number of groups of num_generations={num_generations}. "
+            "Call after the gather, with all completions of each group."
+        )
+    lengths = lengths.to(torch.promote_types(lengths.dtype, torch.float32))
+    return lengths.view(-1, num_generations), correct.bool().view(-1, num_generations)
+
+
+def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generations: int) -> torch.Tensor:
+    """
+    Length term of Kimi k1.5 (arXiv 2501.12599), to be added to the correctness with a weight.
+
+    `lam = 0.5 - (length - min) / (max - min)`, with the extremes of the whole group, right and wrong. Correct
+    completions get `lam`, the others `min(0, lam)`; 0 for all of a group of equal lengths.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Tokens of each completion; groups of `num_generations` follow each other.
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        num_generations (`int`):
+            Completions per group.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: rewards between -0.5 and 0.5.
+    """
+    tokens, right = _group(lengths, correct, num_generations)
+    shortest, longest = tokens.amin(1, keepdim=True), tokens.amax(1, keepdim=True)
+    spread = longest - shortest
+    lam = 0.5 - (tokens - shortest) / torch.where(spread > 0, spread, 1)
+    rewards = torch.where(right, lam, lam.clamp(max=0))
+    return torch.where(spread > 0, rewards, 0).view(-1)
+
+
+def _top_groups(right: torch.Tensor, top_ratio: float) -> torch.Tensor:
+    """The groups `(B / G, 1)` of the largest share of correct ones; of equal ones the earlier."""
+    wanted = Fraction(top_ratio).limit_denominator(10**9) * len(right)
+    order = right.sum(1).argsort(descending=True, stable=True)
+    top = torch.zeros_like(right[:, :1])
+    top[order[: max(1, int(wanted))]] = True
+    return top
+
+
+def grpo_lambda_reward(
+    lengths: torch.Tensor,
+    correct: torch.Tensor,
+    num_generations: int,
+    top_ratio: float = 0.2,
+    alpha: float = 0.1,
+) -> torch.Tensor:
+    """
+    Reward of GRPO-lambda (arXiv 2505.18086): only the groups that do best are asked to be short.
+
+    The groups are ranked by their share of correct completions. In the first `floor(top_ratio * number of groups)` of
+    them, but at least one, a correct completion gets `1 - alpha * sigmoid((length - mean) / std)`; in the others 1.
+    Wrong ones get 0 everywhere. Mean and (population) standard deviation are those of the group's correct completions;
+    where these are equally long, or there is only one, the sigmoid is that of 0. Equal shares rank by position.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Tokens of each completion of the global batch; groups of `num_generations` follow each other.
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        num_generations (`int`):
+            Completions per group.
+        top_ratio (`float`, *optional*, defaults to `0.2`):
+            Share of the groups whose lengths count, greater than 0 and at most 1.
+        alpha (`float`, *optional*, defaults to `0.1`):
+            Most that length can cost.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+    """
+    if not 0 < top_ratio <= 1:
+        raise ValueError(f"top_ratio: {top_ratio} is not in (0, 1]. Set a share of the groups, for example 0.2.")
+    tokens, right = _group(lengths, correct, num_generations)
+    number = right.sum(1, keepdim=True).clamp(min=1)
+    mean = torch.where(right, tokens, 0).sum(1, keepdim=True) / number
+    deviation = torch.where(right, tokens - mean, 0)  # (B/G, G)
+    std = (deviation.square().sum(1, keepdim=True) / number).sqrt()
+    penalty = alpha * torch.sigmoid(deviation / torch.where(std > 0, std, 1))
+    rewards = torch.where(_top_groups(right, top_ratio), 1 - penalty, 1)
+    return torch.where(right, rewards, 0).view(-1)
