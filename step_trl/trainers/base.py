@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -68,6 +68,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
         tokenizer = kwargs.get("processing_class")
+        if tokenizer is None and isinstance(model, str):
+            tokenizer = AutoTokenizer.from_pretrained(model)
         for name, dataset in datasets.items():
             if dataset is None:
                 continue

@@ -287,7 +287,7 @@ class StepGRPOTrainer(StepSelectionMixin):
             try:
                 yield self._engine
             finally:
-                self._engine.reset()
+                self._engine.drop_prefix_cache()
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -1,0 +1,69 @@
+"""
+Does the testbed tell methods apart? The same budget of updates for each, then the held-out sets.
+
+    python benchmarks/discrimination.py [--max-steps 40] [--methods grpo_short grpo step_grpo sas] [--seed 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+from trl import GRPOConfig, GRPOTrainer
+
+from step_trl import SASTrainer, StepGRPOTrainer, testbed
+from step_trl.demo import MAX_COMPLETION_LENGTH, TRAINING, Progress, evaluate_testbed, sas_config, step_grpo_config
+from step_trl.evaluation import summarize
+from step_trl.rewards import math_accuracy_reward
+
+
+def build_trainer(method: str, model, output_dir: str, **options):
+    """A trainer of one arm; all share what `demo.TRAINING` holds."""
+    shared = {
+        "train_dataset": testbed.load_dataset("train"),
+        "processing_class": testbed.load_tokenizer(),
+        "callbacks": [Progress(method)],
+    }
+    if method == "step_grpo":
+        return StepGRPOTrainer(model, args=step_grpo_config(output_dir, **options), **shared)
+    if method == "sas":
+        return SASTrainer(model, args=sas_config(output_dir, **options), **shared)
+    length = {"grpo": MAX_COMPLETION_LENGTH, "grpo_short": sas_config(output_dir).max_completion_length}[method]
+    config = GRPOConfig(output_dir, **TRAINING | {"max_completion_length": length} | options)
+    return GRPOTrainer(model, math_accuracy_reward, args=config, **shared)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["grpo_short", "grpo", "step_grpo", "sas"])
+    parser.add_argument("--max-steps", type=int, default=40)
+    parser.add_argument("--problems", type=int, default=128, help="of each evaluation set")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON: fields of every configuration to change")
+    options = parser.parse_args()
+    tokenizer = testbed.load_tokenizer()
+    samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", options.problems)}
+    rows = {}
+    for method in options.methods:
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            changes = {"max_steps": options.max_steps, "seed": options.seed} | options.options
+            trainer = build_trainer(method, testbed.load_model(), str(Path(folder) / method), **changes)
+            trainer.train()
+        seconds = time.monotonic() - started
+        samples[method] = evaluate_testbed(trainer.model, tokenizer, method, options.problems)
+        rows[method] = seconds
+    tables = {name: summarize(table, samples["vanilla"]) for name, table in samples.items()}
+    overall = pd.DataFrame({name: table.loc["overall"] for name, table in tables.items()}).T
+    overall["seconds"] = pd.Series(rows)
+    print(pd.concat(tables, names=["model"]).round(3).to_string())
+    print()
+    print(overall.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

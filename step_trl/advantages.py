@@ -1,0 +1,167 @@
+"""Step-level advantage selection of SAS (Eq. 3 to 5, arXiv 2604.24003): advantages per completion become per token."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+
+
+Selection = Literal["both", "correct", "failed"]
+Criterion = Literal["confidence", "random"]
+Granularity = Literal["step", "token"]
+
+
+def _step_index(step_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """
+    Index `(B, T)` into a table of steps `(B, S + 1)`, whose last column takes the tokens without a step; and S, which
+    is at least 1 so that a table is never empty.
+    """
+    num_steps = max(1, int(step_ids.max()) + 1) if step_ids.numel() else 1
+    return torch.where(step_ids >= 0, step_ids, num_steps), num_steps
+
+
+def _step_lengths(index: torch.Tensor, num_steps: int) -> torch.Tensor:
+    """Tokens of each step `(B, S)`; 0 for steps that a row does not have."""
+    table = index.new_zeros(len(index), num_steps + 1)
+    return table.scatter_add_(1, index, torch.ones_like(index))[:, :num_steps]
+
+
+def step_confidences(token_logps: torch.Tensor, step_ids: torch.Tensor) -> torch.Tensor:
+    """
+    Mean log-probability of the tokens of each step (Eq. 3).
+
+    Args:
+        token_logps (`torch.Tensor` of shape `(B, T)`):
+            Log-probability of each token under the current policy. Anything, also NaN, where `step_ids` is -1.
+        step_ids (`torch.LongTensor` of shape `(B, T)`):
+            Step of each token, -1 for tokens without one.
+
+    Returns:
+        `torch.Tensor` of shape `(B, S)`: S is the largest number of steps of a row, at least 1; NaN where a row has no
+        such step. At least float32.
+    """
+    index, num_steps = _step_index(step_ids)
+    logps = token_logps.to(torch.promote_types(token_logps.dtype, torch.float32))
+    table = logps.new_zeros(len(index), num_steps + 1)
+    sums = table.scatter_add(1, index, torch.where(step_ids >= 0, logps, 0))[:, :num_steps]
+    return sums / _step_lengths(index, num_steps)
+
+
+def _number_selected(
+    num_steps: torch.Tensor, correct: torch.Tensor, ratio: float, failed_step_advantage: float
+) -> torch.Tensor:
+    """How many of its `num_steps` `(B,)` each completion loses or, where it failed, changes `(B,)`."""
+    # Integers: in floats, ceil((1 - 0.7) * 10) is 4.
+    exact = Fraction(ratio).limit_denominator(10**9)
+    top, bottom = exact.numerator, exact.denominator
+    lost = -(-top * num_steps // bottom)
+    if failed_step_advantage == 0:
+        changed = top * num_steps // bottom
+    else:
+        changed = -(-(bottom - top) * num_steps // bottom)
+    return torch.where(correct, lost, changed)
+
+
+def _validate(ratio: float, selection: str, criterion: str, granularity: str) -> None:
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio: {ratio} is not between 0 and 1. Set the share of steps to mask, for example 0.3.")
+    for name, value, choices in (
+        ("selection", selection, get_args(Selection)),
+        ("criterion", criterion, get_args(Criterion)),
+        ("granularity", granularity, get_args(Granularity)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{name}: {value!r} is not known. Set one of {', '.join(map(repr, choices))}.")
+
+
+def _confidence_ranks(confidences: torch.Tensor) -> torch.Tensor:
+    """Rank `(B, S)` of each step in ascending order, equal ones by position; steps that are not there (NaN) last."""
+    order = confidences.argsort(dim=1, stable=True)
+    positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, positions)
+
+
+def _random_confidences(present: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Uniform noise `(B, S)` in place of confidences, drawn on the generator's device."""
+    device = present.device if generator is None else generator.device
+    noise = torch.rand(present.shape, generator=generator, device=device).to(present.device)
+    return noise.masked_fill(~present, torch.nan)
+
+
+@torch.no_grad()
+def select_step_advantages(
+    advantages: torch.Tensor,
+    token_logps: torch.Tensor,
+    step_ids: torch.Tensor,
+    correct: torch.Tensor,
+    ratio: float = 0.3,
+    failed_step_advantage: float = 1.0,
+    selection: Selection = "both",
+    criterion: Criterion = "confidence",
+    granularity: Granularity = "step",
+    generator: torch.Generator | None = None,
+    *,
+    selection_bug_compatible: bool = False,
+) -> torch.Tensor:
+    """
+    Give each token the advantage of its completion, except in the steps that SAS selects.
+
+    The N steps of a completion are put in ascending order of confidence, equal ones by position. A correct completion
+    loses the first ceil(r*N) of this order: advantage 0 (Eq. 4). In a failed one the last ceil((1-r)*N) get
+    `failed_step_advantage` (Eq. 5); if that is 0, only the last floor(r*N) do, the rule of the paper's later version.
+    Tokens without a step keep the advantage of their completion.
+
+    Args:
+        advantages (`torch.Tensor` of shape `(B,)`):
+            Advantage of each completion.
+        token_logps (`torch.Tensor` of shape `(B, T)`):
+            Log-probability of each token under the current policy. Anything, also NaN, where `step_ids` is -1.
+        step_ids (`torch.LongTensor` of shape `(B, T)`):
+            Step of each token, 0, 1, 2, ... per row, -1 for tokens that are not selected on.
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        ratio (`float`, *optional*, defaults to `0.3`):
+            r, between 0 and 1.
+        failed_step_advantage (`float`, *optional*, defaults to `1.0`):
+            Advantage of the selected steps of failed completions.
+        selection (`"both"`, `"correct"` or `"failed"`, *optional*, defaults to `"both"`):
+            Which completions are selected on; the others keep their advantage.
+        criterion (`"confidence"` or `"random"`, *optional*, defaults to `"confidence"`):
+            `"random"` replaces the confidences by uniform noise: as many steps, but any.
+        granularity (`"step"` or `"token"`, *optional*, defaults to `"step"`):
+            `"token"` makes each token that has a step a step of its own.
+        generator (`torch.Generator`, *optional*):
+            Source of the noise of `criterion="random"`.
+        selection_bug_compatible (`bool`, *optional*, defaults to `False`):
+            Reproduce a slip of the released code, whatever the ratio: all steps of correct completions get 0, nothing
+            changes in failed ones.
+
+    Returns:
+        `torch.Tensor` of shape `(B, T)`: advantages, of the type of `advantages`.
+    """
+    _validate(ratio, selection, criterion, granularity)
+    correct = correct.bool()
+    if granularity == "token":
+        in_step = step_ids >= 0
+        step_ids = torch.where(in_step, in_step.cumsum(dim=1) - 1, -1)
+    index, num_steps = _step_index(step_ids)
+    present = _step_lengths(index, num_steps) > 0  # (B, S)
+    confidences = step_confidences(token_logps, step_ids)
+    if criterion == "random":
+        confidences = _random_confidences(present, generator)
+
+    steps_per_row = present.sum(dim=1)  # (B,)
+    number = _number_selected(steps_per_row, correct, ratio, failed_step_advantage)
+    if selection_bug_compatible:
+        number = torch.where(correct, steps_per_row, 0)
+    if selection != "both":
+        number = torch.where(correct == (selection == "correct"), number, 0)
+
+    ranks = _confidence_ranks(confidences)  # (B, S)
+    first = torch.where(correct, 0, steps_per_row - number)
+    selected = (ranks >= first[:, None]) & (ranks < (first + number)[:, None])
+    selected = torch.nn.functional.pad(selected, (0, 1)).gather(1, index)  # (B, T), False without a step
+    replacement = torch.where(correct, 0.0, failed_step_advantage).to(advantages.dtype)  # (B,)
+    return torch.where(selected, replacement[:, None], advantages[:, None])

@@ -1,0 +1,153 @@
+"""The main job on the embedded testbed: evaluate, train with Step-GRPO and with SAS, evaluate again, compare."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+from trl import GRPOConfig
+
+from . import testbed
+from .evaluation import evaluate, summarize
+from .report import demo_report
+from .rollout import SamplingParams
+from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer
+
+
+MAX_COMPLETION_LENGTH = 512
+# Evaluation as in the Step-GRPO paper.
+SAMPLING = SamplingParams(MAX_COMPLETION_LENGTH, temperature=0.6, top_p=0.9)
+# What both trainers share: 64 completions per update, 8 per problem. The testbed model is tiny, hence the learning rate.
+TRAINING = {
+    "learning_rate": 3e-5,
+    "lr_scheduler_type": "constant",
+    "num_generations": 8,
+    "per_device_train_batch_size": 64,
+    "max_steps": 40,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "seed": 0,
+}
+REWARD = "rewards/math_accuracy_reward/mean"
+
+
+def step_grpo_config(output_dir: str, **options) -> StepGRPOConfig:
+    """Step-GRPO with the paper's options, on the testbed."""
+    return StepGRPOConfig(output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options)
+
+
+def sas_config(output_dir: str, **options) -> SASConfig:
+    """SAS with the paper's options, on the testbed; its short context is about the vanilla model's median length."""
+    return SASConfig(output_dir, **TRAINING | {"max_completion_length": 192} | options)
+
+
+class Progress(TrainerCallback):
+    """A bar with updates, time left, tokens/s of the rollouts and what matters in the last log."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def on_train_begin(self, args: GRPOConfig, state, control, **kwargs):
+        self.bar = _bar(state.max_steps, self.name, "update")
+        self.tokens, self.time = state.num_input_tokens_seen, time.monotonic()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "completions/mean_length" not in logs:
+            return
+        now = time.monotonic()
+        speed = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
+        self.tokens, self.time = state.num_input_tokens_seen, now
+        self.bar.set_postfix_str(
+            f"accuracy {logs[REWARD]:.2f}, {logs['completions/mean_length']:.0f} tokens, {speed:.0f} tokens/s"
+        )
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def _bar(total: int, name: str, unit: str) -> tqdm:
+    # A log file wants a line now and then, a person a bar that moves.
+    return tqdm(total=total, desc=name, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 15)
+
+
+def evaluate_testbed(model, tokenizer, name: str, problems: int | None = 64) -> pd.DataFrame:
+    """Rows of [`~step_trl.evaluation.evaluate`] on the first `problems` of each evaluation split (all for `None`)."""
+    splits = {split: testbed.load_dataset(split) for split in testbed.EVALUATION_SPLITS}
+    benchmarks = {split: rows.select(range(problems or len(rows))) for split, rows in splits.items()}
+    started, tokens = time.monotonic(), 0
+    with _bar(sum(map(len, benchmarks.values())), f"evaluate {name}", "problem") as bar:
+
+        def on_batch(completions: int, sampled: int) -> None:
+            nonlocal tokens
+            tokens += sampled
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s")
+            bar.update(completions)
+
+        return evaluate(model, tokenizer, benchmarks, sampling=SAMPLING, on_batch=on_batch)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename an earlier run to the first free `NAME.1`, `NAME.2`, ...: a new one never overwrites it."""
+    if folder.exists():
+        number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
+        folder.rename(folder.with_name(f"{folder.name}.{number}"))
+
+
+def run_demo(output_dir: Path = Path("runs/demo"), problems: int | None = 64, **options) -> dict:
+    """
+    Train and compare; writes `summary.json`, `samples.parquet`, `report.png` and the two models.
+
+    Args:
+        output_dir (`Path`, *optional*, defaults to `runs/demo`):
+            Where to write. A folder that exists is set aside first.
+        problems (`int`, *optional*, defaults to `64`):
+            Problems per evaluation split.
+        **options:
+            Fields of the training configurations to change, such as `max_steps`.
+
+    Returns:
+        `dict`: what `summary.json` holds.
+    """
+    started = time.monotonic()
+    set_aside(output_dir)
+    output_dir.mkdir(parents=True)
+    tokenizer, train_dataset = testbed.load_tokenizer(), testbed.load_dataset("train")
+    samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", problems)}
+    histories = {}
+    for name, trainer_class, config in (
+        ("step_grpo", StepGRPOTrainer, step_grpo_config),
+        ("sas", SASTrainer, sas_config),
+    ):
+        trainer = trainer_class(
+            testbed.load_model(),
+            args=config(str(output_dir / name), **options),
+            train_dataset=train_dataset,
+            processing_class=tokenizer,
+            callbacks=[Progress(f"train {name}")],
+        )
+        trainer.train()
+        trainer.save_model()
+        histories[name] = trainer.state.log_history
+        samples[name] = evaluate_testbed(trainer.model, tokenizer, name, problems)
+    tables = {name: summarize(rows, samples["vanilla"]) for name, rows in samples.items()}
+    summary = {
+        name: {column: float(table.loc["overall", column]) for column in ("accuracy", "tokens", "steps", "cr", "aes")}
+        for name, table in tables.items()
+    }
+    pd.concat(samples, names=["model"]).reset_index(level=0).to_parquet(output_dir / "samples.parquet")
+    demo_report(output_dir / "report.png", tables, histories, REWARD)
+    result = {**summary, "seconds": round(time.monotonic() - started, 1)}
+    (output_dir / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(pd.concat(tables, names=["model"]).round(3).to_string())
+    print(f"\n{result['seconds']:.0f} seconds; see {output_dir / 'summary.json'} and {output_dir / 'report.png'}")
+    return result

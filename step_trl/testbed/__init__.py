@@ -1,0 +1,57 @@
+"""
+The testbed: a tiny reasoning model that overthinks, its tokenizer and its problems, all inside the package.
+
+Every example, test and demo runs on it, without a network and on a CPU. `python -m step_trl.testbed` prints its figures.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .problems import DATA_DIR, EVALUATION_SPLITS, SPLITS, read_problems
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_DIR = Path(__file__).parent / "model"
+
+__all__ = ["DATA_DIR", "EVALUATION_SPLITS", "MODEL_DIR", "load_dataset", "load_model", "load_tokenizer"]
+
+
+def load_model() -> PreTrainedModel:
+    """The testbed model: Qwen3 architecture, float32, on the CPU."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
+
+
+def load_tokenizer() -> PreTrainedTokenizerBase:
+    """Its tokenizer: byte-level BPE, with a chat template that opens the thought."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(MODEL_DIR)
+
+
+def load_dataset(split: str = "train") -> Dataset:
+    """
+    Problems of one split.
+
+    Args:
+        split (`str`, *optional*, defaults to `"train"`):
+            `"train"`, or an evaluation split: `"easy"`, `"medium"`, `"hard"`, or `"unseen"`, a family of problems that
+            the model was not trained on.
+
+    Returns:
+        [`~datasets.Dataset`]: rows with `prompt` (messages) and `solution` (str).
+    """
+    from datasets import Dataset
+
+    if split not in SPLITS:
+        raise ValueError(f"split: {split!r} is not known. Set one of {', '.join(SPLITS)}.")
+    rows = read_problems(split)
+    return Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": r["question"]}], "solution": r["solution"]} for r in rows]
+    )

@@ -1,0 +1,106 @@
+"""
+Problems of the testbed: chains of additions and subtractions from the `reasoning-gym` generators.
+
+The splits are frozen as JSONL files beside this module; `reasoning-gym` is needed only to make them anew:
+
+    python -m step_trl.testbed.problems
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+DATA_DIR = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the problems of one split come from: a `reasoning-gym` generator, its options and a seed."""
+
+    generator: str
+    size: int
+    seed: int
+    options: dict
+
+
+def _chain_sum(size: int, seed: int, terms: tuple[int, int], digits: tuple[int, int]) -> Split:
+    options = {"min_terms": terms[0], "max_terms": terms[1], "min_digits": digits[0], "max_digits": digits[1]}
+    return Split("chain_sum", size, seed, options)
+
+
+SPLITS = {
+    "train": _chain_sum(4096, 1_000_000, terms=(2, 5), digits=(2, 3)),
+    "easy": _chain_sum(256, 2_000_000, terms=(2, 4), digits=(2, 2)),
+    "medium": _chain_sum(256, 3_000_000, terms=(3, 4), digits=(2, 3)),
+    "hard": _chain_sum(256, 4_000_000, terms=(4, 5), digits=(3, 3)),
+    # Not a family that the model is trained on: other wording, numbers from 0 to 100 in one expression.
+    "unseen": Split(
+        "basic_arithmetic",
+        256,
+        5_000_000,
+        {
+            "min_terms": 3,
+            "max_terms": 5,
+            "min_digits": 2,
+            "max_digits": 2,
+            "operators": ["+", "-"],
+            "allow_parentheses": False,
+            "format_style": "natural",
+        },
+    ),
+}
+EVALUATION_SPLITS = ("easy", "medium", "hard", "unseen")
+
+
+def parse_expression(expression: str) -> list[int]:
+    """`"12 + 47 - 38"` -> `[12, 47, -38]`."""
+    return [int(sign + digits) for sign, digits in re.findall(r"([+-]?) ?(\d+)", expression)]
+
+
+def never_negative(terms: list[int]) -> bool:
+    """Whether every running total is at least 0: the testbed's traces know no negative numbers."""
+    total = 0
+    for term in terms:
+        total += term
+        if total < 0:
+            return False
+    return True
+
+
+def generate(split: Split, exclude: set[str] = frozenset()) -> Iterator[dict]:
+    """Endless distinct problems of `split` (`question`, `solution`, `expression`), none with an excluded expression."""
+    import reasoning_gym
+
+    seen = set(exclude)
+    dataset = reasoning_gym.create_dataset(split.generator, seed=split.seed, size=10**9, **split.options)
+    for index in range(10**9):
+        entry = dataset[index]
+        expression = entry["metadata"]["expression"]
+        if expression in seen or not never_negative(parse_expression(expression)):
+            continue
+        seen.add(expression)
+        yield {"question": entry["question"], "solution": entry["answer"], "expression": expression}
+
+
+def freeze(data_dir: Path = DATA_DIR) -> None:
+    """Write every split as JSONL; the evaluation problems come first, so that no training problem repeats one."""
+    taken: set[str] = set()
+    for name in (*EVALUATION_SPLITS, "train"):
+        problems = generate(SPLITS[name], exclude=taken)
+        rows = [next(problems) for _ in range(SPLITS[name].size)]
+        taken.update(row["expression"] for row in rows)
+        (data_dir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def read_problems(split: str, data_dir: Path = DATA_DIR) -> list[dict]:
+    """Rows of a frozen split: `question`, `solution`, `expression`."""
+    return [json.loads(line) for line in (data_dir / f"{split}.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    freeze()

@@ -1,0 +1,51 @@
+"""The testbed, once per session, and a short way to a trainer."""
+
+from __future__ import annotations
+
+import pytest
+
+from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
+
+
+OPTIONS = {
+    "learning_rate": 1e-4,
+    "num_generations": 4,
+    "per_device_train_batch_size": 8,
+    "max_completion_length": 96,
+    "max_steps": 1,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "use_cpu": True,
+    "seed": 1,
+}
+CLASSES = {"step_grpo": (StepGRPOTrainer, StepGRPOConfig), "sas": (SASTrainer, SASConfig)}
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return testbed.load_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def easy_problems():
+    return testbed.load_dataset("easy")
+
+
+@pytest.fixture
+def build(tmp_path, tokenizer, easy_problems):
+    """`build("sas", selection_ratio=0.5)`: a trainer on the testbed's easy problems."""
+
+    def build(method: str, *, model=None, train_dataset=None, trainer_options=None, **options):
+        trainer_class, config_class = CLASSES[method]
+        return trainer_class(
+            testbed.load_model() if model is None else model,
+            args=config_class(str(tmp_path / method), **OPTIONS | options),
+            train_dataset=easy_problems if train_dataset is None else train_dataset,
+            **{"processing_class": tokenizer} | (trainer_options or {}),
+        )
+
+    return build

@@ -1,0 +1,57 @@
+"""The hooks of TRL that the trainers override: an upgrade that changes one fails here, loudly."""
+
+import inspect
+
+import pytest
+from trl import GRPOTrainer
+
+from step_trl import SASTrainer, StepGRPOTrainer
+from step_trl._compat import SUPPORTED_TRL, check_trl_version
+
+
+SIGNATURES = {
+    "_generate_single_turn": "(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False)",
+    "_calculate_rewards": "(self, inputs, prompts, completions, completion_ids_list)",
+    "_compute_loss": "(self, model, inputs)",
+}
+WITH_ANNOTATIONS = {
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_get_per_token_logps_and_entropies": [
+        "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
+        "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
+        "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
+    ],
+    "_log_metric": ["self", "name", "value"],
+    "_log_completion_extra": ["self", "column", "values"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name):
+    assert str(inspect.signature(getattr(GRPOTrainer, name))) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", WITH_ANNOTATIONS)
+def test_parameters(name):
+    assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == WITH_ANNOTATIONS[name]
+
+
+def test_only_pinned_hooks_are_overridden():
+    parents = {name for cls in GRPOTrainer.__mro__ for name in vars(cls)}
+    for trainer in (StepGRPOTrainer, SASTrainer):
+        ours = {name for cls in trainer.__mro__ if cls.__module__.startswith("step_trl") for name in vars(cls)}
+        hooks = {name for name in ours & parents if callable(getattr(GRPOTrainer, name, None))}
+        assert hooks - {"__init__", "__doc__"} <= SIGNATURES.keys() | WITH_ANNOTATIONS.keys()
+
+
+def test_the_loss_reads_the_advantages_after_its_forward_pass():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert source.index("self._get_per_token_logps_and_entropies(") < source.index('inputs["advantages"]')
+    assert source.count('inputs["advantages"]') == 1
+
+
+def test_an_unsupported_trl_says_what_to_install():
+    with pytest.raises(ImportError, match=r"found trl==0\.9\.1.*pip install 'trl>=1\.16"):
+        check_trl_version("0.9.1")
+    check_trl_version("1.16.3")
+    assert "1.16" in SUPPORTED_TRL
