@@ -5,8 +5,8 @@ Does the testbed model overthink, and do some of its checks matter?
 
 Prints, per evaluation set and overall (mean over sets): accuracy and tokens of the vanilla model; its semantic steps;
 the share of its steps that are redundant (a conclusion before them was already right); the share of problems whose
-first pass was wrong and whose final answer is right; accuracy and tokens when every rollout is cut at its first trigger
-word (the answer is induced there), and when it is cut where the induced answer is confident (DEER, delta 0.95).
+first pass was wrong and whose final answer is right; accuracy and tokens when every rollout is cut at its first
+trigger word (the answer is induced there), and when it is cut where the induced answer is confident (DEER, delta 0.95).
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> None:
     options = parser.parse_args()
     tokenizer = testbed.load_tokenizer()
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32").eval()
-    benchmarks = {name: testbed.load_dataset(name).select(range(options.problems)) for name in testbed.EVALUATION_SPLITS}
+    benchmarks = {
+        name: testbed.load_dataset(name).select(range(options.problems)) for name in testbed.EVALUATION_SPLITS
+    }
     solutions = {(name, i): int(row["solution"]) for name, rows in benchmarks.items() for i, row in enumerate(rows)}
 
     def run(callback=None) -> pd.DataFrame:

@@ -8,19 +8,17 @@ from ._compat import check_trl_version
 from ._version import __version__
 
 
-
 check_trl_version()
 
 if TYPE_CHECKING:
     from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, StepSelection
 
-_TRAINERS = ["SASConfig", "SASTrainer", "StepGRPOConfig", "StepGRPOTrainer", "StepSelection"]
-__all__ = ["__version__", *_TRAINERS]
+__all__ = ["SASConfig", "SASTrainer", "StepGRPOConfig", "StepGRPOTrainer", "StepSelection", "__version__"]
 
 
 def __getattr__(name: str):
     # The trainers import torch and TRL, which takes seconds: segmenters, rewards and grading do without.
-    if name in _TRAINERS:
+    if name in __all__:
         from . import trainers
 
         return getattr(trainers, name)
@@ -28,4 +26,4 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_TRAINERS])
+    return sorted({*globals(), *__all__})

@@ -45,7 +45,7 @@ def step_confidences(token_logps: torch.Tensor, step_ids: torch.Tensor) -> torch
     index, num_steps = _step_index(step_ids)
     logps = token_logps.to(torch.promote_types(token_logps.dtype, torch.float32))
     table = logps.new_zeros(len(index), num_steps + 1)
-    sums = table.scatter_add(1, index, torch.where(step_ids >= 0, logps, 0))[:, :num_steps]
+    sums = table.scatter_add(1, index, logps)[:, :num_steps]
     return sums / _step_lengths(index, num_steps)
 
 

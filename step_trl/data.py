@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -203,8 +203,8 @@ def validate_rows(
         raise ValueError(f"{name}: it needs a column 'prompt' (messages, or text); {found} {remedy}")
     if needs_solution and "solution" not in first:
         raise ValueError(
-            f"{name}: the default reward needs a column 'solution' (the right answer as text); {found} {remedy} Or pass "
-            "`reward_funcs`."
+            f"{name}: the default reward needs a column 'solution' (the right answer as text); {found} {remedy} "
+            "Or pass `reward_funcs`."
         )
     if needs_solution and not isinstance(first["solution"], str):
         raise ValueError(
@@ -251,10 +251,10 @@ def validate_prompt_lengths(
             if length > room:
                 raise ValueError(
                     f"{name}: the prompt of row {index} has {length} tokens; with max_completion_length="
-                    f"{max_completion_length} it does not fit the model's context of {context}. Drop such rows, or set "
-                    "a smaller max_completion_length."
+                    f"{max_completion_length} it does not fit the model's context of {context}. Drop such rows, or "
+                    "set a smaller max_completion_length."
                 )
 
 
 def _render(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return cast("str", tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -6,11 +6,11 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
-from trl import GRPOConfig
 
 from . import testbed
 from .evaluation import evaluate, summarize
@@ -22,8 +22,8 @@ from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer
 MAX_COMPLETION_LENGTH = 512
 # Evaluation as in the Step-GRPO paper.
 SAMPLING = SamplingParams(MAX_COMPLETION_LENGTH, temperature=0.6, top_p=0.9)
-# What both trainers share: 64 completions per update, 8 per problem. The testbed model is tiny, hence the learning rate.
-TRAINING = {
+# What both trainers share: 64 completions per update, 8 per problem. A tiny model, hence the learning rate.
+TRAINING: dict[str, Any] = {
     "learning_rate": 3e-5,
     "lr_scheduler_type": "constant",
     "num_generations": 8,
@@ -56,7 +56,7 @@ class Progress(TrainerCallback):
     def __init__(self, name: str):
         self.name = name
 
-    def on_train_begin(self, args: GRPOConfig, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         self.bar = _bar(state.max_steps, self.name, "update")
         self.tokens, self.time = state.num_input_tokens_seen, time.monotonic()
 

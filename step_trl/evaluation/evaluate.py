@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,8 +58,8 @@ def evaluate(
             Told the number of completions and of sampled tokens of each finished batch.
 
     Returns:
-        [`~pandas.DataFrame`]: `benchmark`, `problem`, `sample`, `correct` (bool), `tokens`, `steps`, `truncated` (bool),
-        `finished` (bool: ended with EOS), `completion` (text).
+        [`~pandas.DataFrame`]: `benchmark`, `problem`, `sample`, `correct` (bool), `tokens`, `steps`, `truncated`
+        (bool), `finished` (bool: ended with EOS), `completion` (text).
     """
     rollout = DynamicTruncatedRollout(
         TransformersEngine(model, tokenizer), tokenizer, callback, sampling, speculative=False
@@ -74,10 +74,12 @@ def evaluate(
     rows = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        prompts = [
-            tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
-            for *_, row in batch
-        ]
+        prompts = cast(
+            "list[list[int]]",
+            tokenizer.apply_chat_template(
+                [row["prompt"] for *_, row in batch], add_generation_prompt=True, return_dict=False
+            ),
+        )
         seeds = [seed * 2**32 + start + place for place in range(len(batch))]
         rollouts = rollout.run(prompts, seeds)
         rows += _grade(batch, rollouts, tokenizer, segmenter)
@@ -93,9 +95,7 @@ def _grade(
     segmenter: TriggerSegmenter,
 ) -> list[dict]:
     texts = tokenizer.batch_decode([record.completion_ids for record in rollouts], skip_special_tokens=True)
-    correct = math_accuracy_reward(
-        texts, solution=[row["solution"] for *_, row in jobs], require_end_of_thinking=True
-    )
+    correct = math_accuracy_reward(texts, solution=[row["solution"] for *_, row in jobs], require_end_of_thinking=True)
     return [
         {
             "benchmark": name,
@@ -123,8 +123,8 @@ def summarize(samples: pd.DataFrame, vanilla: pd.DataFrame) -> pd.DataFrame:
             The same of the vanilla model on the same benchmarks.
 
     Returns:
-        [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`, `cr` and
-        `aes`.
+        [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`,
+        `cr` and `aes`.
     """
     table, base = _means(samples), _means(vanilla)
     table["cr"] = table["tokens"] / base["tokens"]

@@ -37,8 +37,8 @@ def compression_rate(tokens: Mapping[str, float], vanilla_tokens: Mapping[str, f
     """
     if not tokens or tokens.keys() != vanilla_tokens.keys():
         raise ValueError(
-            f"tokens, vanilla_tokens: the tasks {sorted(tokens)} and {sorted(vanilla_tokens)} differ or are none. Give "
-            "the same tasks for both models."
+            f"tokens, vanilla_tokens: the tasks {sorted(tokens)} and {sorted(vanilla_tokens)} differ or are none. "
+            "Give the same tasks for both models."
         )
     return fmean(tokens[task] / vanilla_tokens[task] for task in tokens)
 
@@ -53,7 +53,7 @@ def accuracy_efficiency_score(
     gamma: float = 5,
 ) -> float:
     """
-    Accuracy-efficiency score (AES, arXiv 2501.12570) as SAS uses it: tokens saved, plus accuracy gained or less accuracy lost.
+    Accuracy-efficiency score (AES) as SAS uses it: tokens saved, plus accuracy gained or less accuracy lost.
 
     With dL = (base_tokens - tokens) / base_tokens and dA = (accuracy - base_accuracy) / base_accuracy, the score is
     alpha * dL + beta * dA if dA >= 0, else alpha * dL - gamma * |dA|.

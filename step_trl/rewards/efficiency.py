@@ -7,12 +7,15 @@ from typing import Literal
 import torch
 
 
+Baseline = Literal["correct", "all"]
+
+
 def step_efficiency_reward(
     num_steps: torch.Tensor,
     correct: torch.Tensor,
     num_generations: int,
     beta: float = 0.5,
-    baseline: Literal["correct", "all"] = "correct",
+    baseline: Baseline = "correct",
 ) -> torch.Tensor:
     """
     `-beta * tanh((k - mu) / mu)` for correct completions, where k counts the steps and mu is their mean in the group.

@@ -18,7 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..steps import TriggerSegmenter
 from .engines import Engine, Generation
-from .truncation import THINK_END, Boundary, Exit, GoOn, Probe, TruncationCallback
+from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback
+
+
+Outcome = Literal["exit", "declined", "abandoned"]
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,6 @@ class SamplingParams:
     top_k: int = 0
     min_p: float = 0.0
 
-    def filters(self) -> dict[str, float]:
-        """What shapes the distribution of one token, as keyword arguments of an engine."""
-        return {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
-
 
 @dataclass(frozen=True)
 class ProbeRecord:
@@ -43,7 +42,7 @@ class ProbeRecord:
     position: int
     token_ids: list[int]
     logprobs: list[float]
-    outcome: Literal["exit", "declined", "abandoned"]
+    outcome: Outcome
 
     @property
     def confidence(self) -> float | None:
@@ -167,7 +166,7 @@ class _Path:
         self.callback = owner.callback
         self.rollout = rollout
         self.seed = seed
-        self.watched = owner.callback is not None
+        self.watched = True
 
     @property
     def remaining(self) -> int:
@@ -180,18 +179,22 @@ class _Path:
             if segment.finish_reason != "stop" or self.remaining == 0:
                 return self.rollout
             boundary = self._boundary_after(segment)
-            decision = self.callback.at_boundary(boundary) if boundary is not None else GoOn()
-            if isinstance(decision, Probe):
-                following = await self._probe(boundary, decision)
-                if following is None:
-                    return self.rollout
-                segment = following
-                continue
-            if isinstance(decision, Exit):
-                await self._leave(boundary, decision)
+            following = await (self._sample() if boundary is None else self._decide(boundary))
+            if following is None:
                 return self.rollout
-            self.watched = self.watched and decision.watch
-            segment = await self._sample()
+            segment = following
+
+    async def _decide(self, boundary: Boundary) -> Generation | None:
+        """Ask the callback. Returns the next segment of the thought, or `None` where the rollout ended here."""
+        assert self.callback is not None  # without one, nothing stops at a trigger
+        decision = self.callback.at_boundary(boundary)
+        if isinstance(decision, Probe):
+            return await self._probe(self.callback, boundary, decision)
+        if isinstance(decision, Exit):
+            await self._leave(boundary, decision)
+            return None
+        self.watched = decision.watch
+        return await self._sample()
 
     def _boundary_after(self, segment: Generation) -> Boundary | None:
         """The boundary that ends the path, or `None`: "await" and "Waiting" stop an engine but are no triggers."""
@@ -202,17 +205,18 @@ class _Path:
         # The trigger lies in the segment; the token before tells whether a letter stands in front of it.
         offset = max(0, len(path) - len(segment.token_ids) - 1)
         window = path[offset:]
-        if self.owner.segmenter.boundaries(window)[-1:] != [len(window)]:
+        segmenter = self.owner.segmenter
+        if segmenter is None or segmenter.boundaries(window)[-1:] != [len(window)]:
             return None
-        start = offset + self.owner.segmenter.starts(window)[-1]
+        start = offset + segmenter.starts(window)[-1]
         return Boundary(path, start, self.remaining, len(self.rollout.probes))
 
-    async def _probe(self, boundary: Boundary, probe: Probe) -> Generation | None:
-        """Induce an answer. Returns the next segment of the thought, or `None` where the rollout ended here."""
+    async def _probe(self, callback: TruncationCallback, boundary: Boundary, probe: Probe) -> Generation | None:
+        """Induce an answer, the thought going on beside it if speculative. Returns as `_decide`."""
         following = asyncio.ensure_future(self._sample()) if self.owner.speculative else None
         try:
             answer = await self._induce(boundary, probe)
-            exit_ = self.callback.after_probe(boundary, probe, answer)
+            exit_ = callback.after_probe(boundary, probe, answer)
         except BaseException:
             await _cancel(following)
             raise
@@ -220,7 +224,7 @@ class _Path:
         if exit_ is None:
             return await (following or self._sample())
         await _cancel(following)
-        await self._leave(boundary, exit_, probe, answer)
+        await self._leave(boundary, exit_, (probe, answer))
         return None
 
     async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
@@ -235,16 +239,15 @@ class _Path:
         self.rollout.sampled_tokens += len(answer.token_ids)
         return answer
 
-    async def _leave(
-        self, boundary: Boundary, exit_: Exit, probe: Probe | None = None, answer: Generation | None = None
-    ) -> None:
+    async def _leave(self, boundary: Boundary, exit_: Exit, probed: tuple[Probe, Generation] | None = None) -> None:
         """End the thought at `boundary`: keep the probe's answer, or close the thought and sample one."""
         rollout = self.rollout
         rollout.truncated, self.watched = True, False
         if not exit_.keep_trigger:
             rollout.cut(boundary.trigger_start)
         closing, greedy = exit_.closing_ids, False
-        if exit_.keep_answer:
+        if probed is not None and exit_.keep_answer:
+            probe, answer = probed
             rollout.inject(probe.prompt_ids)
             rollout.append(answer, greedy=True)
             if answer.finish_reason == "eos":
@@ -253,8 +256,8 @@ class _Path:
             greedy = probe.closes_thought
             if probe.closes_thought or answer.finish_reason == "stop":
                 closing = []
-        elif answer is not None:
-            rollout.discarded_tokens += len(answer.token_ids)
+        elif probed is not None:
+            rollout.discarded_tokens += len(probed[1].token_ids)
         rollout.inject(closing[: self.remaining])
         if self.remaining:
             rollout.append(await self._sample(greedy), greedy)
@@ -265,8 +268,11 @@ class _Path:
         segment = await self.owner.engine.generate(
             [*self.rollout.prompt_ids, *path],
             max_tokens=self.remaining,
-            stop=tuple(self.callback.triggers) if self.watched else (),
-            **({"temperature": 0.0} if greedy else sampling.filters()),
+            stop=tuple(self.callback.triggers) if self.callback is not None and self.watched else (),
+            temperature=0.0 if greedy else sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
             # By position, so that a call has the same seed whatever was called and cancelled before it.
             seed=None if self.seed is None else (self.seed * 1_000_003 + len(path)) % 2**63,
         )
@@ -274,11 +280,10 @@ class _Path:
         return segment
 
     def _record(self, boundary: Boundary, answer: Generation, exit_: Exit | None) -> None:
-        abandoned = answer.finish_reason == "abandoned"
-        outcome = "exit" if exit_ is not None else "abandoned" if abandoned else "declined"
-        self.rollout.probes.append(
-            ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome)
-        )
+        outcome: Outcome = "declined" if exit_ is None else "exit"
+        if answer.finish_reason == "abandoned":
+            outcome = "abandoned"
+        self.rollout.probes.append(ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome))
         if exit_ is None:
             self.rollout.discarded_tokens += len(answer.token_ids)
 

@@ -1,7 +1,7 @@
 """
 The testbed: a tiny reasoning model that overthinks, its tokenizer and its problems, all inside the package.
 
-Every example, test and demo runs on it, without a network and on a CPU. `python -m step_trl.testbed` prints its figures.
+Every example, test and demo runs on it, without a network and on a CPU. `benchmarks/testbed.py` prints its figures.
 """
 
 from __future__ import annotations

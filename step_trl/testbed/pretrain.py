@@ -3,8 +3,8 @@ Makes the testbed model from nothing: tokenizer and pre-training on written-out 
 
     python -m step_trl.testbed.pretrain --output DIR
 
-1. Drill: unrelated lines of arithmetic, easy ones first.
-2. Traces: first pass, re-checks and answer, with scripted slips that carry no loss.
+1. Drill: unrelated lines of arithmetic.
+2. Traces: first pass, re-checks and answer, with scripted slips that carry no loss; some drill.
 3. Own thoughts: the model samples thoughts itself; wrong results are taken out of the loss and the true answer is put
    behind each thought. The slips are now the model's own, so that its confidence in an induced answer means something.
 """
@@ -64,8 +64,7 @@ class Recipe:
     layers: int = 5
     heads: int = 4
     learning_rate: float = 2e-3
-    easy_drill_updates: int = 600
-    full_drill_updates: int = 1_000
+    drill_updates: int = 1_200
     drill_tokens: int = 4_096
     trace_updates: int = 1_000
     trace_tokens: int = 8_192
@@ -138,11 +137,12 @@ class Corpus:
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
         return prompt, parse_expression(expression)
 
-    def easy_drill(self) -> list[Piece]:
-        return drill(self.rng, easy=True)
+    def drill(self) -> list[Piece]:
+        return drill(self.rng)
 
-    def full_drill(self) -> list[Piece]:
-        return drill(self.rng, easy=False)
+    def mixed(self) -> list[Piece]:
+        """Mostly scripted traces."""
+        return self.scripted_trace() if self.rng.random() < 0.75 else self.drill()
 
     def scripted_trace(self) -> list[Piece]:
         prompt, terms = self.problem()
@@ -228,10 +228,8 @@ def sample_thoughts(
     found: list[tuple[str, list[int], str]] = []
     while len(found) < number:
         problems = [corpus.problem() for _ in range(batch_size)]
-        inputs = tokenizer(
-            [prompt for prompt, _ in problems], return_tensors="pt", padding=True, padding_side="left"
-        )
-        outputs = model.generate(**inputs, do_sample=True, max_new_tokens=512)
+        inputs = tokenizer([prompt for prompt, _ in problems], return_tensors="pt", padding=True, padding_side="left")
+        outputs = model.generate(**inputs, do_sample=True, max_new_tokens=512)  # type: ignore[operator]
         texts = tokenizer.batch_decode(outputs[:, inputs.input_ids.size(1) :])
         for (prompt, terms), text in zip(problems, texts, strict=True):
             thought, closed, _ = text.partition("\n</think>")
@@ -252,14 +250,10 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     model = build_model(recipe, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
 
-    for name, example, updates in (
-        ("easy drill", corpus.easy_drill, recipe.easy_drill_updates),
-        ("full drill", corpus.full_drill, recipe.full_drill_updates),
-    ):
-        drills = batches(tokenizer, example, recipe.drill_tokens, corpus.rng)
-        train(model, drills, updates, recipe.learning_rate, name)
-    scripted = batches(tokenizer, corpus.scripted_trace, recipe.trace_tokens, corpus.rng)
-    train(model, scripted, recipe.trace_updates, recipe.learning_rate, "traces")
+    drills = batches(tokenizer, corpus.drill, recipe.drill_tokens, corpus.rng)
+    train(model, drills, recipe.drill_updates, recipe.learning_rate, "drill")
+    traces = batches(tokenizer, corpus.mixed, recipe.trace_tokens, corpus.rng)
+    train(model, traces, recipe.trace_updates, recipe.learning_rate, "traces")
     model.save_pretrained(output)
 
     thoughts = sample_thoughts(model, tokenizer, corpus, recipe.own_thoughts)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
@@ -36,7 +36,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
     """
 
     config_class: type[GRPOConfig] = GRPOConfig
-    default_reward: Callable[..., list[float]] = staticmethod(math_accuracy_reward)
+    default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
+    args: GRPOConfig
+    model: PreTrainedModel
+    _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
 
     def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
         if args is None:
@@ -55,7 +58,6 @@ class EfficientReasoningTrainer(GRPOTrainer):
             train_dataset=train_dataset,
             **kwargs,
         )
-        self._correct: torch.Tensor | None = None  # (B_global,) of the batch scored last
         self.add_callback(SignalWarnings())
 
     def _check_datasets(self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]) -> None:
@@ -81,6 +83,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
         return rewards_per_func
+
+    @property
+    def _mode(self) -> str:
+        """Key of `_metrics`, as TRL's hooks compute it."""
+        return "train" if self.model.training else "eval"
 
     def _local(self, gathered: torch.Tensor) -> torch.Tensor:
         """This process's part of a tensor gathered over all of them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from ..rollout import Rollout
@@ -28,7 +29,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, 
         - `probes_per_completion`, `probe_tokens` (tokens of answers per completion).
         - `probes/early_rejected`: probes abandoned before their end.
         - `confidence/mean`, `confidence/A-B`: of the probes that ended, and the share in each bin.
-        - `tokens_saved`: estimate per exit: mean length of the batch's natural completions less the length of this one.
+        - `tokens_saved`: estimate per exit: mean length of the batch's natural completions less that of this one.
     """
     probes = [probe for rollout in rollouts for probe in rollout.probes]
     confidences = [probe.confidence for probe in probes if probe.confidence is not None]
@@ -42,7 +43,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, 
         "tokens_saved": [fmean(natural) - len(r.completion_ids) for r in rollouts if r.truncated] if natural else [],
     }
     edges = sorted({*(edge for edge in CONFIDENCE_BINS if edge < threshold), threshold, 1.0})
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         name = f"confidence/{low:.2f}-{high:.2f}"
         # A confidence equal to the threshold does not stop a rollout: bins are open below, closed above.
         metrics[name] = [float(low < confidence <= high or confidence == low == 0.0) for confidence in confidences]

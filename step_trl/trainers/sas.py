@@ -146,10 +146,14 @@ class StepSelectionMixin(EfficientReasoningTrainer):
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         # `_compute_loss` reads the advantages after this forward pass: the first moment at which they can be selected.
         inputs, self._selection_pending = self._selection_pending, None
-        if inputs is not None:
+        if inputs is not None and self.step_selection is not None:
             token_logps = inputs.get("old_per_token_logps", logps).detach()
             selected = select_step_advantages(
-                inputs["advantages"], token_logps, inputs["step_ids"], inputs["correct"], **self.step_selection.options()
+                inputs["advantages"],
+                token_logps,
+                inputs["step_ids"],
+                inputs["correct"],
+                **self.step_selection.options(),
             )
             self._log_selection(inputs, selected, token_logps)
             inputs["advantages"] = selected
@@ -176,10 +180,9 @@ class StepSelectionMixin(EfficientReasoningTrainer):
             self._log_masked_mean(f"sas/{name}", value, where)
 
     def _log_masked_mean(self, name: str, value: torch.Tensor, where: torch.Tensor) -> None:
-        mode = "train" if self.model.training else "eval"
         totals = torch.stack([torch.where(where, value, 0).sum().float(), where.sum().float()])
         total, count = self.accelerator.reduce(totals, reduction="sum").tolist()
-        self._metrics[mode][name].append(total / count if count else float("nan"))
+        self._metrics[self._mode][name].append(total / count if count else float("nan"))
 
 
 class SASTrainer(StepSelectionMixin):
@@ -234,6 +237,7 @@ class SASTrainer(StepSelectionMixin):
             """),
     }
     config_class = SASConfig
+    args: SASConfig
     default_reward = staticmethod(partial(math_accuracy_reward, require_end_of_thinking=True))
 
     def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):

@@ -43,7 +43,11 @@ def piece_ids(tokenizer) -> dict[int, float]:
     ids = [tokenizer.convert_tokens_to_ids(byte_level.pre_tokenize_str(piece)[0][0]) for piece in PIECES]
     pieces = dict.fromkeys(ids, 1.0)
     first_byte_of_e_acute = tokenizer.encode("é")[0]
-    return pieces | {first_byte_of_e_acute: 0.5, tokenizer.convert_tokens_to_ids("</think>"): 0.2, tokenizer.eos_token_id: 0.4}
+    return pieces | {
+        first_byte_of_e_acute: 0.5,
+        tokenizer.convert_tokens_to_ids("</think>"): 0.2,
+        tokenizer.eos_token_id: 0.4,
+    }
 
 
 def oracle(engine: ScriptedEngine, callback: ConfidenceTruncation, prompt: list[int], max_tokens: int) -> list[int]:
@@ -69,7 +73,7 @@ def oracle(engine: ScriptedEngine, callback: ConfidenceTruncation, prompt: list[
 
     while len(path) < max_tokens:
         before = tokenizer.decode(path)
-        path = path + [engine.next([*prompt, *path])[0]]
+        path = [*path, engine.next([*prompt, *path])[0]]
         if path[-1] == eos or len(path) == max_tokens:
             return path
         text = tokenizer.decode(path)
@@ -163,9 +167,9 @@ def check_invariants(engine, record, max_tokens):
     if not record.truncated:
         assert not any(record.injected) and not any(map(math.isnan, record.logprobs))
     text = tokenizer.decode(ids)
-    assert 1 + DynamicTruncatedRollout(
-        engine, tokenizer, build(tokenizer, {}), SamplingParams(1)
-    ).segmenter.count(ids) == 1 + len(WHOLE_WORD.findall(text))
+    assert 1 + DynamicTruncatedRollout(engine, tokenizer, build(tokenizer, {}), SamplingParams(1)).segmenter.count(
+        ids
+    ) == 1 + len(WHOLE_WORD.findall(text))
 
 
 def test_a_declined_probe_leaves_no_trace(tokenizer):
@@ -193,7 +197,8 @@ def test_early_rejection_saves_tokens_and_changes_nothing(tokenizer):
     outcomes = [probe.outcome for record in records[True] for probe in record.probes]
     assert {"abandoned", "exit"} <= set(outcomes)
     tokens = {
-        early: sum(len(p.token_ids) for r in records[early] for p in r.probes if p.outcome != "exit") for early in records
+        early: sum(len(p.token_ids) for r in records[early] for p in r.probes if p.outcome != "exit")
+        for early in records
     }
     assert tokens[True] < tokens[False]
     assert all(p.confidence is None for r in records[True] for p in r.probes if p.outcome == "abandoned")

@@ -8,8 +8,9 @@ from step_trl import StepGRPOConfig, StepGRPOTrainer, testbed
 
 class RecordingTrainer(StepGRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self.ids, self.columns = completion_ids_list, super()._calculate_rewards(
-            inputs, prompts, completions, completion_ids_list
+        self.ids, self.columns = (
+            completion_ids_list,
+            super()._calculate_rewards(inputs, prompts, completions, completion_ids_list),
         )
         return self.columns
 

@@ -43,7 +43,9 @@ def full_logps(trainer, inputs):
     return logps
 
 
-@pytest.mark.parametrize("options", [{}, {"failed_step_advantage": 0.0}, {"granularity": "token", "selection": "correct"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"failed_step_advantage": 0.0}, {"granularity": "token", "selection": "correct"}]
+)
 def test_the_loss_sees_selected_advantages(build, tokenizer, monkeypatch, options):
     trainer = build("sas", learning_rate=0.0, max_completion_length=200, **options)
     records = record_losses(trainer, monkeypatch)

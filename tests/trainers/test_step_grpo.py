@@ -41,7 +41,9 @@ def rewards_by_hand(completion_ids, correct, formatted, tokenizer, group, alpha,
 
 @pytest.mark.parametrize("baseline", ["correct", "all"])
 def test_reward_is_equation_5(build, tokenizer, baseline):
-    trainer = build("step_grpo", step_baseline=baseline, accuracy_weight=0.8, step_penalty=0.4, max_completion_length=320)
+    trainer = build(
+        "step_grpo", step_baseline=baseline, accuracy_weight=0.8, step_penalty=0.4, max_completion_length=320
+    )
     scored = []
     original = trainer._calculate_rewards
 
@@ -223,7 +225,6 @@ def test_bad_options_are_named(tmp_path, options, message):
         StepGRPOConfig(str(tmp_path), bf16=False, **options)
 
 
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -252,8 +253,8 @@ def test_config_survives_the_command_line(tmp_path):
     from trl import TrlParser
 
     (config,) = TrlParser(StepGRPOConfig).parse_args_and_config(
-        ["--output_dir", str(tmp_path), "--bf16", "False", "--triggers", "Wait", "Hmm", "--confidence_threshold", "0.9",
-         "--advantage_selection", '{"selection_ratio": 0.4}'],
+        ["--output_dir", str(tmp_path), "--bf16", "False", "--triggers", "Wait", "Hmm",
+         "--confidence_threshold", "0.9", "--advantage_selection", '{"selection_ratio": 0.4}'],
     )  # fmt: skip
     assert config.triggers == ("Wait", "Hmm")
     assert config.confidence_threshold == 0.9

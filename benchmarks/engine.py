@@ -1,0 +1,152 @@
+"""
+Tokens per second of the in-process engine, beside those of transformers' own two ways to generate.
+
+    python benchmarks/engine.py                       # the testbed model
+    python benchmarks/engine.py --model DIR --batch-sizes 32 64 --rounds 5 --threads 1
+
+Every contender samples the same number of tokens for the same prompts, at temperature 1 without filters and without
+EOS. Rounds are interleaved, so that a busy machine slows all of them alike; the table shows medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+
+from step_trl.rollout.engines import TransformersEngine
+
+
+Contender = Callable[[list[list[int]]], int]  # samples for these prompts, returns the number of tokens
+
+
+def load(path: str | None):
+    if path is not None:
+        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    from step_trl.testbed import load_model, load_tokenizer
+
+    return load_model(), load_tokenizer()
+
+
+def make_prompts(tokenizer, count: int) -> list[list[int]]:
+    """Prompts of different lengths."""
+    sums = [" + ".join(str((7 * i + 13 * j) % 90 + 10) for j in range(2 + i % 6)) for i in range(count)]
+    return [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"Calculate {text}."}], add_generation_prompt=True, return_dict=False
+        )
+        for text in sums
+    ]
+
+
+def with_generate(model, max_tokens: int) -> Contender:
+    config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_tokens, pad_token_id=0)
+
+    def run(prompts: list[list[int]]) -> int:
+        width = max(map(len, prompts))
+        input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        with torch.no_grad():
+            output = model.generate(input_ids, attention_mask=mask, generation_config=config)
+        return output[:, width:].numel()
+
+    return run
+
+
+def with_generate_batch(model, max_tokens: int, batch_size: int) -> Contender:
+    model = copy.deepcopy(model)  # generate_batch changes its attention implementation
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_tokens, pad_token_id=0, eos_token_id=-1)
+    batching = ContinuousBatchingConfig(
+        num_blocks=8 * batch_size, max_batch_tokens=256, block_size=32, use_async_batching=False
+    )
+
+    def run(prompts: list[list[int]]) -> int:
+        outputs = model.generate_batch(prompts, generation_config=config, continuous_batching_config=batching)
+        return sum(len(output.generated_tokens) for output in outputs.values())
+
+    return run
+
+
+def with_engine(model, tokenizer, max_tokens: int, call_tokens: int | None = None) -> Contender:
+    """In one call per prompt, or in calls of `call_tokens` tokens, each of which continues the one before."""
+    engine = TransformersEngine(model, tokenizer, eos_token_ids=())
+
+    async def complete(prompt: list[int]) -> int:
+        path = list(prompt)
+        while (left := max_tokens + len(prompt) - len(path)) > 0:
+            generation = await engine.generate(path, max_tokens=min(left, call_tokens or left))
+            path += generation.token_ids
+        return len(path) - len(prompt)
+
+    async def complete_all(prompts: list[list[int]]) -> int:
+        return sum(await asyncio.gather(*map(complete, prompts)))
+
+    def run(prompts: list[list[int]]) -> int:
+        engine.drop_prefix_cache()
+        return asyncio.run(complete_all(prompts))
+
+    return run
+
+
+def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: int) -> dict[str, list[float]]:
+    """Tokens per second of each contender in each round, after one round that does not count."""
+    speeds: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(rounds + 1):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            tokens = run(prompts)
+            if index:
+                speeds[name].append(tokens / (time.perf_counter() - started))
+    return speeds
+
+
+def print_table(speeds: dict[str, list[float]], reference: str) -> None:
+    """Ratios are taken within each round, then their median."""
+    width = max(map(len, speeds))
+    print(f"| {'contender':{width}} | tokens/s | range       | ratio |")
+    print(f"| {'-' * width} | -------: | ----------: | ----: |")
+    for name, values in speeds.items():
+        ratio = statistics.median(own / other for own, other in zip(values, speeds[reference]))
+        spread = f"{min(values):.0f}-{max(values):.0f}"
+        print(f"| {name:{width}} | {statistics.median(values):8.0f} | {spread:>11} | {ratio:5.2f} |")
+
+
+def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: int) -> None:
+    contenders = {
+        "model.generate": with_generate(model, max_tokens),
+        "model.generate_batch": with_generate_batch(model, max_tokens, batch_size),
+        "TransformersEngine": with_engine(model, tokenizer, max_tokens),
+        "TransformersEngine, calls of 16 tokens": with_engine(model, tokenizer, max_tokens, call_tokens=16),
+    }
+    speeds = measure(contenders, make_prompts(tokenizer, batch_size), rounds)
+    print(f"\nBatch {batch_size}, {max_tokens} tokens each, {rounds} rounds")
+    print_table(speeds, reference="model.generate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder with a model and its tokenizer; the testbed model if left out")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64])
+    parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="torch threads; fewer than cores on a busy machine")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    model, tokenizer = load(args.model)
+    model.eval()
+    print(f"{model.num_parameters() / 1e6:.1f} M parameters, {model.dtype}, {torch.get_num_threads()} threads")
+    for batch_size in args.batch_sizes:
+        compare_engines(model, tokenizer, batch_size, args.max_tokens, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Which sequence lives in which slot of the cache: prefix lookup, forks, eviction, compaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .row_cache import RowCache
+
+
+# State of a slot: `known` tokens of its sequence are in `tokens`, the first `cached` of them also in the KV cache.
+# Sampling began at position `start` and ends at `limit`; `used` orders retained sequences by age.
+_SLOT = np.dtype(
+    [(name, np.int64) for name in ("known", "cached", "start", "limit", "used", "stop", "top_k")]
+    + [(name, np.float64) for name in ("temperature", "top_p", "min_p")]
+    + [("seed", np.uint64), ("active", np.bool_), ("watched", np.bool_)]
+)
+
+
+class RowTable:
+    """
+    Sequences in slots, running ones and retained ones.
+
+    A position below `cached` never changes while its sequence stays, so a sequence in any state can be copied from.
+
+    Attributes:
+        state (`np.ndarray`):
+            Structured array of the slots' state.
+        tokens (`np.ndarray`), logprobs (`np.ndarray`):
+            Tokens of each slot's sequence and, where sampled, their log-probabilities, (slots, length).
+        calls (`list`):
+            The running call of each slot, or `None`.
+        num_active (`int`):
+            Running sequences. They are in the first slots after [`RowTable.compact`].
+        cache ([`RowCache`]):
+            Keys and values.
+    """
+
+    def __init__(self, num_layers: int, max_rows: int, max_length: int):
+        self.num_layers = num_layers
+        self.max_rows = max_rows
+        self.max_length = max_length
+        self._clock = 0
+        self._allocate(min(16, max_rows), min(128, max_length))
+
+    def clear(self) -> None:
+        """Forget every sequence and free the memory. What is allocated next has the size that was needed so far."""
+        self._allocate(*self.tokens.shape)
+
+    def _allocate(self, num_slots: int, length: int) -> None:
+        self.cache = RowCache(self.num_layers)
+        self.state = np.zeros(0, dtype=_SLOT)
+        self.tokens = np.zeros((0, 0), dtype=np.int64)
+        self.logprobs = np.zeros((0, 0), dtype=np.float32)
+        self.calls: list[Any] = []
+        self.num_active = 0
+        self._resize(num_slots, length)
+
+    def longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
+        """
+        The slot that shares most of the prompt with cached keys and values, how many tokens that is, and how many more
+        a running sequence will soon have. The last token of a prompt is always computed, for its logits.
+        """
+        width = min(len(prompt) - 1, self.tokens.shape[1])
+        if width == 0:
+            return 0, 0, 0
+        same = self.tokens[:, :width] == prompt[:width]
+        common = np.where(same.all(axis=1), width, same.argmin(axis=1))
+        shared = np.minimum(common, self.state["cached"])
+        # Among equals a retained sequence: it can be taken over without a copy.
+        source = int((2 * shared + ~self.state["active"]).argmax())
+        coming = np.minimum(common, self.state["known"] - 1)[self.state["active"]]
+        return source, int(shared[source]), int(coming.max(initial=shared[source]) - shared[source])
+
+    def place(self, call: Any, prompt: np.ndarray, source: int, shared: int) -> int:
+        """Give the call a slot that holds its prompt, the first `shared` tokens of it cached as in slot `source`."""
+        self.reserve(len(prompt))
+        retained = self.state[source]
+        adopted = not retained["active"] and 2 * shared > retained["cached"]
+        slot = source if adopted else self._vacate()
+        if slot != source and shared:
+            self.cache.copy(source, slot, shared)
+            self.state["used"][source] = self._tick_clock()
+        self.tokens[slot, : len(prompt)] = prompt
+        self.calls[slot] = call
+        self.num_active += 1
+        self.state["known"][slot] = self.state["start"][slot] = len(prompt)
+        self.state["cached"][slot] = shared
+        self.state["active"][slot] = True
+        return slot
+
+    def release(self, slot: int) -> Any:
+        """End the call of a slot and retain its sequence. Returns the call."""
+        call, self.calls[slot] = self.calls[slot], None
+        self.num_active -= 1
+        self.state["active"][slot] = False
+        self.state["used"][slot] = self._tick_clock()
+        return call
+
+    def compact(self) -> None:
+        """Bring the running sequences to the first slots."""
+        active = self.state["active"]
+        holes = np.flatnonzero(~active[: self.num_active])
+        movers = self.num_active + np.flatnonzero(active[self.num_active :])
+        for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
+            self.cache.swap(hole, mover, int(self.state["cached"][[hole, mover]].max()))
+            for array in (self.state, self.tokens, self.logprobs):
+                array[[hole, mover]] = array[[mover, hole]]
+            self.calls[hole], self.calls[mover] = self.calls[mover], self.calls[hole]
+
+    def reserve(self, length: int) -> None:
+        """Make room for sequences of `length` tokens."""
+        if length > self.cache.length:
+            self._resize(len(self.state), min(max(length, 2 * self.cache.length), self.max_length))
+
+    def _vacate(self) -> int:
+        """A slot for a new sequence: an empty one, a new one, or that of the sequence unused for longest."""
+        empty = np.flatnonzero(self.state["known"] == 0)
+        if len(empty):
+            return int(empty[0])
+        num_slots = len(self.state)
+        if num_slots < self.max_rows:
+            self._resize(min(2 * num_slots, self.max_rows), self.cache.length)
+            return num_slots
+        retained = np.flatnonzero(~self.state["active"])
+        return int(retained[self.state["used"][retained].argmin()])
+
+    def _resize(self, num_slots: int, length: int) -> None:
+        old_slots, old_length = self.tokens.shape
+        rows, columns = (0, num_slots - old_slots), (0, length - old_length)
+        self.state = np.pad(self.state, rows)
+        self.tokens = np.pad(self.tokens, (rows, columns))
+        self.logprobs = np.pad(self.logprobs, (rows, columns))
+        self.calls += [None] * rows[1]
+        self.cache.resize(num_slots, length)
+
+    def _tick_clock(self) -> int:
+        self._clock += 1
+        return self._clock

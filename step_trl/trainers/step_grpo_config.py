@@ -1,0 +1,146 @@
+"""Options of Step-GRPO; the symbols are the paper's (arXiv 2604.16890)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from ..rollout import ConfidenceTruncation
+from .sas import StepSelection, check_loss_type
+
+
+@dataclass
+class StepGRPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`StepGRPOTrainer`]: these fields and those of [`~trl.GRPOConfig`].
+
+    Args:
+        triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
+            Words that open a semantic step.
+        confidence_threshold (`float`, *optional*, defaults to `0.95`):
+            Delta: a rollout stops when the confidence of its induced answer is strictly greater.
+        answer_prompt (`str`, *optional*):
+            Text that induces an answer. Without `</think>` it probes inside the open thought.
+        max_probe_tokens (`int`, *optional*, defaults to `20`):
+            Most tokens of an induced answer.
+        max_probes (`int`, *optional*):
+            Most probes per rollout. No limit by default.
+        keep_trigger (`bool`, *optional*, defaults to `True`):
+            Whether the trigger word stays in the path and in the probe's context.
+        keep_probe_answer (`bool`, *optional*, defaults to `True`):
+            Keep the confident answer; otherwise close the thought and sample an answer anew.
+        require_probe_end (`bool`, *optional*, defaults to `False`):
+            An induced answer that does not end within `max_probe_tokens` has confidence 0.
+        skip_probe_tokens (`int`, *optional*, defaults to `0`):
+            First tokens of an induced answer that do not count in its confidence.
+        exit_margin (`int`, *optional*, defaults to `0`):
+            Stop without a probe at a trigger with at most this many tokens of the budget left.
+        speculative_probing (`bool`, *optional*, defaults to `True`):
+            Let a thought go on while its probe runs. Does not change the result.
+        early_rejection (`bool`, *optional*, defaults to `True`):
+            Abandon a probe once it cannot reach the threshold. Does not change the result.
+        accuracy_weight (`float`, *optional*, defaults to `0.9`):
+            Alpha: weight of accuracy and efficiency; the format has 1 - alpha.
+        step_penalty (`float`, *optional*, defaults to `0.5`):
+            Beta: most that the number of steps changes the reward of a correct completion.
+        step_baseline (`str`, *optional*, defaults to `"correct"`):
+            Completions of the group whose mean number of steps is mu: `"correct"` or `"all"`.
+        truncated_rollout (`bool`, *optional*, defaults to `True`):
+            Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself.
+        step_reward (`bool`, *optional*, defaults to `True`):
+            Use the efficiency term.
+        format_reward (`bool`, *optional*, defaults to `True`):
+            Use the format term.
+        train_on_injected_tokens (`bool`, *optional*, defaults to `True`):
+            Keep the tokens that were not sampled from the policy (injected text, induced answers) in the loss: this
+            teaches the model to stop by itself.
+        advantage_selection (`dict`, *optional*):
+            Combine with step-level advantage selection: fields of [`StepSelection`], such as
+            `{"selection_ratio": 0.3}`.
+    """
+
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_selection"]
+
+    triggers: list[str] = field(
+        default=("Wait", "Alternatively"),  # type: ignore[arg-type]  # the command line needs a list type
+        metadata={"help": "Words that open a semantic step."},
+    )
+    confidence_threshold: float = field(
+        default=0.95, metadata={"help": "Delta: stop when the confidence of the induced answer is greater."}
+    )
+    answer_prompt: str = field(
+        default=ConfidenceTruncation.answer_prompt, metadata={"help": "Text that induces an answer."}
+    )
+    max_probe_tokens: int = field(default=20, metadata={"help": "Most tokens of an induced answer."})
+    max_probes: int | None = field(default=None, metadata={"help": "Most probes per rollout."})
+    keep_trigger: bool = field(default=True, metadata={"help": "Keep the trigger in the path and before the probe."})
+    keep_probe_answer: bool = field(default=True, metadata={"help": "Keep a confident answer as the completion's."})
+    require_probe_end: bool = field(default=False, metadata={"help": "Confidence is 0 for an answer without an end."})
+    skip_probe_tokens: int = field(default=0, metadata={"help": "First answer tokens left out of the confidence."})
+    exit_margin: int = field(default=0, metadata={"help": "Stop at a trigger this close to the end of the budget."})
+    speculative_probing: bool = field(default=True, metadata={"help": "Let a thought go on while its probe runs."})
+    early_rejection: bool = field(default=True, metadata={"help": "Abandon probes that cannot reach the threshold."})
+    accuracy_weight: float = field(default=0.9, metadata={"help": "Alpha: weight of accuracy; format has 1 - alpha."})
+    step_penalty: float = field(default=0.5, metadata={"help": "Beta: most that steps change a correct reward."})
+    step_baseline: str = field(default="correct", metadata={"help": "Mean steps of the 'correct' or of 'all' ones."})
+    truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
+    step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
+    format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
+    train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep unsampled tokens in the loss."})
+    advantage_selection: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Fields of StepSelection, to combine with SAS."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_ranges()
+        if self.truncated_rollout:
+            self._check_rollout()
+        selection = self.step_selection()
+        if selection is not None:
+            selection.validate()
+            check_loss_type(self)
+
+    def step_selection(self) -> StepSelection | None:
+        """`advantage_selection` as an object."""
+        # The parent's __post_init__ has read a JSON text from the command line.
+        return StepSelection(**self.advantage_selection) if isinstance(self.advantage_selection, dict) else None
+
+    def _check_ranges(self) -> None:
+        if isinstance(self.triggers, str) or not self.triggers or not all(self.triggers):
+            raise ValueError(f"triggers: {self.triggers!r} is no list of words. Set for example ['Wait'].")
+        self.triggers = tuple(self.triggers)  # type: ignore[assignment]
+        for name, low, high, advice in (
+            ("confidence_threshold", 0, 1, "a probability such as 0.95; 1.0 never stops a rollout"),
+            ("accuracy_weight", 0, 1, "the weight alpha of accuracy such as 0.9"),
+        ):
+            if not low < getattr(self, name) <= high:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside ({low}, {high}]. Set {advice}.")
+        for name, least in (
+            ("step_penalty", 0),
+            ("max_probe_tokens", 1),
+            ("skip_probe_tokens", 0),
+            ("exit_margin", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least {least}.")
+        if self.skip_probe_tokens >= self.max_probe_tokens:
+            raise ValueError(
+                f"skip_probe_tokens: {self.skip_probe_tokens} leaves no token of max_probe_tokens="
+                f"{self.max_probe_tokens} to measure confidence on. Set a smaller one."
+            )
+        if self.max_probes is not None and self.max_probes < 1:
+            raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
+        if self.step_baseline not in ("correct", "all"):
+            raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
+
+    def _check_rollout(self) -> None:
+        """Options of the parent that a truncated rollout would ignore."""
+        for name, neutral in (("repetition_penalty", 1.0), ("generation_kwargs", None), ("use_vllm", False)):
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name}: {getattr(self, name)!r} is not supported by the truncated rollout. Leave it at "
+                    f"{neutral!r}, or set truncated_rollout=False."
+                )

@@ -1,0 +1,48 @@
+"""The wheel: what it contains, and that it imports from there."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_contains_the_testbed(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("data/train.jsonl", "data/unseen.jsonl", "model/model.safetensors", "model/tokenizer.json"):
+        assert f"step_trl/testbed/{name}" in names
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+
+
+def test_wheel_imports_without_the_checkout(wheel, tmp_path):
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
+    subprocess.run(pip, check=True)
+    code = (
+        "import step_trl; from step_trl import SASTrainer, StepGRPOTrainer, testbed;"
+        "print(step_trl.__file__, len(testbed.load_dataset('easy')), testbed.load_model().num_parameters())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(target)}
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert str(target) in run.stdout
+
+
+def test_importing_the_package_is_light():
+    code = "import sys, step_trl; print('torch' in sys.modules, dir(step_trl))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("False") and "StepGRPOTrainer" in run.stdout
