@@ -188,3 +188,19 @@ def test_validate_rows(streaming):
         validate_rows(rows(prompt="q", solution=1), needs_solution=True)
     with pytest.raises(ValueError, match="no rows"):
         validate_rows(datasets.Dataset.from_list([]), needs_solution=False)
+
+
+def test_prompts_that_leave_no_room(tmp_path):
+    from step_trl import testbed
+    from step_trl.data import validate_prompt_lengths
+
+    tokenizer = testbed.load_tokenizer()
+    rows = datasets.Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": "1 + 1"}]}, {"prompt": [{"role": "user", "content": "7" * 60}]}]
+    )
+    length = len(tokenizer.apply_chat_template(rows[1]["prompt"], add_generation_prompt=True, return_dict=False))
+    validate_prompt_lengths(rows, tokenizer, context=length + 10, max_completion_length=10)
+    with pytest.raises(ValueError, match=rf"train: the prompt of row 1 has {length} tokens.*context of {length + 9}"):
+        validate_prompt_lengths(rows, tokenizer, length + 9, max_completion_length=10, name="train")
+    with pytest.raises(ValueError, match="max_completion_length: 64 leaves no room"):
+        validate_prompt_lengths(rows, tokenizer, context=64, max_completion_length=64)

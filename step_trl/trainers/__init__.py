@@ -1,6 +1,7 @@
 """Trainers: a configuration and the wiring of three overrides each."""
 
-from .sas import SASConfig, SASTrainer, StepSelection
+from .sas import SASTrainer
+from .sas_config import SASConfig, StepSelection
 from .step_grpo import StepGRPOTrainer
 from .step_grpo_config import StepGRPOConfig
 

@@ -8,7 +8,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from ..rollout import ConfidenceTruncation
-from .sas import StepSelection, check_loss_type
+from .sas_config import StepSelection, check_loss_type
 
 
 @dataclass

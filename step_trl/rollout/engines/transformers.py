@@ -231,8 +231,7 @@ class TransformersEngine:
         rows.compact()
         if not rows.num_active:
             return False
-        state = rows.state[: rows.num_active]
-        rows.reserve(int(state["known"].max()) + 1)
+        rows.reserve(int(rows.state["known"][: rows.num_active].max()) + 1)
         state = rows.state[: rows.num_active]
         if self._options is None:
             self._options = SamplingOptions.from_rows(state, self.model.device)
