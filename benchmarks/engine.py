@@ -6,6 +6,9 @@ Tokens per second of the in-process engine, beside those of transformers' own tw
 
 Every contender samples the same number of tokens for the same prompts, at temperature 1 without filters and without
 EOS. Rounds are interleaved, so that a busy machine slows all of them alike; the table shows medians.
+
+A second table is of truncated rollouts on the engine, on the testbed's problems and to their natural end: probes and
+exits on and off, pausing and speculative, with and without early rejection; all with the same seeds.
 """
 
 from __future__ import annotations
@@ -20,18 +23,18 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import TransformersEngine
+from step_trl.testbed import load_dataset, load_model, load_tokenizer
 
 
 Contender = Callable[[list[list[int]]], int]  # samples for these prompts, returns the number of tokens
 
 
 def load(path: str | None):
-    if path is not None:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    from step_trl.testbed import load_model, load_tokenizer
-
-    return load_model(), load_tokenizer()
+    if path is None:
+        return load_model(), load_tokenizer()
+    return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
@@ -130,6 +133,54 @@ def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: 
     print_table(speeds, reference="model.generate")
 
 
+def compare_rollouts(model, tokenizer, count: int, rounds: int) -> None:
+    """Wall time and tokens of `count` rollouts; threshold 1 makes every probe a declined one."""
+    engine = TransformersEngine(model, tokenizer)
+    problems = load_dataset("train").select(range(count))["prompt"]
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+
+    def rollout(speculative: bool = False, **options) -> DynamicTruncatedRollout:
+        callback = ConfidenceTruncation(tokenizer, **options) if options else None
+        return DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(512), speculative)
+
+    contenders = {
+        "no probes": rollout(),
+        "exits off, pausing, full probes": rollout(threshold=1.0, early_rejection=False),
+        "exits off, pausing, early rejection": rollout(threshold=1.0, early_rejection=True),
+        "exits off, speculative, early rejection": rollout(True, threshold=1.0, early_rejection=True),
+        "exits on, pausing, full probes": rollout(threshold=0.95, early_rejection=False),
+        "exits on, pausing, early rejection": rollout(threshold=0.95, early_rejection=True),
+        "exits on, speculative, early rejection": rollout(True, threshold=0.95, early_rejection=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    rows = {}
+    for index in range(rounds + 1):
+        for name, contender in contenders.items():
+            engine.drop_prefix_cache()
+            before, started = copy.copy(engine.stats), time.perf_counter()
+            records = contender.run(prompts, seeds=range(count))
+            if index:
+                seconds[name].append(time.perf_counter() - started)
+            declined = [len(p.token_ids) for r in records for p in r.probes if p.outcome != "exit"]
+            rows[name] = (
+                engine.stats.forwards - before.forwards,
+                engine.stats.sampled_tokens - before.sampled_tokens,
+                sum(len(r.completion_ids) for r in records),
+                sum(r.truncated for r in records) / count,
+                statistics.fmean(declined) if declined else float("nan"),
+            )
+    print(f"\n{count} rollouts, {rounds} rounds")
+    width = max(map(len, contenders))
+    print(f"| {'rollout':{width}} | seconds | ratio | forwards | sampled | kept  | exits | tokens/declined probe |")
+    print(f"| {'-' * width} | ------: | ----: | -------: | ------: | ----: | ----: | --------------------: |")
+    for name, (forwards, sampled, kept, exits, declined_tokens) in rows.items():
+        ratio = statistics.median(own / other for own, other in zip(seconds[name], seconds["no probes"]))
+        print(
+            f"| {name:{width}} | {statistics.median(seconds[name]):7.2f} | {ratio:5.2f} | {forwards:8} | {sampled:7} "
+            f"| {kept:5} | {exits:5.2f} | {declined_tokens:21.1f} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder with a model and its tokenizer; the testbed model if left out")
@@ -146,6 +197,7 @@ def main() -> None:
     print(f"{model.num_parameters() / 1e6:.1f} M parameters, {model.dtype}, {torch.get_num_threads()} threads")
     for batch_size in args.batch_sizes:
         compare_engines(model, tokenizer, batch_size, args.max_tokens, args.rounds)
+    compare_rollouts(model, tokenizer, max(args.batch_sizes), args.rounds)
 
 
 if __name__ == "__main__":

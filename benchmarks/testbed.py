@@ -6,7 +6,7 @@ Does the testbed model overthink, and do some of its checks matter?
 Prints, per evaluation set and overall (mean over sets): accuracy and tokens of the vanilla model; its semantic steps;
 the share of its steps that are redundant (a conclusion before them was already right); the share of problems whose
 first pass was wrong and whose final answer is right; accuracy and tokens when every rollout is cut at its first
-trigger word (the answer is induced there), and when it is cut where the induced answer is confident (DEER, delta 0.95).
+trigger word (the answer is induced there), and when it is cut where the induced answer is confident (DEER, 0.95).
 """
 
 from __future__ import annotations

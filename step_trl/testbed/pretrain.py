@@ -3,10 +3,10 @@ Makes the testbed model from nothing: tokenizer and pre-training on written-out 
 
     python -m step_trl.testbed.pretrain --output DIR
 
-1. Drill: unrelated lines of arithmetic.
-2. Traces: first pass, re-checks and answer, with scripted slips that carry no loss; some drill.
-3. Own thoughts: the model samples thoughts itself; wrong results are taken out of the loss and the true answer is put
-   behind each thought. The slips are now the model's own, so that its confidence in an induced answer means something.
+1. Drill: unrelated lines of arithmetic; only results are trained on, operands are noise that would drown them.
+2. Passes: a problem and one right pass over it, without re-checks, so that half of the tokens are copied operands:
+   first with one-digit numbers, then with all. Taking the right operand next is what a small model learns last.
+3. Traces: first pass, re-checks and answer, with scripted slips that carry no loss; some passes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from .problems import EVALUATION_SPLITS, SPLITS, Split, generate, parse_expression, read_problems
-from .traces import TRIGGERS, Piece, TraceWriter, cut_at_trigger, drill, own_thought, with_answer
+from .traces import TRIGGERS, Piece, SlipRates, TraceWriter, cut_at_trigger, drill, with_answer
 
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -66,10 +66,11 @@ class Recipe:
     learning_rate: float = 2e-3
     drill_updates: int = 1_200
     drill_tokens: int = 4_096
-    trace_updates: int = 1_000
+    easy_pass_updates: int = 800
+    pass_updates: int = 1_000
+    pass_tokens: int = 6_144
+    trace_updates: int = 600
     trace_tokens: int = 8_192
-    own_thoughts: int = 3_072
-    own_updates: int = 200
     seed: int = 0
 
 
@@ -127,12 +128,15 @@ class Corpus:
         taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}
         train = SPLITS["train"]
         self.problems = generate(Split(train.generator, 0, 10_000_000 + seed, train.options), taken)
+        one_digit = train.options | {"max_terms": 9, "max_digits": 1}
+        self.easy_problems = generate(Split(train.generator, 0, 20_000_000 + seed, one_digit), taken)
         self.rng = random.Random(seed)
         self.writer = TraceWriter(self.rng)
+        self.sure_writer = TraceWriter(self.rng, SlipRates(0, 0, 0))
 
-    def problem(self) -> tuple[str, list[int]]:
-        """Prompt up to the open thought, and the terms to add."""
-        expression = next(self.problems)["expression"]
+    def problem(self, easy: bool = False) -> tuple[str, list[int]]:
+        """Prompt up to the open thought, and the terms to add; an easy one has one-digit numbers."""
+        expression = next(self.easy_problems if easy else self.problems)["expression"]
         question = self.rng.choice(WORDINGS).format(expression)
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
         return prompt, parse_expression(expression)
@@ -140,9 +144,21 @@ class Corpus:
     def drill(self) -> list[Piece]:
         return drill(self.rng)
 
+    def easy_pass(self) -> list[Piece]:
+        return self.one_pass(easy=True)
+
+    def one_pass(self, easy: bool = False) -> list[Piece]:
+        """One right pass over a problem, or now and then a drill."""
+        if self.rng.random() < 0.1:
+            return self.drill()
+        prompt, terms = self.problem(easy)
+        writer = self.sure_writer
+        write = self.rng.choices((writer.pairs, writer.single, writer.parts, writer.reorder), (5, 2, 2, 1))[0]
+        return [Piece(prompt, trained=False), *write(terms)[1]]
+
     def mixed(self) -> list[Piece]:
-        """Mostly scripted traces."""
-        return self.scripted_trace() if self.rng.random() < 0.75 else self.drill()
+        """Traces and single passes."""
+        return self.scripted_trace() if self.rng.random() < 0.5 else self.one_pass()
 
     def scripted_trace(self) -> list[Piece]:
         prompt, terms = self.problem()
@@ -220,25 +236,6 @@ def train(
     model.eval()
 
 
-@torch.no_grad()
-def sample_thoughts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, number: int, batch_size: int = 128
-) -> list[tuple[str, list[int], str]]:
-    """Prompt, terms and thought of `number` completions that the model closed within the budget."""
-    found: list[tuple[str, list[int], str]] = []
-    while len(found) < number:
-        problems = [corpus.problem() for _ in range(batch_size)]
-        inputs = tokenizer([prompt for prompt, _ in problems], return_tensors="pt", padding=True, padding_side="left")
-        outputs = model.generate(**inputs, do_sample=True, max_new_tokens=512)  # type: ignore[operator]
-        texts = tokenizer.batch_decode(outputs[:, inputs.input_ids.size(1) :])
-        for (prompt, terms), text in zip(problems, texts, strict=True):
-            thought, closed, _ = text.partition("\n</think>")
-            if closed:
-                found.append((prompt, terms, thought))
-        print(f"own thoughts {len(found)}/{number}", flush=True)
-    return found[:number]
-
-
 def pretrain(recipe: Recipe, output: Path) -> None:
     """Run all stages and save model and tokenizer to `output`."""
     torch.manual_seed(recipe.seed)
@@ -252,18 +249,12 @@ def pretrain(recipe: Recipe, output: Path) -> None:
 
     drills = batches(tokenizer, corpus.drill, recipe.drill_tokens, corpus.rng)
     train(model, drills, recipe.drill_updates, recipe.learning_rate, "drill")
+    easy_passes = batches(tokenizer, corpus.easy_pass, recipe.pass_tokens, corpus.rng)
+    train(model, easy_passes, recipe.easy_pass_updates, recipe.learning_rate, "easy passes")
+    passes = batches(tokenizer, corpus.one_pass, recipe.pass_tokens, corpus.rng)
+    train(model, passes, recipe.pass_updates, recipe.learning_rate, "passes")
     traces = batches(tokenizer, corpus.mixed, recipe.trace_tokens, corpus.rng)
     train(model, traces, recipe.trace_updates, recipe.learning_rate, "traces")
-    model.save_pretrained(output)
-
-    thoughts = sample_thoughts(model, tokenizer, corpus, recipe.own_thoughts)
-
-    def own_trace() -> list[Piece]:
-        prompt, terms, thought = corpus.rng.choice(thoughts)
-        return corpus.trace(prompt, terms, own_thought(thought))
-
-    own = batches(tokenizer, own_trace, recipe.trace_tokens, corpus.rng)
-    train(model, own, recipe.own_updates, recipe.learning_rate / 4, "own")
     model.save_pretrained(output)
 
 

@@ -28,16 +28,16 @@ class Split:
     options: dict
 
 
-def _chain_sum(size: int, seed: int, min_terms: int, max_terms: int) -> Split:
-    options = {"min_terms": min_terms, "max_terms": max_terms, "min_digits": 2, "max_digits": 2}
+def _chain_sum(size: int, seed: int, terms: tuple[int, int], digits: tuple[int, int]) -> Split:
+    options = {"min_terms": terms[0], "max_terms": terms[1], "min_digits": digits[0], "max_digits": digits[1]}
     return Split("chain_sum", size, seed, options)
 
 
 SPLITS = {
-    "train": _chain_sum(4096, 1_000_000, 2, 6),
-    "easy": _chain_sum(256, 2_000_000, 2, 3),
-    "medium": _chain_sum(256, 3_000_000, 4, 4),
-    "hard": _chain_sum(256, 4_000_000, 5, 6),
+    "train": _chain_sum(4096, 1_000_000, terms=(2, 6), digits=(1, 2)),
+    "easy": _chain_sum(256, 2_000_000, terms=(4, 6), digits=(1, 1)),
+    "medium": _chain_sum(256, 3_000_000, terms=(3, 4), digits=(2, 2)),
+    "hard": _chain_sum(256, 4_000_000, terms=(5, 6), digits=(2, 2)),
     # Not a family that the model is trained on: other wording, numbers from 0 to 100 in one expression.
     "unseen": Split(
         "basic_arithmetic",

@@ -1,10 +1,10 @@
 """
 Reasoning traces that the testbed model is pre-trained on, written out from a problem.
 
-A trace is a first pass that adds one number after the other, each in one go (hard for a small model, and the longer
-the chain the harder), then re-checks opened by "Wait" or "Alternatively": in smaller parts (long, reliable), additions
-before subtractions, or once more. There are always re-checks, also of a right answer: this is what overthinking looks
-like.
+A trace is a first pass that takes two numbers at a time (hard for a small model, harder with larger numbers and
+longer chains), then re-checks opened by "Wait" or "Alternatively": one number at a time, in smaller parts (long,
+reliable), or additions before subtractions. There are always re-checks, also of a right answer: this is what
+overthinking looks like.
 
 A trace is a list of pieces. Slips are written into pieces that carry no loss: the model learns how a thought goes on
 after a wrong line, never to write one, so that its own errors are those of its ability.
@@ -16,7 +16,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from .problems import never_negative, parse_expression
+from .problems import never_negative
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Piece:
 
 
 OPENINGS = {
-    "again": ("Wait, let me do it once more.", "Wait, let me go over it again."),
+    "single": ("Wait, let me take one number at a time.", "Wait, let me go over it again."),
     "parts": ("Wait, let me check that in smaller parts.", "Wait, I should go slower, in parts."),
     "reorder": ("Alternatively, add first and then subtract.", "Alternatively, do the additions first."),
 }
@@ -40,7 +40,8 @@ ANSWER_PROMPT = "\n</think>\n\nThe final answer is"
 class SlipRates:
     """Chances of a wrong result in a scripted line."""
 
-    one_go: float = 0.12
+    pair: float = 0.3
+    single: float = 0.05
     part: float = 0.02
 
 
@@ -65,15 +66,22 @@ class TraceWriter:
         # The space goes with the result: a digit carries it in its token.
         return result, [Piece(f"{written_sum(numbers)} ="), Piece(f" {result}", trained=not slipped), Piece(end)]
 
-    def one_go(self, terms: list[int]) -> tuple[int, list[Piece]]:
+    def in_groups(self, terms: list[int], size: int, slip_rate: float) -> tuple[int, list[Piece]]:
+        """`size` terms a line."""
         total, pieces = terms[0], []
-        for term in terms[1:]:
-            total, written = self.line([total, term], self.slip_rates.one_go)
+        for start in range(1, len(terms), size):
+            total, written = self.line([total, *terms[start : start + size]], slip_rate)
             pieces += written
         return total, pieces
 
+    def pairs(self, terms: list[int]) -> tuple[int, list[Piece]]:
+        return self.in_groups(terms, 2, self.slip_rates.pair)
+
+    def single(self, terms: list[int]) -> tuple[int, list[Piece]]:
+        return self.in_groups(terms, 1, self.slip_rates.single)
+
     def reorder(self, terms: list[int]) -> tuple[int, list[Piece]]:
-        return self.one_go([t for t in terms if t >= 0] + [t for t in terms if t < 0])
+        return self.single([t for t in terms if t >= 0] + [t for t in terms if t < 0])
 
     def parts(self, terms: list[int]) -> tuple[int, list[Piece]]:
         """Tens and ones of a term one after the other, on one line."""
@@ -89,8 +97,8 @@ class TraceWriter:
     def check(self, terms: list[int], previous: int) -> tuple[int, list[Piece]]:
         """A re-check opened by a trigger word, and what it concludes beside the `previous` result."""
         mixed = terms != sorted(terms, key=lambda t: t < 0)
-        method = self.rng.choices(("parts", "again", "reorder"), (5, 2, 3 if mixed else 0))[0]
-        result, pieces = {"parts": self.parts, "again": self.one_go, "reorder": self.reorder}[method](terms)
+        method = self.rng.choices(("parts", "single", "reorder"), (4, 4, 3 if mixed else 0))[0]
+        result, pieces = {"parts": self.parts, "single": self.single, "reorder": self.reorder}[method](terms)
         agrees = f"This gives {result} again.\n\n"
         differs = f"This gives {result}, not {previous}.\n\n"
         opening = Piece(self.rng.choice(OPENINGS[method]) + "\n\n")
@@ -98,9 +106,9 @@ class TraceWriter:
 
     def thought(self, terms: list[int]) -> list[Piece]:
         """A first pass and two to five re-checks, more of them while the last two results differ."""
-        result, pieces = self.one_go(terms)
+        result, pieces = self.pairs(terms)
         pieces.append(Piece(f"So the answer is {result}.\n\n"))
-        wanted, results = self.rng.choice((2, 2, 3, 3, 4)), [result]
+        wanted, results = self.rng.choice((2, 3, 3, 4)), [result]
         while len(results) <= wanted or (results[-1] != results[-2] and len(results) <= 5):
             result, written = self.check(terms, results[-1])
             pieces += written
@@ -137,20 +145,10 @@ def drill(rng: random.Random, lines: int = 12) -> list[Piece]:
     """Unrelated lines of the kinds that traces are made of; only the results are trained on."""
     pieces: list[Piece] = []
     while len(pieces) < 2 * lines:
-        term = rng.randint(10, 99)
+        term = rng.randint(0, 99)
         if rng.random() < 0.4:
             term = rng.choice(split_by_digit(term))
         numbers = [rng.randint(0, rng.choice((120, 450))), rng.choice((1, -1)) * term]
         if never_negative(numbers):
             pieces += [Piece(f"{written_sum(numbers)} =", trained=False), Piece(f" {sum(numbers)}.\n\n")]
     return pieces
-
-
-def own_thought(text: str) -> list[Piece]:
-    """A thought that the model wrote, its wrong results taken out of the loss."""
-    pieces, position = [], 0
-    for line in re.finditer(r"(\d+(?: [+-] \d+)+) =( \d+)", text):
-        right = sum(parse_expression(line[1])) == int(line[2])
-        pieces += [Piece(text[position : line.start(2)]), Piece(line[2], trained=right)]
-        position = line.end()
-    return [*pieces, Piece(text[position:])]

@@ -75,26 +75,22 @@ def written(pieces):
 
 
 def test_traces_without_slips_are_right():
-    writer = traces.TraceWriter(random.Random(0), traces.SlipRates(0, 0))
+    writer = traces.TraceWriter(random.Random(0), traces.SlipRates(0, 0, 0))
     for terms in ([12, 47], [90, -38, 7, 55], [10, 20, -30, 99, -5]):
         thought = written(writer.thought(terms))
         assert f"So the answer is {sum(terms)}." in thought
         assert thought.count("Wait") + thought.count("Alternatively") >= 2
         assert ", not " not in thought
-        assert all(piece.trained for piece in traces.own_thought(thought))
 
 
 def test_wrong_results_carry_no_loss(tokenizer):
-    writer = traces.TraceWriter(random.Random(1), traces.SlipRates(0.5, 0.5))
+    writer = traces.TraceWriter(random.Random(1), traces.SlipRates(0.5, 0.5, 0.5))
     for seed in range(20):
         pieces = writer.thought([seed + 10, 47, -8])
         ids, labels = encode(tokenizer, pieces)
         untrained = tokenizer.decode([i for i, label in zip(ids, labels) if label == IGNORE])
         assert untrained == written([piece for piece in pieces if not piece.trained])
-        # The same lines are found wrong when the text is read back, as in the stage on own thoughts.
-        wrong = [piece.text for piece in pieces if not piece.trained]
-        found = [piece.text for piece in traces.own_thought(written(pieces)) if not piece.trained]
-        assert set(found) <= set(wrong)
+        assert untrained
 
 
 def test_a_trace_cut_at_a_trigger_trains_the_true_answer_only(tokenizer):
@@ -114,8 +110,8 @@ def test_no_evaluation_problem_is_pretrained_on():
 
 def test_pretraining_runs_from_end_to_end(tmp_path):
     recipe = Recipe(
-        hidden_size=32, layers=1, heads=2, drill_updates=2, drill_tokens=512,
-        trace_updates=2, trace_tokens=2_048, own_thoughts=0, own_updates=0,
+        hidden_size=32, layers=1, heads=2, drill_updates=2, easy_pass_updates=2, pass_updates=2, drill_tokens=512,
+        trace_updates=2, trace_tokens=2_048,
     )  # fmt: skip
     pretrain(recipe, tmp_path)
     assert {"model.safetensors", "tokenizer.json", "chat_template.jinja"} <= {file.name for file in tmp_path.iterdir()}
