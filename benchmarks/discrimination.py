@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from step_trl import SASTrainer, StepGRPOTrainer, testbed
@@ -53,6 +54,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             changes = {"max_steps": options.max_steps, "seed": options.seed} | options.options
             trainer = build_trainer(method, testbed.load_model(), str(Path(folder) / method), **changes)
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
         seconds = time.monotonic() - started
         samples[method] = evaluate_testbed(trainer.model, tokenizer, method, options.problems)

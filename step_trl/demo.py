@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from . import testbed
 from .evaluation import evaluate, summarize
@@ -24,11 +24,11 @@ MAX_COMPLETION_LENGTH = 512
 SAMPLING = SamplingParams(MAX_COMPLETION_LENGTH, temperature=0.6, top_p=0.9)
 # What both trainers share: 64 completions per update, 8 per problem. A tiny model, hence the learning rate.
 TRAINING: dict[str, Any] = {
-    "learning_rate": 3e-5,
+    "learning_rate": 1e-4,
     "lr_scheduler_type": "constant",
     "num_generations": 8,
     "per_device_train_batch_size": 64,
-    "max_steps": 40,
+    "max_steps": 25,
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
@@ -135,6 +135,7 @@ def run_demo(output_dir: Path = Path("runs/demo"), problems: int | None = 64, **
             processing_class=tokenizer,
             callbacks=[Progress(f"train {name}")],
         )
+        trainer.remove_callback(PrinterCallback)  # the bar shows what matters
         trainer.train()
         trainer.save_model()
         histories[name] = trainer.state.log_history

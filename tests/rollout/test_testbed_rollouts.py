@@ -1,0 +1,59 @@
+"""Truncated rollouts of the testbed model on the in-process engine: the fast ways equal the plain pausing one."""
+
+import math
+
+import pytest
+
+from step_trl import testbed
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
+from step_trl.rollout.engines import TransformersEngine
+from step_trl.steps import TriggerSegmenter
+
+
+NUMBER = 200
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return testbed.load_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def run(tokenizer):
+    engine = TransformersEngine(testbed.load_model(), tokenizer)
+    problems = testbed.load_dataset("train").select(range(NUMBER))["prompt"]
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+
+    def run(speculative, **options):
+        callback = ConfidenceTruncation(tokenizer, **options)
+        engine.drop_prefix_cache()
+        rollout = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(256), speculative)
+        return rollout.run(prompts, seeds=range(NUMBER))
+
+    return run
+
+
+def test_speculation_and_early_rejection_change_no_token(run):
+    plain = run(speculative=False, early_rejection=False)
+    fast = run(speculative=True, early_rejection=True)
+    differences = sum(a.completion_ids != b.completion_ids for a, b in zip(plain, fast, strict=True))
+    assert len(plain) == NUMBER
+    assert differences == 0
+    outcomes = [probe.outcome for record in fast for probe in record.probes]
+    assert outcomes.count("exit") > 50 and outcomes.count("abandoned") > 20
+    wasted = [
+        sum(len(p.token_ids) for r in records for p in r.probes if p.outcome != "exit") for records in (plain, fast)
+    ]
+    assert wasted[1] < wasted[0] / 2
+
+
+def test_every_rollout_is_well_formed(run, tokenizer):
+    segmenter = TriggerSegmenter(tokenizer)
+    for record in run(speculative=True):
+        ids = record.completion_ids
+        assert ids[-1] == tokenizer.eos_token_id or len(ids) == 256
+        assert "WaitWait" not in tokenizer.decode(ids)
+        assert all(math.isnan(logprob) for logprob, injected in zip(record.logprobs, record.injected) if injected)
+        if record.truncated:
+            assert record.probes[-1].confidence > 0.95
+            assert segmenter.count(ids) == len(record.probes)
