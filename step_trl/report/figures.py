@@ -42,7 +42,7 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         axes.scatter(overall["tokens"], overall["accuracy"], s=90, color=color, label=name, zorder=3)
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left")
 
 
 def plot_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, label: str) -> None:

@@ -35,6 +35,12 @@ def easy_problems():
     return testbed.load_dataset("easy")
 
 
+@pytest.fixture(scope="session")
+def hard_problems():
+    """Problems of which the model solves about half in 200 tokens: groups are mixed."""
+    return testbed.load_dataset("hard")
+
+
 @pytest.fixture
 def build(tmp_path, tokenizer, easy_problems):
     """`build("sas", selection_ratio=0.5)`: a trainer on the testbed's easy problems."""
