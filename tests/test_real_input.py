@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from small_runs import SMALL_RUN
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
@@ -36,18 +37,10 @@ PUBLISHED = {
         for a, b in ((3, 4), (20, 22))
     ],
 }
-OPTIONS = {
+OPTIONS = SMALL_RUN | {
     "num_generations": 2,
     "per_device_train_batch_size": 2,
     "max_completion_length": 24,
-    "max_steps": 1,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "use_cpu": True,
 }
 
 

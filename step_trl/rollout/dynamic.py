@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..steps import TriggerSegmenter
 from .engines import Engine, Generation
-from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback
+from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback, answer_confidence
 
 
 Outcome = Literal["exit", "declined", "abandoned"]
@@ -48,7 +48,7 @@ class ProbeRecord:
     def confidence(self) -> float | None:
         if self.outcome == "abandoned":
             return None
-        return math.exp(sum(self.logprobs) / len(self.logprobs)) if self.logprobs else 0.0
+        return answer_confidence(self.logprobs)
 
 
 @dataclass

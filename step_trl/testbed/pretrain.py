@@ -122,7 +122,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 
 
 class Corpus:
-    """Endless training examples, tokenized with their labels; none holds an evaluation problem."""
+    """Endless training examples, as pieces; none holds an evaluation problem."""
 
     def __init__(self, seed: int):
         taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 
 
-OPTIONS = {
+OPTIONS = SMALL_RUN | {
     "learning_rate": 1e-4,
     "num_generations": 4,
     "per_device_train_batch_size": 8,
     "max_completion_length": 96,
-    "max_steps": 1,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "use_cpu": True,
     "seed": 1,
 }
 CLASSES = {"step_grpo": (StepGRPOTrainer, StepGRPOConfig), "sas": (SASTrainer, SASConfig)}
