@@ -15,7 +15,7 @@ import argparse
 import re
 
 import pandas as pd
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step_trl import testbed
 from step_trl.evaluation import evaluate
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=256, help="of each evaluation set")
     parser.add_argument("--print", type=int, default=0, help="completions to show")
     options = parser.parse_args()
-    tokenizer = testbed.load_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32").eval()
     benchmarks = {
         name: testbed.load_dataset(name).select(range(options.problems)) for name in testbed.EVALUATION_SPLITS

@@ -80,10 +80,10 @@ def _bar(total: int, name: str, unit: str) -> tqdm:
     return tqdm(total=total, desc=name, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 15)
 
 
-def evaluate_testbed(model, tokenizer, name: str, problems: int | None = 64) -> pd.DataFrame:
-    """Rows of [`~step_trl.evaluation.evaluate`] on the first `problems` of each evaluation split (all for `None`)."""
+def evaluate_testbed(model, tokenizer, name: str, problems: range) -> pd.DataFrame:
+    """Rows of [`~step_trl.evaluation.evaluate`] on the `problems` of these numbers of each evaluation split."""
     splits = {split: testbed.load_dataset(split) for split in testbed.EVALUATION_SPLITS}
-    benchmarks = {split: rows.select(range(problems or len(rows))) for split, rows in splits.items()}
+    benchmarks = {split: rows.select(problems) for split, rows in splits.items()}
     started, tokens = time.monotonic(), 0
     with _bar(sum(map(len, benchmarks.values())), f"evaluate {name}", "problem") as bar:
 
@@ -103,15 +103,15 @@ def set_aside(folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
-def run_demo(output_dir: Path = Path("runs/demo"), problems: int | None = 64, **options) -> dict:
+def run_demo(output_dir: Path = Path("runs/demo"), problems: int = 64, **options) -> dict:
     """
-    Train and compare; writes `summary.json`, `samples.parquet`, `report.png` and the two models.
+    Train and compare; writes `summary.json`, `samples.parquet`, `report.png` and, per method, model and trainer state.
 
     Args:
         output_dir (`Path`, *optional*, defaults to `runs/demo`):
             Where to write. A folder that exists is set aside first.
         problems (`int`, *optional*, defaults to `64`):
-            Problems per evaluation split.
+            Problems per evaluation split, from its first.
         **options:
             Fields of the training configurations to change, such as `max_steps`.
 
@@ -122,7 +122,7 @@ def run_demo(output_dir: Path = Path("runs/demo"), problems: int | None = 64, **
     set_aside(output_dir)
     output_dir.mkdir(parents=True)
     tokenizer, train_dataset = testbed.load_tokenizer(), testbed.load_dataset("train")
-    samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", problems)}
+    samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", range(problems))}
     histories = {}
     for name, trainer_class, config in (
         ("step_grpo", StepGRPOTrainer, step_grpo_config),
@@ -138,8 +138,9 @@ def run_demo(output_dir: Path = Path("runs/demo"), problems: int | None = 64, **
         trainer.remove_callback(PrinterCallback)  # the bar shows what matters
         trainer.train()
         trainer.save_model()
+        trainer.save_state()  # with the curves of the report
         histories[name] = trainer.state.log_history
-        samples[name] = evaluate_testbed(trainer.model, tokenizer, name, problems)
+        samples[name] = evaluate_testbed(trainer.model, tokenizer, name, range(problems))
     tables = {name: summarize(rows, samples["vanilla"]) for name, rows in samples.items()}
     summary = {
         name: {column: float(table.loc["overall", column]) for column in ("accuracy", "tokens", "steps", "cr", "aes")}

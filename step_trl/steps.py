@@ -264,18 +264,19 @@ class TriggerSegmenter(Segmenter):
         whole_words = b"|".join(word + b"(?<![A-Za-z]" + word + b")" for word in words)
         super().__init__(tokenizer, re.compile(b"(?:" + whole_words + b")(?![A-Za-z])"))
 
-    def starts(self, token_ids: Sequence[int]) -> list[int]:
+    def occurrences(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Where the triggers of the [`boundaries`] begin: `token_ids[:start]` is the path without its trigger.
+        Where the triggers of the [`boundaries`] are: `token_ids[:start]` is the path without its trigger.
 
         Args:
             token_ids (`Sequence[int]`):
                 Token ids of one completion.
 
         Returns:
-            `list[int]`: for each boundary the index of the first token that holds a character of its trigger.
+            `list[tuple[int, int]]`: for each boundary the index of the first token that holds a character of its
+            trigger, and the boundary.
         """
-        return self._find(token_ids)[0]
+        return list(zip(*self._find(token_ids), strict=True))
 
     def count(self, token_ids: Sequence[int]) -> int:
         """

@@ -120,7 +120,7 @@ def delimiters():
 def test_triggers_by_hand(triggers, tokens, boundaries, starts, count):
     ids = crafted_ids(*tokens)
     assert triggers.boundaries(ids) == boundaries
-    assert triggers.starts(ids) == starts
+    assert [start for start, _ in triggers.occurrences(ids)] == starts
     assert triggers.count(ids) == count
 
 
@@ -238,7 +238,7 @@ def test_merges_across_blank_lines_and_triggers_in_pieces():
     ids = tokenizer(". Alternatively, so")["input_ids"]
     assert tokenizer.convert_ids_to_tokens(ids)[2:5] == ["Alt", "ern", "atively"]
     segmenter = TriggerSegmenter(tokenizer)
-    assert (segmenter.starts(ids), segmenter.boundaries(ids)) == ([2], [5])
+    assert segmenter.occurrences(ids) == [(2, 5)]
 
 
 def test_own_triggers_and_delimiters():
@@ -335,7 +335,7 @@ def test_segmenters_equal_the_reference(triggers, delimiters, draws):
     matches = reference_tokens(tokenizer, ids, reference_triggers)
     assert triggers.count(ids) == len(matches)
     assert triggers.boundaries(ids) == reference_boundaries(matches)
-    assert triggers.starts(ids) == reference_starts(matches)
+    assert triggers.occurrences(ids) == list(zip(reference_starts(matches), triggers.boundaries(ids)))
     boundaries = reference_boundaries(
         reference_tokens(tokenizer, ids, lambda text: reference_delimiters(text, "\n\n"))
     )

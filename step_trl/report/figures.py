@@ -21,12 +21,13 @@ STYLE: Any = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
 }
+MARKERS = "sD^vP*X<>p"
 COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b")
 
 
 def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
     """
-    Accuracy against mean tokens, one colour per model: a large point overall, a small one per benchmark.
+    Accuracy against mean tokens, one colour per model: a large point overall, a small mark per benchmark.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
@@ -36,13 +37,15 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
     """
     for color, (name, table) in zip(COLORS, tables.items(), strict=False):
         benchmarks, overall = table.drop("overall"), table.loc["overall"]
-        axes.scatter(benchmarks["tokens"], benchmarks["accuracy"], s=16, color=color, alpha=0.5)
-        for benchmark, row in benchmarks.iterrows():
-            axes.annotate(str(benchmark), (row["tokens"], row["accuracy"]), fontsize=6, color=color, alpha=0.8)
+        for marker, (_, row) in zip(MARKERS, benchmarks.iterrows(), strict=False):
+            axes.scatter(row["tokens"], row["accuracy"], s=18, marker=marker, color=color, alpha=0.6)
         axes.scatter(overall["tokens"], overall["accuracy"], s=90, color=color, label=name, zorder=3)
+    names = next(iter(tables.values())).index.drop("overall")
+    for marker, benchmark in zip(MARKERS, names, strict=False):
+        axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower left")
+    axes.legend(loc="lower left", fontsize=7)
 
 
 def plot_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, label: str) -> None:

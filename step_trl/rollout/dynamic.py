@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..steps import TriggerSegmenter
 from .engines import Engine, Generation
-from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback, answer_confidence
+from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback
 
 
 Outcome = Literal["exit", "declined", "abandoned"]
@@ -37,18 +37,16 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """One probe: `position` is the length of the path at its boundary; `confidence` is None for an abandoned one."""
+    """
+    One probe: `position` is the length of the path at its boundary; `confidence` is the callback's measure, `None` for
+    an abandoned probe and for a callback that does not measure.
+    """
 
     position: int
     token_ids: list[int]
     logprobs: list[float]
     outcome: Outcome
-
-    @property
-    def confidence(self) -> float | None:
-        if self.outcome == "abandoned":
-            return None
-        return answer_confidence(self.logprobs)
+    confidence: float | None
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Rollout:
             Whether a callback ended the thought.
         sampled_tokens (`int`), discarded_tokens (`int`):
             Tokens that engine calls returned for this rollout, probes included; those of them that are not in
-            `completion_ids`. Tokens of cancelled calls are in neither.
+            `completion_ids`. Tokens of calls that were cancelled while they ran are in neither.
     """
 
     prompt_ids: Sequence[int]
@@ -206,10 +204,10 @@ class _Path:
         offset = max(0, len(path) - len(segment.token_ids) - 1)
         window = path[offset:]
         segmenter = self.owner.segmenter
-        if segmenter is None or segmenter.boundaries(window)[-1:] != [len(window)]:
+        triggers = [] if segmenter is None else segmenter.occurrences(window)
+        if not triggers or triggers[-1][1] != len(window):
             return None
-        start = offset + segmenter.starts(window)[-1]
-        return Boundary(path, start, self.remaining, len(self.rollout.probes))
+        return Boundary(path, offset + triggers[-1][0], self.remaining, len(self.rollout.probes))
 
     async def _probe(self, callback: TruncationCallback, boundary: Boundary, probe: Probe) -> Generation | None:
         """Induce an answer, the thought going on beside it if speculative. Returns as `_decide`."""
@@ -220,10 +218,12 @@ class _Path:
         except BaseException:
             await _cancel(following)
             raise
-        self._record(boundary, answer, exit_)
+        self._record(boundary, probe, answer, exit_)
         if exit_ is None:
             return await (following or self._sample())
         await _cancel(following)
+        if following is not None and not following.cancelled() and following.exception() is None:
+            self.rollout.discarded_tokens += len(following.result().token_ids)  # it was done before its probe
         await self._leave(boundary, exit_, (probe, answer))
         return None
 
@@ -279,11 +279,14 @@ class _Path:
         self.rollout.sampled_tokens += len(segment.token_ids)
         return segment
 
-    def _record(self, boundary: Boundary, answer: Generation, exit_: Exit | None) -> None:
+    def _record(self, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
         outcome: Outcome = "declined" if exit_ is None else "exit"
+        confidence = probe.confidence(answer) if probe.confidence is not None else None
         if answer.finish_reason == "abandoned":
-            outcome = "abandoned"
-        self.rollout.probes.append(ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome))
+            outcome, confidence = "abandoned", None
+        self.rollout.probes.append(
+            ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
+        )
         if exit_ is None:
             self.rollout.discarded_tokens += len(answer.token_ids)
 

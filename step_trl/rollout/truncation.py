@@ -8,7 +8,7 @@ so far and shown to the callback again. It knows token ids and text, no engine a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,8 @@ class Probe:
             Whether the prompt closes the thought: the answer is then the completion's last part.
         abandon (`AbandonRule`, *optional*):
             Ends the probe as soon as it can no longer lead to an exit.
+        confidence (`Callable[[Generation], float]`, *optional*):
+            How sure of the answer the model is, in 0..1, for the record of the probe.
     """
 
     prompt_ids: list[int]
@@ -95,6 +97,7 @@ class Probe:
     stop: tuple[str, ...] = ()
     closes_thought: bool = True
     abandon: AbandonRule | None = None
+    confidence: Callable[[Generation], float] | None = None
 
 
 Decision = GoOn | Exit | Probe
@@ -227,6 +230,7 @@ class ConfidenceTruncation:
             stop=() if self._closes_thought else (THINK_END,),
             closes_thought=self._closes_thought,
             abandon=self._abandon_rule(max_tokens) if self.early_rejection else None,
+            confidence=self.confidence,
         )
 
     def after_probe(self, boundary: Boundary, probe: Probe, answer: Generation) -> Exit | None:

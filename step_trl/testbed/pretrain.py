@@ -247,14 +247,14 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     model = build_model(recipe, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
 
-    drills = batches(tokenizer, corpus.drill, recipe.drill_tokens, corpus.rng)
-    train(model, drills, recipe.drill_updates, recipe.learning_rate, "drill")
-    easy_passes = batches(tokenizer, corpus.easy_pass, recipe.pass_tokens, corpus.rng)
-    train(model, easy_passes, recipe.easy_pass_updates, recipe.learning_rate, "easy passes")
-    passes = batches(tokenizer, corpus.one_pass, recipe.pass_tokens, corpus.rng)
-    train(model, passes, recipe.pass_updates, recipe.learning_rate, "passes")
-    traces = batches(tokenizer, corpus.mixed, recipe.trace_tokens, corpus.rng)
-    train(model, traces, recipe.trace_updates, recipe.learning_rate, "traces")
+    for name, example, updates, tokens in (
+        ("drill", corpus.drill, recipe.drill_updates, recipe.drill_tokens),
+        ("easy passes", corpus.easy_pass, recipe.easy_pass_updates, recipe.pass_tokens),
+        ("passes", corpus.one_pass, recipe.pass_updates, recipe.pass_tokens),
+        ("traces", corpus.mixed, recipe.trace_updates, recipe.trace_tokens),
+    ):
+        train(model, batches(tokenizer, example, tokens, corpus.rng), updates, recipe.learning_rate, name)
+        model.save_pretrained(output / f"after {name}")
     model.save_pretrained(output)
 
 

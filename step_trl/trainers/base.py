@@ -67,11 +67,16 @@ class EfficientReasoningTrainer(GRPOTrainer):
         evaluation = kwargs.get("eval_dataset")
         datasets = {"train_dataset": train_dataset}
         datasets |= evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
-        config = AutoConfig.from_pretrained(model) if isinstance(model, str) else model.config
+        loading = {"trust_remote_code": args.trust_remote_code} | {
+            name: value
+            for name, value in (args.model_init_kwargs or {}).items()
+            if name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+        }
+        config = AutoConfig.from_pretrained(model, **loading) if isinstance(model, str) else model.config
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
         tokenizer = kwargs.get("processing_class")
         if tokenizer is None and isinstance(model, str):
-            tokenizer = AutoTokenizer.from_pretrained(model)
+            tokenizer = AutoTokenizer.from_pretrained(model, **loading)
         for name, dataset in datasets.items():
             if dataset is None:
                 continue

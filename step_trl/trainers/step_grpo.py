@@ -199,6 +199,8 @@ class StepGRPOTrainer(StepSelectionMixin):
         output["tool_mask"] = sampled * output.get("tool_mask", 1)
         loss_mask = output["completion_mask"] * output["tool_mask"]
         output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
+        if "step_ids" in output:  # a step's confidence is that of its sampled tokens
+            output["step_ids"] = output["step_ids"].masked_fill(~sampled, -1)
         return output
 
 

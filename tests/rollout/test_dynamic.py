@@ -155,6 +155,7 @@ def check_invariants(engine, record, max_tokens):
     assert len(record.logprobs) == len(record.injected) == len(ids)
     assert ids[-1] == tokenizer.eos_token_id or len(ids) == max_tokens
     assert tokenizer.eos_token_id not in ids[:-1]
+    assert record.sampled_tokens == record.injected.count(False) + record.discarded_tokens
     context = list(record.prompt_ids)
     for token, logprob, injected in zip(ids, record.logprobs, record.injected):
         sampled, sampled_logprob = engine.next(context)
@@ -202,6 +203,18 @@ def test_early_rejection_saves_tokens_and_changes_nothing(tokenizer):
     }
     assert tokens[True] < tokens[False]
     assert all(p.confidence is None for r in records[True] for p in r.probes if p.outcome == "abandoned")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_recorded_confidence_is_the_one_decided_on(tokenizer, variant):
+    callback = build(tokenizer, VARIANTS[variant] | {"exit_margin": 0})
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=11, certain=0.9)
+    prompts = [tokenizer.encode(str(i)) for i in range(80)]
+    records = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(60)).run(prompts)
+    probes = [probe for record in records for probe in record.probes]
+    assert {"exit", "declined"} <= {probe.outcome for probe in probes}
+    for probe in probes:
+        assert probe.outcome == "abandoned" or (probe.confidence > callback.threshold) == (probe.outcome == "exit")
 
 
 def test_runs_inside_a_running_loop(tokenizer):

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from transformers import TrainerState
 from trl import GRPOTrainer
 
 from step_trl import SASConfig
@@ -172,3 +173,11 @@ def test_missing_triggers_are_called_out(build, caplog):
         trainer.train()
     assert any("No trigger word" in record.message for record in caplog.records)
     assert any(isinstance(callback, SignalWarnings) for callback in trainer.callback_handler.callbacks)
+
+
+def test_a_model_that_learns_to_do_without_triggers_is_no_symptom(caplog):
+    callback, state = SignalWarnings(), TrainerState(is_world_process_zero=True)
+    with caplog.at_level(logging.WARNING, logger="step_trl"):
+        for steps in (2.5, 1.4, 1.0, 1.0):
+            callback.on_log(None, state, None, logs={"step_grpo/steps/mean": steps})
+    assert not caplog.records
