@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=128, help="of each evaluation set")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--options", type=json.loads, default={}, help="JSON: fields of every configuration to change")
+    parser.add_argument("--output", type=Path, help="folder for the log history of each method, as JSON")
     options = parser.parse_args()
     tokenizer = testbed.load_tokenizer()
     problems = range(256 - options.problems, 256)
@@ -59,6 +60,9 @@ def main() -> None:
             trainer = build_trainer(method, testbed.load_model(), str(Path(folder) / method), **changes)
             trainer.remove_callback(PrinterCallback)
             trainer.train()
+        if options.output:
+            options.output.mkdir(parents=True, exist_ok=True)
+            trainer.state.save_to_json(str(options.output / f"{method}.json"))
         seconds = time.monotonic() - started
         samples[method] = evaluate_testbed(trainer.model, tokenizer, method, problems)
         rows[method] = seconds
