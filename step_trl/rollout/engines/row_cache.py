@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class _RowLayer(CacheLayerMixin):
 
     def __init__(self, cache: RowCache):
         super().__init__()
-        self.cache = cache
+        self.cache = weakref.proxy(cache)  # no cycle: what it holds is large, and must go when the cache does
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         # Zeros, not empty: what lies beyond a row's end is multiplied by an attention weight of 0, and 0 * NaN is NaN.
