@@ -140,8 +140,8 @@ def compare_rollouts(model, tokenizer, count: int, rounds: int) -> None:
     prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
 
     def rollout(speculative: bool = False, **options) -> DynamicTruncatedRollout:
-        callback = ConfidenceTruncation(tokenizer, **options) if options else None
-        return DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(512), speculative)
+        callbacks = [ConfidenceTruncation(tokenizer, **options)] if options else []
+        return DynamicTruncatedRollout(engine, callbacks, SamplingParams(512), speculative)
 
     contenders = {
         "no probes": rollout(),

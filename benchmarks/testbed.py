@@ -61,8 +61,8 @@ def main() -> None:
     }
     solutions = {(name, i): int(row["solution"]) for name, rows in benchmarks.items() for i, row in enumerate(rows)}
 
-    def run(callback=None) -> pd.DataFrame:
-        return evaluate(model, tokenizer, benchmarks, sampling=SAMPLING, callback=callback)
+    def run(*callbacks) -> pd.DataFrame:
+        return evaluate(model, tokenizer, benchmarks, sampling=SAMPLING, callbacks=callbacks)
 
     vanilla = run()
     cut = run(ConfidenceTruncation(tokenizer, threshold=1e-9))

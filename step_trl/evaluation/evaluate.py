@@ -26,7 +26,7 @@ def evaluate(
     *,
     n: int = 1,
     sampling: SamplingParams,
-    callback: TruncationCallback | None = None,
+    callbacks: Sequence[TruncationCallback] = (),
     triggers: Sequence[str] = ("Wait", "Alternatively"),
     seed: int = 0,
     batch_size: int = 64,
@@ -46,8 +46,8 @@ def evaluate(
             Samples per problem.
         sampling ([`SamplingParams`]):
             Budget and sampling.
-        callback ([`TruncationCallback`], *optional*):
-            Truncates completions at inference time (DEER); none by default.
+        callbacks (`Sequence[TruncationCallback]`, *optional*):
+            Truncate completions at inference time, as [`~step_trl.rollout.ConfidenceTruncation`] does (DEER).
         triggers (`Sequence[str]`, *optional*):
             Words that open a semantic step, for the column `steps`.
         seed (`int`, *optional*, defaults to `0`):
@@ -61,9 +61,7 @@ def evaluate(
         [`~pandas.DataFrame`]: `benchmark`, `problem`, `sample`, `correct` (bool), `tokens`, `steps`, `truncated`
         (bool), `finished` (bool: ended with EOS), `completion` (text).
     """
-    rollout = DynamicTruncatedRollout(
-        TransformersEngine(model, tokenizer), tokenizer, callback, sampling, speculative=False
-    )
+    rollout = DynamicTruncatedRollout(TransformersEngine(model, tokenizer), callbacks, sampling, speculative=False)
     segmenter = TriggerSegmenter(tokenizer, triggers)
     jobs = [
         (name, problem, sample, row)

@@ -1,14 +1,22 @@
 """Dynamic truncated rollout: engines, truncation callbacks and the rollout that joins them."""
 
-from .dynamic import DynamicTruncatedRollout, ProbeRecord, Rollout, SamplingParams
-from .truncation import ConfidenceTruncation, TruncationCallback
+from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
+from .dynamic import DynamicTruncatedRollout, Rollout, SamplingParams
+from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCallback
 
 
 __all__ = [
+    "AnswerConsistency",
+    "Boundary",
     "ConfidenceTruncation",
     "DynamicTruncatedRollout",
+    "Exit",
+    "GoOn",
+    "Probe",
     "ProbeRecord",
+    "RandomCut",
     "Rollout",
     "SamplingParams",
+    "TokenBudget",
     "TruncationCallback",
 ]

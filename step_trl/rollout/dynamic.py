@@ -1,7 +1,7 @@
 """
-The dynamic truncated rollout (Step-GRPO section 3.2): an engine and a truncation callback make Rollout records.
+The dynamic truncated rollout (Step-GRPO section 3.2): an engine and truncation callbacks make Rollout records.
 
-Each completion is a coroutine of its own: generate up to a trigger, ask the callback, go on or leave. Where the
+Each completion is a coroutine of its own: generate up to a boundary, ask the callbacks, go on or leave. Where a
 callback wants a probe, the thought may go on beside it (speculative probing); a probe that says stop cancels the rest.
 """
 
@@ -9,44 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..steps import TriggerSegmenter
+from ..steps import DelimiterSegmenter, TriggerSegmenter
 from .engines import Engine, Generation
-from .truncation import THINK_END, Boundary, Exit, Probe, TruncationCallback
-
-
-Outcome = Literal["exit", "declined", "abandoned"]
+from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How the policy is sampled; the names are vLLM's. `max_tokens` is the budget of a whole completion."""
 
-    max_tokens: int
+    max_tokens: int = 512
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
-
-
-@dataclass(frozen=True)
-class ProbeRecord:
-    """
-    One probe: `position` is the length of the path at its boundary; `confidence` is the callback's measure, `None` for
-    an abandoned probe and for a callback that does not measure.
-    """
-
-    position: int
-    token_ids: list[int]
-    logprobs: list[float]
-    outcome: Outcome
-    confidence: float | None
 
 
 @dataclass
@@ -99,35 +82,49 @@ class Rollout:
 
 class DynamicTruncatedRollout:
     """
-    Samples completions that a callback may cut short.
+    Samples completions that callbacks may cut short.
 
     Args:
         engine ([`Engine`]):
             Where tokens come from.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-        callback ([`TruncationCallback`], *optional*):
-            Decides at its triggers; without one, rollouts are plain.
-        sampling ([`SamplingParams`]):
-            Budget and sampling of the policy.
+        callbacks (`Sequence[TruncationCallback]`, *optional*):
+            Asked in this order at the boundaries that each names; the first that says stop decides. Without one,
+            rollouts are plain. A trigger word across a position that another callback names is not seen.
+        sampling ([`SamplingParams`], *optional*):
+            Budget and sampling of the policy; 512 tokens at temperature 1 by default.
         speculative (`bool`, *optional*, defaults to `True`):
             Let the thought go on while its probe runs. The result is the same, only waiting is saved.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The policy's tokenizer, by default that of the engine.
+
+    Example:
+
+    ```python
+    >>> engine = TransformersEngine(model, tokenizer)
+    >>> deer = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(max_tokens=256))
+    >>> rollout = deer.run([prompt_ids])[0]
+    >>> tokenizer.decode(rollout.completion_ids), rollout.truncated
+    ```
     """
 
     def __init__(
         self,
         engine: Engine,
-        tokenizer: PreTrainedTokenizerBase,
-        callback: TruncationCallback | None,
-        sampling: SamplingParams,
+        callbacks: Sequence[TruncationCallback] = (),
+        sampling: SamplingParams = SamplingParams(),
         speculative: bool = True,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.engine = engine
-        self.tokenizer = tokenizer
-        self.callback = callback
+        self.callbacks = list(callbacks)
         self.sampling = sampling
         self.speculative = speculative
-        self.segmenter = TriggerSegmenter(tokenizer, callback.triggers) if callback is not None else None
+        self.tokenizer = engine.tokenizer if tokenizer is None else tokenizer
+        self.segmenters = [
+            TriggerSegmenter(self.tokenizer, callback.triggers) if callback.triggers else None
+            for callback in self.callbacks
+        ]
+        self.think_end = DelimiterSegmenter(self.tokenizer, THINK_END)
 
     def run(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> list[Rollout]:
         """
@@ -156,15 +153,59 @@ class DynamicTruncatedRollout:
             raise
 
 
+class _Watch:
+    """One callback's view of one rollout."""
+
+    def __init__(self, callback: TruncationCallback, segmenter: TriggerSegmenter | None, positions: Iterator[int]):
+        self.callback = callback
+        self.segmenter = segmenter
+        self.positions = positions
+        self.next_position: int | None = 0
+        self.number = 0
+        self.probes: list[ProbeRecord] = []
+        self._pass_positions(0)
+
+    def boundary(self, rollout: Rollout, new_tokens: int, remaining: int) -> Boundary | None:
+        """The boundary of this callback that ends the path, if one does."""
+        path = rollout.completion_ids
+        start = self._trigger_start(path, new_tokens)
+        on_time = self.next_position == len(path)
+        self._pass_positions(len(path))
+        if start is None and not on_time:
+            return None
+        return Boundary(
+            rollout.prompt_ids, path, len(path) if start is None else start, remaining, self.number, self.probes
+        )
+
+    def _pass_positions(self, length: int) -> None:
+        while self.next_position is not None and self.next_position <= length:
+            self.next_position = next(self.positions, None)
+
+    def _trigger_start(self, path: list[int], new_tokens: int) -> int | None:
+        """First token of the trigger that ends the path: "await" and "Waiting" stop an engine but are no triggers."""
+        if self.segmenter is None:
+            return None
+        # The trigger lies in the new tokens; the token before tells whether a letter stands in front of it.
+        offset = max(0, len(path) - new_tokens - 1)
+        triggers = self.segmenter.occurrences(path[offset:])
+        return offset + triggers[-1][0] if triggers and offset + triggers[-1][1] == len(path) else None
+
+
 class _Path:
     """One rollout in the making."""
 
     def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
         self.owner = owner
-        self.callback = owner.callback
         self.rollout = rollout
         self.seed = seed
-        self.watched = True
+        self.watches = [
+            _Watch(
+                callback,
+                segmenter,
+                iter(callback.positions(rollout.prompt_ids, owner.sampling.max_tokens, seed)),
+            )
+            for callback, segmenter in zip(owner.callbacks, owner.segmenters, strict=True)
+        ]
 
     @property
     def remaining(self) -> int:
@@ -174,58 +215,60 @@ class _Path:
         segment = await self._sample()
         while True:
             self.rollout.append(segment)
-            if segment.finish_reason != "stop" or self.remaining == 0:
+            if segment.finish_reason == "eos" or self.remaining == 0:
                 return self.rollout
-            boundary = self._boundary_after(segment)
-            following = await (self._sample() if boundary is None else self._decide(boundary))
+            following = await self._decide(self._boundaries_after(segment))
             if following is None:
                 return self.rollout
             segment = following
 
-    async def _decide(self, boundary: Boundary) -> Generation | None:
-        """Ask the callback. Returns the next segment of the thought, or `None` where the rollout ended here."""
-        assert self.callback is not None  # without one, nothing stops at a trigger
-        decision = self.callback.at_boundary(boundary)
-        if isinstance(decision, Probe):
-            return await self._probe(self.callback, boundary, decision)
-        if isinstance(decision, Exit):
-            await self._leave(boundary, decision)
-            return None
-        self.watched = decision.watch
-        return await self._sample()
+    def _boundaries_after(self, segment: Generation) -> list[tuple[_Watch, Boundary]]:
+        """Who wants to be asked at the end of the path. Nobody, once the thought has ended."""
+        new_tokens = len(segment.token_ids)
+        if self.watches and self.owner.think_end.boundaries(
+            self.rollout.completion_ids[-new_tokens - len(THINK_END) :]
+        ):
+            self.watches = []
+        asked = [(watch, watch.boundary(self.rollout, new_tokens, self.remaining)) for watch in self.watches]
+        return [(watch, boundary) for watch, boundary in asked if boundary is not None]
 
-    def _boundary_after(self, segment: Generation) -> Boundary | None:
-        """The boundary that ends the path, or `None`: "await" and "Waiting" stop an engine but are no triggers."""
-        if THINK_END in self.owner.tokenizer.decode(segment.token_ids):
-            self.watched = False
-            return None
-        path = self.rollout.completion_ids
-        # The trigger lies in the segment; the token before tells whether a letter stands in front of it.
-        offset = max(0, len(path) - len(segment.token_ids) - 1)
-        window = path[offset:]
-        segmenter = self.owner.segmenter
-        triggers = [] if segmenter is None else segmenter.occurrences(window)
-        if not triggers or triggers[-1][1] != len(window):
-            return None
-        return Boundary(path, offset + triggers[-1][0], self.remaining, len(self.rollout.probes))
-
-    async def _probe(self, callback: TruncationCallback, boundary: Boundary, probe: Probe) -> Generation | None:
-        """Induce an answer, the thought going on beside it if speculative. Returns as `_decide`."""
-        following = asyncio.ensure_future(self._sample()) if self.owner.speculative else None
+    async def _decide(self, asked: list[tuple[_Watch, Boundary]]) -> Generation | None:
+        """Ask the callbacks. Returns the next segment of the thought, or `None` where the rollout ended here."""
+        decisions: list[tuple[_Watch, Boundary, Decision]] = []
+        for watch, boundary in asked:
+            decision = watch.callback.at_boundary(boundary)
+            watch.number += 1
+            decisions.append((watch, boundary, decision))
+            if isinstance(decision, GoOn) and not decision.watch:
+                self.watches.remove(watch)
+        # Only now: what the thought is watched for must not depend on whether it goes on beside a probe.
+        probing = any(isinstance(decision, Probe) for *_, decision in decisions)
+        leaving = any(isinstance(decision, Exit) for *_, decision in decisions)
+        following = (
+            asyncio.ensure_future(self._sample()) if self.owner.speculative and probing and not leaving else None
+        )
         try:
-            answer = await self._induce(boundary, probe)
-            exit_ = callback.after_probe(boundary, probe, answer)
+            for watch, boundary, decision in decisions:
+                if isinstance(decision, Exit):
+                    await self._leave(boundary, decision)
+                    return None
+                if isinstance(decision, Probe):
+                    answer = await self._induce(boundary, decision)
+                    exit_ = watch.callback.after_probe(boundary, decision, answer)
+                    self._record(watch, boundary, decision, answer, exit_)
+                    if exit_ is not None:
+                        await self._discard(following)
+                        await self._leave(boundary, exit_, (decision, answer))
+                        return None
         except BaseException:
             await _cancel(following)
             raise
-        self._record(boundary, probe, answer, exit_)
-        if exit_ is None:
-            return await (following or self._sample())
+        return await (following or self._sample())
+
+    async def _discard(self, following: asyncio.Future[Generation] | None) -> None:
         await _cancel(following)
         if following is not None and not following.cancelled() and following.exception() is None:
             self.rollout.discarded_tokens += len(following.result().token_ids)  # it was done before its probe
-        await self._leave(boundary, exit_, (probe, answer))
-        return None
 
     async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
@@ -242,7 +285,7 @@ class _Path:
     async def _leave(self, boundary: Boundary, exit_: Exit, probed: tuple[Probe, Generation] | None = None) -> None:
         """End the thought at `boundary`: keep the probe's answer, or close the thought and sample one."""
         rollout = self.rollout
-        rollout.truncated, self.watched = True, False
+        rollout.truncated, self.watches = True, []
         if not exit_.keep_trigger:
             rollout.cut(boundary.trigger_start)
         closing, greedy = exit_.closing_ids, False
@@ -263,12 +306,14 @@ class _Path:
             rollout.append(await self._sample(greedy), greedy)
 
     async def _sample(self, greedy: bool = False) -> Generation:
-        """Sample on from the end of the path, up to the next trigger while the thought is watched."""
+        """Sample on from the end of the path, up to the next boundary that is watched for."""
         path, sampling = self.rollout.completion_ids, self.owner.sampling
+        positions = [watch.next_position for watch in self.watches if watch.next_position is not None]
+        stops = dict.fromkeys(word for watch in self.watches for word in watch.callback.triggers)
         segment = await self.owner.engine.generate(
             [*self.rollout.prompt_ids, *path],
-            max_tokens=self.remaining,
-            stop=tuple(self.callback.triggers) if self.callback is not None and self.watched else (),
+            max_tokens=min([self.remaining, *(position - len(path) for position in positions)]),
+            stop=tuple(stops),
             temperature=0.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -279,14 +324,14 @@ class _Path:
         self.rollout.sampled_tokens += len(segment.token_ids)
         return segment
 
-    def _record(self, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
+    def _record(self, watch: _Watch, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
         outcome: Outcome = "declined" if exit_ is None else "exit"
         confidence = probe.confidence(answer) if probe.confidence is not None else None
         if answer.finish_reason == "abandoned":
             outcome, confidence = "abandoned", None
-        self.rollout.probes.append(
-            ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
-        )
+        record = ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
+        watch.probes.append(record)
+        self.rollout.probes.append(record)
         if exit_ is None:
             self.rollout.discarded_tokens += len(answer.token_ids)
 

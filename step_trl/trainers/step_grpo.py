@@ -48,6 +48,8 @@ class StepGRPOTrainer(StepSelectionMixin):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
+        truncation_callbacks (`Sequence[TruncationCallback]`, *optional*):
+            Decide where rollouts stop in training. By default a [`ConfidenceTruncation`] with the options of `args`.
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
 
@@ -84,7 +86,9 @@ class StepGRPOTrainer(StepSelectionMixin):
     config_class = StepGRPOConfig
     args: StepGRPOConfig
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+    def __init__(
+        self, model, reward_funcs=None, args=None, train_dataset=None, *, truncation_callbacks=None, **kwargs
+    ):
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if self.args.truncated_rollout and isinstance(self.processing_class, ProcessorMixin):
             raise ValueError(
@@ -94,6 +98,9 @@ class StepGRPOTrainer(StepSelectionMixin):
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers)
         self._engine: TransformersEngine | None = None
+        self.truncation_callbacks = (
+            [self._confidence_truncation()] if truncation_callbacks is None else list(truncation_callbacks)
+        )
         self._add_reward_columns()
 
     def _add_reward_columns(self) -> None:
@@ -120,8 +127,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         with self._generating_engine() as engine:
             rollouts = DynamicTruncatedRollout(
                 engine,
-                self._tokenizer,
-                self._truncation(),
+                self.truncation_callbacks,
                 SamplingParams(
                     cast("int", self.max_completion_length),
                     self.temperature,
@@ -136,7 +142,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                 self._log_metric(f"step_grpo/{name}", value)
         return [r.completion_ids for r in rollouts], [r.logprobs for r in rollouts]
 
-    def _truncation(self) -> ConfidenceTruncation:
+    def _confidence_truncation(self) -> ConfidenceTruncation:
         args = self.args
         return ConfidenceTruncation(
             self._tokenizer,

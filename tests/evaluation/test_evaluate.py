@@ -34,7 +34,7 @@ def test_one_tidy_row_per_sample_and_the_same_ones_again(parts):
 def test_truncation_at_inference_time(parts):
     plain = evaluate(*parts, sampling=SAMPLING)
     callback = ConfidenceTruncation(parts[1], threshold=1e-9)
-    cut = evaluate(*parts, sampling=SAMPLING, callback=callback)
+    cut = evaluate(*parts, sampling=SAMPLING, callbacks=[callback])
     assert cut["truncated"].mean() > 0.5
     assert cut["tokens"].mean() < plain["tokens"].mean()
     assert cut["completion"].str.contains("</think>\n\nThe final answer is", regex=False).mean() > 0.5

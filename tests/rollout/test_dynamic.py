@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
+from step_trl.steps import TriggerSegmenter
 
 
 # Triggers whole, inside a token, over several tokens, glued to letters; bytes of one character; the tags.
@@ -140,7 +141,7 @@ def test_equals_the_oracle_token_for_token(tokenizer, variant, early_rejection, 
         engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt, certain=rng.choice((0.5, 0.8, 0.95)))
         max_tokens = rng.choice((1, 7, 20, 60))
         prompts = [tokenizer.encode(f"{salt}.{i}") for i in range(20)]
-        rollout = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(max_tokens), speculative)
+        rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(max_tokens), speculative)
         for prompt, record in zip(prompts, rollout.run(prompts)):
             assert record.completion_ids == oracle(engine, callback, prompt, max_tokens)
             check_invariants(engine, record, max_tokens)
@@ -168,19 +169,17 @@ def check_invariants(engine, record, max_tokens):
     if not record.truncated:
         assert not any(record.injected) and not any(map(math.isnan, record.logprobs))
     text = tokenizer.decode(ids)
-    assert 1 + DynamicTruncatedRollout(engine, tokenizer, build(tokenizer, {}), SamplingParams(1)).segmenter.count(
-        ids
-    ) == 1 + len(WHOLE_WORD.findall(text))
+    assert TriggerSegmenter(tokenizer, TRIGGERS).count(ids) == len(WHOLE_WORD.findall(text))
 
 
 def test_a_declined_probe_leaves_no_trace(tokenizer):
     """The released code joins the dropped and the new trigger to "WaitWait", which its step count does not see."""
     engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=5, certain=0.0)
     prompts = [tokenizer.encode(str(i)) for i in range(40)]
-    plain = DynamicTruncatedRollout(engine, tokenizer, None, SamplingParams(60)).run(prompts)
+    plain = DynamicTruncatedRollout(engine, [], SamplingParams(60)).run(prompts)
     for variant in VARIANTS.values():
         callback = build(tokenizer, variant | {"threshold": 1.0, "exit_margin": 0})
-        probed = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(60)).run(prompts)
+        probed = DynamicTruncatedRollout(engine, [callback], SamplingParams(60)).run(prompts)
         assert sum(len(record.probes) for record in probed) > 20
         assert [r.completion_ids for r in probed] == [r.completion_ids for r in plain]
         assert [r.logprobs for r in probed] == [r.logprobs for r in plain]
@@ -192,7 +191,7 @@ def test_early_rejection_saves_tokens_and_changes_nothing(tokenizer):
         engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=9, certain=0.6)
         callback = build(tokenizer, {"max_probe_tokens": 12}, early_rejection=early)
         prompts = [tokenizer.encode(str(i)) for i in range(200)]
-        records[early] = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(60)).run(prompts)
+        records[early] = DynamicTruncatedRollout(engine, [callback], SamplingParams(60)).run(prompts)
     differences = [a.completion_ids != b.completion_ids for a, b in zip(records[False], records[True])]
     assert len(differences) == 200 and not any(differences)
     outcomes = [probe.outcome for record in records[True] for probe in record.probes]
@@ -210,7 +209,7 @@ def test_the_recorded_confidence_is_the_one_decided_on(tokenizer, variant):
     callback = build(tokenizer, VARIANTS[variant] | {"exit_margin": 0})
     engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=11, certain=0.9)
     prompts = [tokenizer.encode(str(i)) for i in range(80)]
-    records = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(60)).run(prompts)
+    records = DynamicTruncatedRollout(engine, [callback], SamplingParams(60)).run(prompts)
     probes = [probe for record in records for probe in record.probes]
     assert {"exit", "declined"} <= {probe.outcome for probe in probes}
     for probe in probes:
@@ -219,7 +218,7 @@ def test_the_recorded_confidence_is_the_one_decided_on(tokenizer, variant):
 
 def test_runs_inside_a_running_loop(tokenizer):
     engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
-    rollout = DynamicTruncatedRollout(engine, tokenizer, build(tokenizer, {}), SamplingParams(20))
+    rollout = DynamicTruncatedRollout(engine, [build(tokenizer, {})], SamplingParams(20))
 
     async def cell():
         return rollout.run([tokenizer.encode("1")])
@@ -235,7 +234,7 @@ def test_an_error_surfaces_as_itself_and_stops_the_others(tokenizer, speculative
 
     engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
     callback = FailingCallback(tokenizer, answer_prompt=PAPER_PROMPT)
-    rollout = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(60), speculative)
+    rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(60), speculative)
     with pytest.raises(KeyError, match="from the callback"):
         rollout.run([tokenizer.encode(str(i)) for i in range(20)])
     assert engine.running == 0
@@ -255,7 +254,7 @@ def test_seeds_depend_on_the_position_alone(tokenizer):
             return await generate(prompt_ids, seed=seed, **options)
 
         engine.generate = recording
-        rollout = DynamicTruncatedRollout(engine, tokenizer, build(tokenizer, {}), SamplingParams(60), speculative)
+        rollout = DynamicTruncatedRollout(engine, [build(tokenizer, {})], SamplingParams(60), speculative)
         rollout.run([tokenizer.encode(str(i)) for i in range(30)], seeds=range(30))
     assert seen[False].items() <= seen[True].items()
     assert len(set(itertools.chain(seen[True].values()))) == len(seen[True])

@@ -27,7 +27,7 @@ def run(tokenizer):
     def run(speculative, **options):
         callback = ConfidenceTruncation(tokenizer, **options)
         engine.drop_prefix_cache()
-        rollout = DynamicTruncatedRollout(engine, tokenizer, callback, SamplingParams(256), speculative)
+        rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(256), speculative)
         return rollout.run(prompts, seeds=range(NUMBER))
 
     return run

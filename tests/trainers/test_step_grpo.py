@@ -9,6 +9,7 @@ from peft import LoraConfig
 from trl import GRPOTrainer
 
 from step_trl import StepGRPOConfig, StepGRPOTrainer
+from step_trl.rollout import TokenBudget, TruncationCallback
 from step_trl.steps import TriggerSegmenter
 
 
@@ -159,6 +160,30 @@ def test_released_variant_trains(build):
     trainer = build("step_grpo", max_completion_length=320, **ConfidenceTruncation.released())
     trainer.train()
     assert trainer.state.log_history[0]["step_grpo/probes_per_completion"] > 0
+
+
+def test_truncation_callbacks_replace_the_confidence(build, tokenizer):
+    callback = TokenBudget(tokenizer, 30)
+    trainer = build("step_grpo", max_completion_length=200, trainer_options={"truncation_callbacks": [callback]})
+    outputs = record_batches(trainer)
+    trainer.train()
+    logs = trainer.state.log_history[0]
+    assert logs["step_grpo/exit_rate"] > 0.5 and logs["step_grpo/probes_per_completion"] == 0
+    first_injected = outputs[0]["sampling_per_token_logps"].isnan().int().argmax(dim=1)
+    assert set(first_injected.tolist()) <= {0, 30}  # 0: nothing was injected
+
+
+def test_an_error_in_a_callback_fails_the_step_as_itself(build):
+    class Broken(TruncationCallback):
+        triggers = ("Wait",)
+
+        def at_boundary(self, boundary):
+            raise ZeroDivisionError("in the user's callback")
+
+    trainer = build("step_grpo", max_completion_length=200, trainer_options={"truncation_callbacks": [Broken()]})
+    with pytest.raises(ZeroDivisionError, match="in the user's callback") as failure:
+        trainer.train()
+    assert failure.traceback[-1].name == "at_boundary"
 
 
 def test_plain_prompts_and_own_rewards(build, tokenizer):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 
 AbandonRule = Callable[[Sequence[int], Sequence[float]], bool]
 
@@ -32,7 +34,15 @@ class Generation:
 
 
 class Engine(Protocol):
-    """A source of tokens. Cancelling a call stops its work."""
+    """
+    A source of tokens. Cancelling a call stops its work.
+
+    Attributes:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
 
     async def generate(
         self,

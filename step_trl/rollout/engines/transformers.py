@@ -112,6 +112,7 @@ class TransformersEngine:
                 "Set it to max_batch_size or more."
             )
         self.model = model
+        self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.stats = EngineStats()
         self._attention = model.config._attn_implementation
