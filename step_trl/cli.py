@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     demo = commands.add_parser("demo", help="train Step-GRPO and SAS on the embedded testbed and compare")
     demo.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is set aside")
     demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
-    demo.add_argument("--max-steps", type=int, default=25, help="updates of each training")
+    demo.add_argument("--max-steps", type=int, default=40, help="updates of each training")
     options = parser.parse_args(arguments)
     from .demo import run_demo  # imports torch and TRL, which `--help` does without
 

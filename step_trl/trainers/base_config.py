@@ -1,0 +1,63 @@
+"""Options that the trainers share: vLLM servers and how they receive the policy's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+
+@dataclass
+class EfficientReasoningConfig(GRPOConfig):
+    r"""
+    [`~trl.GRPOConfig`] with what rollouts on vLLM servers need.
+
+    Args:
+        vllm_server_base_url (`list[str]`, *optional*):
+            URL of the vLLM server, as in [`~trl.GRPOConfig`], or several of them: the prompts are spread over them.
+        weight_sync (`str`, *optional*, defaults to `"nccl"`):
+            How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
+            them to a folder that the servers read, for machines without NCCL and for several servers.
+        weight_sync_dir (`str`, *optional*):
+            Folder of `weight_sync="disk"`, seen under the same path by this process and by every server. Defaults to
+            `weight_sync` below `output_dir`.
+        weight_sync_check_every (`int`, *optional*, defaults to `100`):
+            After the first synchronisation and again after this many, the servers' log-probabilities are compared with
+            the policy's; `0` never compares.
+    """
+
+    vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
+        default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
+    )
+    weight_sync: str = field(default="nccl", metadata={"help": "How servers receive weights: 'nccl' or 'disk'."})
+    weight_sync_dir: str | None = field(
+        default=None, metadata={"help": "Folder of weight_sync='disk', seen by trainer and servers."}
+    )
+    weight_sync_check_every: int = field(
+        default=100, metadata={"help": "Synchronisations between two checks of the servers' weights; 0 for none."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weight_sync not in ("nccl", "disk"):
+            raise ValueError(f"weight_sync: {self.weight_sync!r} is not known. Set 'nccl' or 'disk'.")
+        if self.weight_sync_check_every < 0:
+            raise ValueError(
+                f"weight_sync_check_every: {self.weight_sync_check_every} is negative. Set 0 to compare never."
+            )
+        if isinstance(self.vllm_server_base_url, str):
+            self.vllm_server_base_url = [self.vllm_server_base_url]
+        if self.weight_sync == "nccl" and self.vllm_server_base_url is not None:
+            if len(self.vllm_server_base_url) > 1:
+                raise ValueError(
+                    f"vllm_server_base_url: {len(self.vllm_server_base_url)} servers, but weight_sync='nccl' reaches "
+                    "one. Set weight_sync='disk' and a folder that all of them read."
+                )
+            self.vllm_server_base_url = self.vllm_server_base_url[0]  # type: ignore[assignment]
+
+    def server_urls(self) -> list[str]:
+        """The servers of `vllm_mode="server"`."""
+        if self.vllm_server_base_url is None:
+            return [f"http://{self.vllm_server_host}:{self.vllm_server_port}"]
+        urls = self.vllm_server_base_url
+        return [urls] if isinstance(urls, str) else list(urls)
