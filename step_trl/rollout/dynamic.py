@@ -162,6 +162,7 @@ class _Path:
     def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
         self.owner = owner
         self.callback = owner.callback
+        self.engine = owner.engine.for_prompt(rollout.prompt_ids)
         self.rollout = rollout
         self.seed = seed
         self.watched = True
@@ -229,7 +230,7 @@ class _Path:
 
     async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
-        answer = await self.owner.engine.generate(
+        answer = await self.engine.generate(
             [*self.rollout.prompt_ids, *boundary.path_ids[:end], *probe.prompt_ids],
             max_tokens=probe.max_tokens,
             stop=probe.stop,
@@ -265,7 +266,7 @@ class _Path:
     async def _sample(self, greedy: bool = False) -> Generation:
         """Sample on from the end of the path, up to the next trigger while the thought is watched."""
         path, sampling = self.rollout.completion_ids, self.owner.sampling
-        segment = await self.owner.engine.generate(
+        segment = await self.engine.generate(
             [*self.rollout.prompt_ids, *path],
             max_tokens=self.remaining,
             stop=tuple(self.callback.triggers) if self.callback is not None and self.watched else (),
