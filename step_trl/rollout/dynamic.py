@@ -196,6 +196,7 @@ class _Path:
 
     def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
         self.owner = owner
+        self.engine = owner.engine.for_prompt(rollout.prompt_ids)
         self.rollout = rollout
         self.seed = seed
         self.watches = [
@@ -272,7 +273,7 @@ class _Path:
 
     async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
-        answer = await self.owner.engine.generate(
+        answer = await self.engine.generate(
             [*self.rollout.prompt_ids, *boundary.path_ids[:end], *probe.prompt_ids],
             max_tokens=probe.max_tokens,
             stop=probe.stop,
@@ -310,7 +311,7 @@ class _Path:
         path, sampling = self.rollout.completion_ids, self.owner.sampling
         positions = [watch.next_position for watch in self.watches if watch.next_position is not None]
         stops = dict.fromkeys(word for watch in self.watches for word in watch.callback.triggers)
-        segment = await self.owner.engine.generate(
+        segment = await self.engine.generate(
             [*self.rollout.prompt_ids, *path],
             max_tokens=min([self.remaining, *(position - len(path) for position in positions)]),
             stop=tuple(stops),

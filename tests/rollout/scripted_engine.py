@@ -7,10 +7,10 @@ import hashlib
 import math
 import random
 
-from step_trl.rollout.engines import Generation
+from step_trl.rollout.engines import Engine, Generation
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """
     Engine whose next token and log-probability depend on the context alone, sampled or greedy, in any company.
 

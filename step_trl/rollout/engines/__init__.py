@@ -2,6 +2,16 @@
 
 from .base import AbandonRule, Engine, Generation
 from .transformers import EngineStats, TransformersEngine
+from .vllm_server import EngineError, EngineUnavailableError, VLLMServerEngine
 
 
-__all__ = ["AbandonRule", "Engine", "EngineStats", "Generation", "TransformersEngine"]
+__all__ = [
+    "AbandonRule",
+    "Engine",
+    "EngineError",
+    "EngineStats",
+    "EngineUnavailableError",
+    "Generation",
+    "TransformersEngine",
+    "VLLMServerEngine",
+]

@@ -78,3 +78,24 @@ class Engine(Protocol):
                 arrive in pieces); `True` ends the call with `finish_reason="abandoned"`.
         """
         ...
+
+    def for_prompt(self, prompt_ids: Sequence[int]) -> Engine:
+        """
+        The engine for all calls that continue `prompt_ids`, a rollout's prompt.
+
+        An engine over several servers keeps them on one server, where completions of one prompt share a prefix cache.
+        Others need not define this.
+        """
+        return self
+
+
+def check_call(prompt_ids: Sequence[int], max_tokens: int, stop: Sequence[str], temperature: float) -> None:
+    """Raise `ValueError` for arguments of [`Engine.generate`] that no engine can serve."""
+    if len(prompt_ids) < 1:
+        raise ValueError("prompt_ids: is empty. Pass at least one token, such as the BOS token.")
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens: {max_tokens} asks for nothing. Set it to 1 or more.")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop: {stop!r} is no sequence of non-empty strings. Pass for instance ('Wait',).")
+    if temperature < 0:
+        raise ValueError(f"temperature: {temperature} is negative. Set it to 0 (greedy) or more.")

@@ -18,7 +18,8 @@ class StopStrings:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Gives the bytes of the tokens.
         vocab_size (`int`):
-            Number of token ids that the model can sample, which may exceed the tokenizer's.
+            Number of token ids that the model can sample, which may exceed the tokenizer's. Higher ids have no text if
+            it exceeds the tokenizer's by at least one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
@@ -41,18 +42,30 @@ class StopStrings:
             self._sets[key] = len(self._stops) - 1
         return self._sets[key]
 
-    def completed(self, index: int, token_ids: Sequence[int]) -> bool:
-        """Whether the last of `token_ids` completes a stop string of the set in the text of them all."""
+    def completed(self, index: int, token_ids: Sequence[int], end: int | None = None) -> bool:
+        """Whether the last of `token_ids[:end]` completes a stop string of the set in the text of them all."""
         stops = self._stops[index]
         if not stops:
             return False
-        tail = self._table[token_ids[-1]]
+        last = (len(token_ids) if end is None else end) - 1
+        tail = self._piece(token_ids[last])
         enough = len(tail) + max(map(len, stops)) - 1
-        for token_id in token_ids[-2::-1]:
+        for position in range(last - 1, -1, -1):
             if len(tail) >= enough:
                 break
-            tail = self._table[token_id] + tail
+            tail = self._piece(token_ids[position]) + tail
         return any(stop in tail for stop in stops)
+
+    def first_completed(self, index: int, token_ids: Sequence[int], start: int = 0) -> int | None:
+        """End (exclusive) of the first token from `start` on that completes a stop string of the set, or `None`."""
+        known = np.minimum(np.asarray(token_ids[start:], dtype=np.int64), self.candidates.shape[1] - 1)
+        for offset in np.flatnonzero(self.candidates[index, known]).tolist():
+            if self.completed(index, token_ids, start + offset + 1):
+                return start + offset + 1
+        return None
+
+    def _piece(self, token_id: int) -> bytes:
+        return self._table[token_id] if token_id < len(self._table) else b""
 
     def _find_candidates(self, stops: list[bytes]) -> np.ndarray:
         """Tokens that hold a stop string, or begin with the end of one."""

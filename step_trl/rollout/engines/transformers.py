@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base import AbandonRule, Generation
+from .base import AbandonRule, Engine, Generation, check_call
 from .row_cache import count_layers
 from .row_table import RowTable
 from .sampling import SamplingOptions, sample, uniforms
@@ -70,7 +70,7 @@ class _Call:
     future: asyncio.Future[Generation]
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """
     Samples from a transformers model in this process; concurrent calls are batched between tokens.
 
@@ -144,7 +144,8 @@ class TransformersEngine:
 
         Without a `seed`, one is drawn from torch's global generator.
         """
-        self._check(len(prompt_ids), max_tokens, stop, temperature)
+        check_call(prompt_ids, max_tokens, stop, temperature)
+        self._check_length(len(prompt_ids), max_tokens)
         call = _Call(
             prompt=np.asarray(prompt_ids, dtype=np.int64),
             max_tokens=max_tokens,
@@ -174,20 +175,12 @@ class TransformersEngine:
             )
         self._rows.clear()
 
-    def _check(self, prompt_length: int, max_tokens: int, stop: Sequence[str], temperature: float) -> None:
-        if prompt_length < 1:
-            raise ValueError("prompt_ids: is empty. Pass at least one token, such as the BOS token.")
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens: {max_tokens} asks for nothing. Set it to 1 or more.")
+    def _check_length(self, prompt_length: int, max_tokens: int) -> None:
         if prompt_length + max_tokens > self._max_length:
             raise ValueError(
                 f"max_tokens: {max_tokens} after a prompt of {prompt_length} tokens exceeds the model's "
                 f"max_position_embeddings of {self._max_length}. Set it to at most {self._max_length - prompt_length}."
             )
-        if isinstance(stop, str) or "" in stop:
-            raise ValueError(f"stop: {stop!r} is no sequence of non-empty strings. Pass for instance ('Wait',).")
-        if temperature < 0:
-            raise ValueError(f"temperature: {temperature} is negative. Set it to 0 (greedy) or more.")
 
     async def _work(self) -> None:
         """Tick as long as there are calls. The model is back in its mode before the last caller wakes."""

@@ -1,0 +1,213 @@
+"""
+What a call of the vLLM server engine costs, by how its tokens arrive and by who looks for the stop strings.
+
+    python benchmarks/vllm_calls.py                             # starts a server on the testbed model
+    python benchmarks/vllm_calls.py --url http://127.0.0.1:8000 --calls 16 64 --rounds 3
+
+Every contender samples the same rollouts (the same seeds): calls that end at "Wait" or "Alternatively", each going on
+from the one before, to EOS or `--max-tokens`. Rounds are interleaved, so that a busy machine slows all of them alike;
+the table shows medians. CPU is that of this process: the server's own cost shows in the wall time only.
+
+A second table streams the same calls one token at a time with two HTTP clients, without the engine around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import aiohttp
+import httpx
+
+from step_trl.rollout.engines import Generation, VLLMServerEngine
+from step_trl.rollout.engines.stop_strings import StopStrings
+from step_trl.serve import VLLMServer
+from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+
+
+TRIGGERS = ("Wait", "Alternatively")
+Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # path, most tokens, seed
+
+
+@dataclass
+class Row:
+    """One round of one contender."""
+
+    seconds: float
+    cpu_seconds: float
+    tokens: int
+
+
+def at_once(url: str, tokenizer) -> Sampler:
+    """As the engine does without an abandon rule."""
+    engine = VLLMServerEngine(url, tokenizer)
+
+    async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
+        return await engine.generate(path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed)
+
+    return sample
+
+
+def streamed(url: str, tokenizer, interval: int) -> Sampler:
+    """As the engine does with one; here it never says yes."""
+    engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
+
+    async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
+        return await engine.generate(
+            path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed, abandon=lambda token_ids, logprobs: False
+        )
+
+    return sample
+
+
+def found_here(url: str, tokenizer, interval: int) -> Sampler:
+    """The server knows of no stop strings: the stream is closed when one has come."""
+    engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
+    stops = StopStrings(tokenizer, len(tokenizer) + 1)
+    index = stops.index(TRIGGERS)
+
+    async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
+        seen, end = 0, None
+
+        def complete(token_ids, logprobs) -> bool:
+            nonlocal seen, end
+            end, seen = stops.first_completed(index, token_ids, seen), len(token_ids)
+            return end is not None
+
+        generation = await engine.generate(path, max_tokens=max_tokens, seed=seed, abandon=complete)
+        if end is None:  # the last piece was not shown to the rule
+            end = stops.first_completed(index, generation.token_ids, seen)
+        if end is None:
+            return generation
+        return Generation(generation.token_ids[:end], generation.logprobs[:end], "stop")
+
+    return sample
+
+
+async def roll_out(sample: Sampler, prompt: list[int], max_tokens: int, seed: int) -> int:
+    path = list(prompt)
+    while (left := max_tokens + len(prompt) - len(path)) > 0:
+        generation = await sample(path, left, seed * 1_000_003 + len(path))
+        path += generation.token_ids
+        if generation.finish_reason == "eos":
+            break
+    return len(path) - len(prompt)
+
+
+def timed(work: Callable[[], Awaitable[int]]) -> Row:
+    wall, cpu = time.perf_counter(), time.process_time()
+    tokens = asyncio.run(work())
+    return Row(time.perf_counter() - wall, time.process_time() - cpu, tokens)
+
+
+def body_of(prompt: list[int], max_tokens: int, seed: int) -> bytes:
+    body = {"prompt": prompt, "max_tokens": max_tokens, "seed": seed, "stream": True, "logprobs": 0}
+    return json.dumps(body | {"return_token_ids": True, "return_tokens_as_token_ids": True}).encode()
+
+
+async def count_tokens(pieces: AsyncIterator[bytes]) -> int:
+    rest, tokens = b"", 0
+    async for data in pieces:
+        *events, rest = (rest + data).split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data: {"):
+                tokens += len(json.loads(event[6:])["choices"][0]["token_ids"])
+    return tokens
+
+
+def with_aiohttp(url: str, prompts: list[list[int]], max_tokens: int) -> Callable[[], Awaitable[int]]:
+    async def work() -> int:
+        async with aiohttp.ClientSession(headers={"Content-Type": "application/json"}) as session:
+
+            async def one(prompt: list[int], seed: int) -> int:
+                async with session.post(f"{url}/v1/completions", data=body_of(prompt, max_tokens, seed)) as response:
+                    return await count_tokens(response.content.iter_any())
+
+            return sum(await asyncio.gather(*(one(prompt, seed) for seed, prompt in enumerate(prompts))))
+
+    return work
+
+
+def with_httpx(url: str, prompts: list[list[int]], max_tokens: int) -> Callable[[], Awaitable[int]]:
+    async def work() -> int:
+        headers = {"Content-Type": "application/json"}
+        async with httpx.AsyncClient(headers=headers, timeout=None, trust_env=False) as client:
+
+            async def one(prompt: list[int], seed: int) -> int:
+                content = body_of(prompt, max_tokens, seed)
+                async with client.stream("POST", f"{url}/v1/completions", content=content) as response:
+                    return await count_tokens(response.aiter_raw())
+
+            return sum(await asyncio.gather(*(one(prompt, seed) for seed, prompt in enumerate(prompts))))
+
+    return work
+
+
+def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[Row]]:
+    """After one round that does not count."""
+    rows: dict[str, list[Row]] = {name: [] for name in contenders}
+    for index in range(rounds + 1):
+        for name, work in contenders.items():
+            row = timed(work)
+            if index:
+                rows[name].append(row)
+    return rows
+
+
+def print_table(title: str, rows: dict[str, list[Row]]) -> None:
+    """Ratios of wall time are taken to the first contender, within each round."""
+    width = max(map(len, rows))
+    reference = next(iter(rows.values()))
+    print(f"\n{title}")
+    print(f"| {'':{width}} | seconds | ratio | tokens | tokens/s | client CPU, µs per token |")
+    print(f"| {'-' * width} | ------: | ----: | -----: | -------: | -----------------------: |")
+    for name, runs in rows.items():
+        seconds = statistics.median(row.seconds for row in runs)
+        ratio = statistics.median(own.seconds / first.seconds for own, first in zip(runs, reference))
+        speed = statistics.median(row.tokens / row.seconds for row in runs)
+        cpu = statistics.median(row.cpu_seconds / row.tokens for row in runs) * 1e6
+        print(f"| {name:{width}} | {seconds:7.2f} | {ratio:5.2f} | {runs[-1].tokens:6} | {speed:8.0f} | {cpu:24.0f} |")
+
+
+def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> None:
+    problems = load_dataset("train").select(range(calls))["prompt"]
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+
+    def work(sample: Sampler) -> Callable[[], Awaitable[int]]:
+        async def roll_out_all() -> int:
+            rollouts = (roll_out(sample, prompt, max_tokens, seed) for seed, prompt in enumerate(prompts))
+            return sum(await asyncio.gather(*rollouts))
+
+        return roll_out_all
+
+    samplers = {"one answer, the server finds the stop": at_once(url, tokenizer)}
+    for interval in (1, 4, 16):
+        samplers[f"streamed by {interval}, the server finds the stop"] = streamed(url, tokenizer, interval)
+    samplers["streamed by 4, the stop is found here"] = found_here(url, tokenizer, interval=4)
+    contenders = {name: work(sample) for name, sample in samplers.items()}
+    print_table(f"{calls} rollouts, {rounds} rounds", measure(contenders, rounds))
+    clients = {"aiohttp": with_aiohttp(url, prompts, max_tokens), "httpx": with_httpx(url, prompts, max_tokens)}
+    print_table(f"{calls} plain streams, {rounds} rounds", measure(clients, rounds))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="of a running server on the testbed model; started here if left out")
+    parser.add_argument("--calls", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    tokenizer = load_tokenizer()
+    with nullcontext() if args.url else VLLMServer(MODEL_DIR, max_model_len=1024, log_file="/dev/null") as server:
+        for calls in args.calls:
+            compare(args.url or server.url, tokenizer, calls, args.max_tokens, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""
+The engine over vLLM servers: token ids in, token ids and log-probabilities out, by `/v1/completions`.
+
+A plain call is one request and one answer, and the server looks for the stop strings. A call with an `abandon` rule is
+streamed. Either way the server's tokens are cut at the token that completes a stop string, by the bytes of the tokens.
+
+Start a server with `step-trl serve MODEL`; [`VLLMServerEngine.check`] tells what is wrong with another one.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+import ssl
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ...serve import LOOPBACK_HOSTS, command_line, has_gpu, server_command
+from .base import AbandonRule, Engine, Generation, check_call
+from .stop_strings import StopStrings
+from .vllm_http import ConnectionLostError, EngineError, EngineUnavailableError, Server, VLLMHTTPClient, read_events
+
+
+__all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+# Words, digits, spaces, other scripts and what ends a thought: tokenizers of different models differ on it.
+_TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
+_PROCESSED_TOLERANCE = 1e-4
+
+
+class VLLMServerEngine(Engine):
+    """
+    Samples on one or several vLLM servers.
+
+    With several servers, a rollout uses the one that [`VLLMServerEngine.for_prompt`] gives it, so that all completions
+    of a prompt share one server's prefix cache; [`DynamicTruncatedRollout`] does so. The server depends on the tokens
+    of the prompt alone, and every process of a distributed training agrees on it.
+
+    A server that does not answer is tried again, the call from its prompt, until `retry_window` is over; no other
+    server takes its calls over, as it may have other weights. Cancelling a call closes its connection, which makes the
+    server abort it.
+
+    The engine may be used from one event loop after another (`asyncio.run` once per batch); its connections end with
+    the loop.
+
+    Args:
+        base_url (`str` or `Sequence[str]`):
+            URL of each server, such as `"http://127.0.0.1:8000"`, with or without `/v1`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer: gives stop strings their tokens, and its EOS token ends a call.
+        model (`str`, *optional*):
+            Name of the model on the server, by default the one it was started with.
+        api_key (`str`, *optional*):
+            The server's API key.
+        verify (`bool`, `str` or `ssl.SSLContext`, *optional*, defaults to `True`):
+            For https: whether certificates are checked, or a file with the authorities to trust, or a context.
+        connect_timeout (`float`, *optional*, defaults to `10.0`):
+            Seconds to connect.
+        read_timeout (`float`, *optional*, defaults to `3600.0`):
+            Seconds without a byte from the server. A plain call is answered only when it is complete, and may wait for
+            others before it begins.
+        retry_window (`float`, *optional*, defaults to `300.0`):
+            Seconds from the first failure of a call until it is given up.
+        max_connections (`int`, *optional*, defaults to `512`):
+            Most calls that are sent at once; further ones wait here.
+        stream_interval (`int`, *optional*, defaults to `4`):
+            Tokens per piece of a streamed call; the first token always comes at once. More of them cost less, but
+            `abandon` is asked later.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        model: str | None = None,
+        api_key: str | None = None,
+        verify: bool | str | ssl.SSLContext = True,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 3600.0,
+        retry_window: float = 300.0,
+        max_connections: int = 512,
+        stream_interval: int = 4,
+    ):
+        urls = [base_url] if isinstance(base_url, str) else list(base_url)
+        if not urls:
+            raise ValueError("base_url: is empty. Pass for instance 'http://127.0.0.1:8000'.")
+        if stream_interval < 1:
+            raise ValueError(f"stream_interval: {stream_interval} is no number of tokens. Set it to 1 or more.")
+        self.model = model
+        self.stream_interval = stream_interval
+        self.tokenizer = tokenizer
+        self._servers = tuple(Server(_clean_url(url)) for url in urls)
+        # One id more than the tokenizer has: it stands for those that only the model has.
+        self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
+        self._client = VLLMHTTPClient(
+            api_key=api_key,
+            verify=verify,
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            retry_window=retry_window,
+            max_connections=max_connections,
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({[server.url for server in self._servers]}, model={self.model!r})"
+
+    def for_prompt(self, prompt_ids: Sequence[int]) -> VLLMServerEngine:
+        """The engine on the one server that serves all completions of a prompt, chosen by the prompt's tokens."""
+        if len(self._servers) == 1:
+            return self
+        engine = copy.copy(self)
+        engine._servers = (self._server_of(prompt_ids),)
+        return engine
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        abandon: AbandonRule | None = None,
+    ) -> Generation:
+        check_call(prompt_ids, max_tokens, stop, temperature)
+        stop_set = self._stop_strings.index(stop)
+        # All that shapes the distribution is given: the rest the server takes from the model's generation config.
+        body = {
+            "prompt": [int(token_id) for token_id in prompt_ids],
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "skip_special_tokens": False,  # a stop string such as "</think>" may be a special token
+            "spaces_between_special_tokens": False,
+            "logprobs": 0,  # of the sampled token only
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # saves the server the text of each token
+        }
+        if self.tokenizer.eos_token_id is not None:
+            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
+        if seed is not None:
+            body["seed"] = seed % 2**63
+        if self.model is not None:
+            body["model"] = self.model
+        server = self._server_of(prompt_ids)
+
+        async def answer() -> Generation:
+            sampled = _Sampled(self._stop_strings, stop_set)
+            async with self._client.request(server, "POST", "/v1/completions", body) as response:
+                generation = sampled.add(json.loads(await response.read())["choices"][0])
+            if generation is None:
+                raise ConnectionLostError("an answer that is not complete")
+            return generation
+
+        async def streamed(abandon: AbandonRule) -> Generation:
+            sampled, generation = _Sampled(self._stop_strings, stop_set), None
+            options = {"stream": True, "stream_interval": self.stream_interval}
+            async with (
+                self._client.request(server, "POST", "/v1/completions", body | options) as response,
+                aclosing(read_events(response)) as events,
+            ):
+                async for event in events:
+                    generation = sampled.add(event["choices"][0])
+                    if generation is None and abandon(sampled.token_ids, sampled.logprobs):
+                        return Generation(sampled.token_ids, sampled.logprobs, "abandoned")
+            if generation is None:
+                raise ConnectionLostError("a stream that broke off")
+            return generation
+
+        return await self._retrying(server, answer if abandon is None else lambda: streamed(abandon))
+
+    async def check(self, max_length: int | None = None) -> None:
+        """
+        Check that every server is what rollouts need. To be called once, before the first of them.
+
+        Args:
+            max_length (`int`, *optional*):
+                Tokens of the longest prompt and its completion together.
+
+        Raises:
+            [`EngineError`]: names the first thing that is wrong, and what to set.
+        """
+        for server in self._servers:
+            await self._get(server, "/health")
+            await self._check_model(server, max_length)
+            await self._check_tokenizer(server)
+            await self._check_logprobs(server)
+            await self._check_prefix_cache(server)
+
+    async def _check_model(self, server: Server, max_length: int | None) -> None:
+        models = json.loads(await self._get(server, "/v1/models"))["data"]
+        names = [model["id"] for model in models]
+        if self.model is not None and self.model not in names:
+            raise EngineError(
+                f"model: {server.url} does not serve {self.model!r}, but {', '.join(map(repr, names))}. Set `model` "
+                "to one of them, or start the server with --served-model-name."
+            )
+        longest = next((model["max_model_len"] for model in models if model.get("max_model_len")), None)
+        if max_length is not None and longest is not None and longest < max_length:
+            raise EngineError(
+                f"max_length: prompt and completion need up to {max_length} tokens, {server.url} takes {longest}. "
+                f"Start it with --max-model-len {max_length}, or shorten prompts or completions."
+            )
+
+    async def _check_tokenizer(self, server: Server) -> None:
+        ours = self.tokenizer.encode(_TOKENIZER_SAMPLE, add_special_tokens=False)
+        question = {"prompt": _TOKENIZER_SAMPLE, "add_special_tokens": False}
+        theirs = json.loads(await self._get(server, "/tokenize", question))["tokens"]
+        if ours != theirs:
+            raise EngineError(
+                f"tokenizer: that of {server.url} is another one ({theirs[:8]}... instead of {ours[:8]}... for "
+                f"{_TOKENIZER_SAMPLE[:20]!r}...). Serve the policy's model, or start the server with --tokenizer."
+            )
+
+    async def _check_logprobs(self, server: Server) -> None:
+        """With top_k=1, a sampled token has probability 1 after processing, and its own before."""
+        on_server = copy.copy(self)
+        on_server._servers = (server,)
+        for token_id in self.tokenizer.encode(_TOKENIZER_SAMPLE, add_special_tokens=False)[:4]:
+            generation = await on_server.generate([token_id], max_tokens=1, top_k=1)
+            if abs(generation.logprobs[0]) > _PROCESSED_TOLERANCE:
+                raise EngineError(
+                    f"logprobs: {server.url} returns {generation.logprobs[0]:.4f} for a token that was sampled with "
+                    "probability 1: they are not those of the distribution that is sampled from. Start it with "
+                    "--logprobs-mode processed_logprobs."
+                )
+
+    async def _check_prefix_cache(self, server: Server) -> None:
+        if re.search(r'vllm:cache_config_info\{.*enable_prefix_caching="False"', await self._get(server, "/metrics")):
+            logger.warning(
+                "%s does not cache prefixes, so every probe and every completion reads its prompt anew. Start it with "
+                "--enable-prefix-caching.",
+                server.url,
+            )
+
+    async def _get(self, server: Server, path: str, body: dict[str, Any] | None = None) -> str:
+        async def answer() -> str:
+            async with self._client.request(server, "GET" if body is None else "POST", path, body) as response:
+                return await response.text()
+
+        return await self._retrying(server, answer)
+
+    async def _retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        address = urlsplit(server.url)
+        cpu = address.hostname in LOOPBACK_HOSTS and not has_gpu()
+        command, environment = server_command(self.model or "MODEL", port=address.port or 8000, cpu=cpu)
+        command[0] = "python"  # of the server's machine
+        remedy = f"A server is started by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
+        return await self._client.retrying(server, attempt, remedy)
+
+    def _server_of(self, prompt_ids: Sequence[int]) -> Server:
+        if len(self._servers) == 1:
+            return self._servers[0]
+        return self._servers[zlib.crc32(np.asarray(prompt_ids, dtype=np.int64).tobytes()) % len(self._servers)]
+
+
+class _Sampled:
+    """What one attempt at a call has sampled so far."""
+
+    def __init__(self, stop_strings: StopStrings, stop_set: int):
+        self._stop_strings = stop_strings
+        self._stop_set = stop_set
+        self.token_ids: list[int] = []
+        self.logprobs: list[float] = []
+
+    def add(self, choice: dict[str, Any]) -> Generation | None:
+        """Take in a choice of an answer, or the next piece of one. Returns the generation where it is complete."""
+        start, reason = len(self.token_ids), choice["finish_reason"]
+        self.token_ids += choice["token_ids"]
+        self.logprobs += choice["logprobs"]["token_logprobs"]
+        # The EOS token and other stop tokens end a call as "stop" too, without a stop string as the reason.
+        if reason == "stop" and not isinstance(choice["stop_reason"], str):
+            reason = "eos"
+        end = self._stop_strings.first_completed(self._stop_set, self.token_ids, start)
+        if end is not None and (reason != "eos" or end < len(self.token_ids)):
+            del self.token_ids[end:], self.logprobs[end:]
+            reason = "stop"
+        if reason not in (None, "eos", "stop", "length"):
+            raise ConnectionLostError(f"finish_reason {reason!r}")
+        return None if reason is None else Generation(self.token_ids, self.logprobs, reason)
+
+
+def _clean_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError("base_url: holds a user name or password. Set `api_key` instead.")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url: {url!r} is no http or https URL. Pass for instance 'http://127.0.0.1:8000'.")
+    return url.rstrip("/").removesuffix("/v1").rstrip("/")
