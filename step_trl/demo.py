@@ -49,10 +49,10 @@ def step_grpo_config(output_dir: str, **options) -> StepGRPOConfig:
 
 def sas_config(output_dir: str, **options) -> SASConfig:
     """
-    SAS with the options of the paper's later version, on the testbed, in a context that cuts off a third of the vanilla
-    model's completions. The advantage of 1 for failed steps, the earlier version's, ruins so small a model.
+    SAS with the rule of the paper's later version, on the testbed, in a context of about the vanilla model's mean
+    length. The advantage of 1 for failed steps, the earlier version's, ruins so small a model.
     """
-    options = {"max_completion_length": 256, "failed_step_advantage": 0.0} | options
+    options = {"max_completion_length": 224, "failed_step_advantage": 0.0} | options
     return SASConfig(output_dir, **TRAINING | options)
 
 

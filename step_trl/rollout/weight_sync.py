@@ -138,13 +138,13 @@ def check_log_probabilities(
     mean = difference.mean().item()
     if mean > tolerance:
         cause = (
-            "The model ties its embeddings, and vLLM's CPU server keeps the old lm_head of such a model when it reloads "
-            "weights: set tie_word_embeddings=False in the model's config before training, or serve on a GPU."
+            "The model ties its embeddings, and vLLM's CPU server keeps the old lm_head of such a model when it "
+            "reloads weights: set tie_word_embeddings=False in the model's config before training, or serve on a GPU."
             if tied_embeddings
-            else "Check that the servers read weight_sync_dir under the same path, serve the model that is trained, and "
-            "run with --logprobs-mode processed_logprobs."
+            else "Check that the servers read weight_sync_dir under the same path, serve the model that is trained, "
+            "and run with --logprobs-mode processed_logprobs."
         )
         raise WeightSyncError(
-            f"weight_sync: after a synchronisation, log-probabilities of {', '.join(urls)} differ from the policy's by "
-            f"{mean:.3f} on average (tolerance {tolerance}), so the servers have other weights. {cause}"
+            f"weight_sync: after a synchronisation, log-probabilities of {', '.join(urls)} differ from the policy's "
+            f"by {mean:.3f} on average (tolerance {tolerance}), so the servers have other weights. {cause}"
         )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
+from ..rollout.engines import VLLMServerEngine
+from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
+from .base_config import EfficientReasoningConfig
 from .signals import SignalWarnings
 
 
@@ -27,7 +32,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             The policy, as in [`~trl.GRPOTrainer`].
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             As in [`~trl.GRPOTrainer`], see above for the first one.
-        args ([`~trl.GRPOConfig`], *optional*):
+        args ([`EfficientReasoningConfig`], *optional*):
             Configuration of the class named by `config_class`.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Rows with `prompt` and what the reward functions need.
@@ -35,9 +40,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
             Everything else that [`~trl.GRPOTrainer`] takes.
     """
 
-    config_class: type[GRPOConfig] = GRPOConfig
+    config_class: type[EfficientReasoningConfig] = EfficientReasoningConfig
     default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
-    args: GRPOConfig
+    args: EfficientReasoningConfig
     model: PreTrainedModel
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
 
@@ -51,14 +56,74 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 f"{self.config_class.__name__}, which has all fields of GRPOConfig."
             )
         self._check_datasets(model, args, train_dataset, reward_funcs is None, kwargs)
-        super().__init__(
-            model,
-            self.default_reward if reward_funcs is None else reward_funcs,
-            args=args,
-            train_dataset=train_dataset,
-            **kwargs,
-        )
+        on_servers = args.use_vllm and args.vllm_mode == "server"
+        by_disk = on_servers and args.weight_sync == "disk"
+        args.use_vllm = args.use_vllm and not by_disk  # or TRL opens a process group with the server
+        try:
+            super().__init__(
+                model,
+                self.default_reward if reward_funcs is None else reward_funcs,
+                args=args,
+                train_dataset=train_dataset,
+                **kwargs,
+            )
+        finally:
+            args.use_vllm = args.use_vllm or by_disk
         self.add_callback(SignalWarnings())
+        self._server_engine = self._connect() if on_servers else None
+        self._weights_checked_at: int | None = None
+        if self._server_engine is not None and by_disk:
+            self.use_vllm = True
+            self._last_loaded_step = -1  # as TRL: no weights were sent yet
+            self.vllm_generation = self._disk_synced_generation(self._server_engine)
+
+    def _connect(self) -> VLLMServerEngine:
+        engine = VLLMServerEngine(
+            self.args.server_urls(),
+            self._tokenizer,
+            api_key=os.environ.get("VLLM_API_KEY"),
+            retry_window=self.args.vllm_server_timeout,
+        )
+        asyncio.run(engine.check(max_length=1 + cast("int", self.max_completion_length)))
+        return engine
+
+    def _disk_synced_generation(self, engine: VLLMServerEngine) -> DiskSyncedGeneration:
+        return DiskSyncedGeneration(
+            engine=engine,
+            folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
+            model=self.model,
+            accelerator=self.accelerator,
+            processing_class=self.processing_class,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            max_completion_length=self.max_completion_length,
+        )
+
+    def _sync_weights(self) -> None:
+        """Give the servers the policy's weights if it has moved, as TRL's `_generate_single_turn` does."""
+        if self.state.global_step != self._last_loaded_step:
+            self.vllm_generation.sync_weights()
+            self._last_loaded_step = self.state.global_step
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, self.state.global_step
+        due = every > 0 and (last is None or step - last >= every)
+        # TRL has computed the policy's own log-probabilities where it corrects for the server's.
+        if self._server_engine is not None and due and "old_per_token_logps" in output:
+            self._weights_checked_at = step
+            check_log_probabilities(
+                output["sampling_per_token_logps"],
+                output["old_per_token_logps"],
+                output["completion_mask"],
+                support_is_whole=self.top_p == 1.0 and not self.top_k and not self.min_p,
+                tolerance=0.01 if self.model.dtype == torch.float32 else 0.1,
+                tied_embeddings=bool(getattr(self.model.config, "tie_word_embeddings", False)),
+                urls=self.args.server_urls(),
+            )
+        return output
 
     def _check_datasets(self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]) -> None:
         """Fail on unusable rows before a model is loaded."""

@@ -15,6 +15,9 @@ class EfficientReasoningConfig(GRPOConfig):
     Args:
         vllm_server_base_url (`list[str]`, *optional*):
             URL of the vLLM server, as in [`~trl.GRPOConfig`], or several of them: the prompts are spread over them.
+        seeded_rollouts (`bool`, *optional*):
+            Give each completion a seed of its own, drawn from `seed`, so that a run can be repeated. By default in
+            process but not on servers: vLLM samples seeded requests one by one.
         weight_sync (`str`, *optional*, defaults to `"nccl"`):
             How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
             them to a folder that the servers read, for machines without NCCL and for several servers.
@@ -28,6 +31,9 @@ class EfficientReasoningConfig(GRPOConfig):
 
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
         default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
+    )
+    seeded_rollouts: bool | None = field(
+        default=None, metadata={"help": "Give each completion a seed of its own. By default in process only."}
     )
     weight_sync: str = field(default="nccl", metadata={"help": "How servers receive weights: 'nccl' or 'disk'."})
     weight_sync_dir: str | None = field(

@@ -7,6 +7,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from .base_config import EfficientReasoningConfig
+
 
 @dataclass
 class StepSelection:
@@ -82,9 +84,10 @@ def check_loss_type(args: GRPOConfig) -> None:
 
 
 @dataclass
-class SASConfig(StepSelection, GRPOConfig):
+class SASConfig(StepSelection, EfficientReasoningConfig):
     """
-    Configuration of [`SASTrainer`]: the fields of [`StepSelection`] and of [`~trl.GRPOConfig`].
+    Configuration of [`SASTrainer`]: the fields of [`StepSelection`], [`EfficientReasoningConfig`] and
+    [`~trl.GRPOConfig`].
     """
 
     def __post_init__(self):

@@ -22,7 +22,7 @@ from trl.models import unwrap_model_for_generation
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
-from ..rollout.engines import TransformersEngine
+from ..rollout.engines import Engine, TransformersEngine
 from ..steps import TriggerSegmenter
 from .metrics import rollout_metrics
 from .sas import StepSelectionMixin
@@ -124,6 +124,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
         seeds = torch.randint(2**62, (len(prompt_ids),)).tolist()  # of the generator that `seed` governs
+        seeded = not self.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
         with self._generating_engine() as engine:
             rollouts = DynamicTruncatedRollout(
                 engine,
@@ -136,7 +137,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                     self.min_p or 0.0,
                 ),
                 self.args.speculative_probing,
-            ).run(prompt_ids, seeds)
+            ).run(prompt_ids, seeds if seeded else None)
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
@@ -160,8 +161,12 @@ class StepGRPOTrainer(StepSelectionMixin):
         )
 
     @contextmanager
-    def _generating_engine(self) -> Iterator[TransformersEngine]:
-        """The in-process engine on the unwrapped policy; its cache does not outlive the weights."""
+    def _generating_engine(self) -> Iterator[Engine]:
+        """The servers, with the policy's weights, or the in-process engine on the unwrapped policy."""
+        if self._server_engine is not None:
+            self._sync_weights()
+            yield self._server_engine
+            return
         with (
             unwrap_model_for_generation(
                 self.model_wrapped,
@@ -176,7 +181,7 @@ class StepGRPOTrainer(StepSelectionMixin):
             try:
                 yield self._engine
             finally:
-                self._engine.drop_prefix_cache()
+                self._engine.drop_prefix_cache()  # the weights are about to change
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import GRPOConfig
-
 from ..rollout import ConfidenceTruncation
+from .base_config import EfficientReasoningConfig
 from .sas_config import StepSelection, check_loss_type
 
 
 @dataclass
-class StepGRPOConfig(GRPOConfig):
+class StepGRPOConfig(EfficientReasoningConfig):
     r"""
-    Configuration of [`StepGRPOTrainer`]: these fields and those of [`~trl.GRPOConfig`].
+    Configuration of [`StepGRPOTrainer`]: these fields, those of [`EfficientReasoningConfig`] and of
+    [`~trl.GRPOConfig`].
 
     Args:
         triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
@@ -61,7 +61,7 @@ class StepGRPOConfig(GRPOConfig):
             `{"selection_ratio": 0.3}`.
     """
 
-    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "advantage_selection"]
+    _VALID_DICT_FIELDS = [*EfficientReasoningConfig._VALID_DICT_FIELDS, "advantage_selection"]
 
     triggers: list[str] = field(
         default=("Wait", "Alternatively"),  # type: ignore[arg-type]  # the command line needs a list type
@@ -138,7 +138,13 @@ class StepGRPOConfig(GRPOConfig):
 
     def _check_rollout(self) -> None:
         """Options of the parent that a truncated rollout would ignore."""
-        for name, neutral in (("repetition_penalty", 1.0), ("generation_kwargs", None), ("use_vllm", False)):
+        if self.use_vllm and self.vllm_mode != "server":
+            raise ValueError(
+                f"vllm_mode: {self.vllm_mode!r} is not supported by the truncated rollout, whose requests come and go "
+                "between steps of the engine. Set vllm_mode='server' (step-trl serve MODEL starts one), or "
+                "truncated_rollout=False."
+            )
+        for name, neutral in (("repetition_penalty", 1.0), ("generation_kwargs", None)):
             if getattr(self, name) != neutral:
                 raise ValueError(
                     f"{name}: {getattr(self, name)!r} is not supported by the truncated rollout. Leave it at "

@@ -365,8 +365,13 @@ def test_a_key_is_needed_and_never_shown_and_check_finds_wrong_flags(guarded, to
     assert KEY not in caplog.text + repr(engine) + repr(vars(engine._servers[0]))
 
 
-def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, caplog):
-    """SIGKILL in mid-call; `step-trl serve` takes the port over; SIGTERM ends that one."""
+def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, caplog, tmp_path):
+    """SIGKILL in mid-call; `step-trl serve` takes the port over, gets the last weights; SIGTERM ends that one."""
+    policy = testbed.load_model()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    policy.save_pretrained(tmp_path)
     engine = VLLMServerEngine(guarded.url, tokenizer, api_key=KEY, retry_window=240)
     abandon = [None, lambda token_ids, logprobs: False]
     command = [
@@ -383,7 +388,10 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
 
     async def scenario():
         nonlocal successor
+        originals = [await engine.generate(p, max_tokens=60, temperature=0.0) for p in prompts[:4]]
+        await engine.load_weights(tmp_path)
         wholes = [await engine.generate(p, max_tokens=60, temperature=0.0) for p in prompts[:4]]
+        assert all(a.token_ids != b.token_ids for a, b in zip(originals, wholes))
         options = {"max_tokens": 300, "temperature": 0.0}
         calls = [
             asyncio.ensure_future(engine.generate(p, abandon=abandon[i % 2], **options))
@@ -409,6 +417,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
             assert generation.token_ids[:60] == whole.token_ids
         messages = [record.getMessage() for record in caplog.records]
         assert len(messages) == 2 and "does not answer" in messages[0] and "answers again" in messages[1]
+        assert f"told to load {tmp_path} again" in messages[1]
         assert KEY not in caplog.text
     finally:
         if successor is not None:

@@ -49,14 +49,21 @@ class Server:
             Why it failed.
         restarted_calls (`int`):
             Attempts that failed since.
+        weights (`str`, *optional*):
+            Folder of the weights that it was last told to load.
+        forgetful (`bool`):
+            Whether it may have been restarted since, with the weights of its start.
     """
 
     url: str
     down_since: float | None = None
     reason: str = ""
     restarted_calls: int = 0
+    weights: str | None = None
+    forgetful: bool = False
 
     def note_failure(self, reason: str, window: float) -> None:
+        self.forgetful = self.weights is not None
         if self.down_since is None:
             self.down_since, self.reason, self.restarted_calls = time.monotonic(), reason, 0
             logger.warning("%s does not answer (%s); trying again for up to %.0f s", self.url, reason, window)
@@ -65,12 +72,14 @@ class Server:
     def note_success(self) -> None:
         if self.down_since is not None:
             logger.warning(
-                "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts. If it was "
-                "restarted, it has the weights of its start.",
+                "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts. %s",
                 self.url,
                 time.monotonic() - self.down_since,
                 self.reason,
                 self.restarted_calls,
+                "If it was restarted, it has the weights of its start."
+                if self.weights is None
+                else f"It was told to load {self.weights} again.",
             )
             self.down_since = None
 

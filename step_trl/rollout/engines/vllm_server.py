@@ -9,6 +9,7 @@ Start a server with `step-trl serve MODEL`; [`VLLMServerEngine.check`] tells wha
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
@@ -17,6 +18,8 @@ import ssl
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -104,6 +107,7 @@ class VLLMServerEngine(Engine):
         self._servers = tuple(Server(_clean_url(url)) for url in urls)
         # One id more than the tokenizer has: it stands for those that only the model has.
         self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
+        self._restoring: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Lock] = {}
         self._client = VLLMHTTPClient(
             api_key=api_key,
             verify=verify,
@@ -188,7 +192,49 @@ class VLLMServerEngine(Engine):
                 raise ConnectionLostError("a stream that broke off")
             return generation
 
-        return await self._retrying(server, answer if abandon is None else lambda: streamed(abandon))
+        attempt = answer if abandon is None else lambda: streamed(abandon)
+
+        async def with_weights() -> Generation:
+            if server.forgetful:
+                await self._restore(server)
+            return await attempt()
+
+        return await self._retrying(server, with_weights)
+
+    async def load_weights(self, folder: str | Path) -> None:
+        """
+        Let every server load new weights and forget its cached prefixes. To be called while no call is running.
+
+        A server that does not answer for a while may have been restarted: it is told to load them again before it gets
+        another call.
+
+        Args:
+            folder (`str` or `Path`):
+                Safetensors files, under a path that every server can read.
+        """
+        for server in self._servers:
+            server.weights = str(folder)
+        await asyncio.gather(*(self._retrying(server, partial(self._load, server)) for server in self._servers))
+
+    async def _load(self, server: Server) -> None:
+        order = {"method": "reload_weights", "kwargs": {"weights_path": server.weights}}
+        for path, body in (("/collective_rpc", order), ("/reset_prefix_cache", None)):
+            try:
+                async with self._client.request(server, "POST", path, body) as response:
+                    await response.read()
+            except EngineError as error:
+                raise EngineError(
+                    f"{error} Weights are loaded by endpoints that a server has only with VLLM_SERVER_DEV_MODE=1 in "
+                    "its environment; `step-trl serve` sets it where the server listens on 127.0.0.1."
+                ) from None
+        server.forgetful = False
+
+    async def _restore(self, server: Server) -> None:
+        """Load the weights again, once for all calls that wait for it."""
+        lock = self._restoring.setdefault((asyncio.get_running_loop(), server), asyncio.Lock())
+        async with lock:
+            if server.forgetful:
+                await self._load(server)
 
     async def check(self, max_length: int | None = None) -> None:
         """

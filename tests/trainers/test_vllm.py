@@ -1,0 +1,112 @@
+"""The trainers on a real vLLM server, weights over the disk."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from step_trl import StepGRPOConfig
+from step_trl.rollout.engines import EngineUnavailableError
+from step_trl.rollout.weight_sync import WeightSyncError, check_log_probabilities
+from step_trl.serve import free_port
+
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def on_server(build, vllm_server):
+    def on_server(method, **options):
+        return build(
+            method,
+            use_vllm=True,
+            vllm_mode="server",
+            weight_sync="disk",
+            vllm_server_base_url=vllm_server.url,
+            **{"max_completion_length": 256, "learning_rate": 1e-3} | options,
+        )
+
+    return on_server
+
+
+@pytest.mark.parametrize("method", ["step_grpo", "sas"])
+def test_trains_on_a_server(on_server, method, hard_problems):
+    trainer = on_server(method, max_steps=3, train_dataset=hard_problems, weight_sync_check_every=1)
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    # At a learning rate this high, a server with old weights would be far off.
+    assert all(entry["sampling/sampling_logp_difference/max"] < 1e-3 for entry in logs)
+    moved = max((a - b).abs().max().item() for a, b in zip(before, trainer.model.parameters()))
+    assert moved > 1e-4
+    if method == "step_grpo":
+        assert sum(entry["step_grpo/exit_rate"] for entry in logs) > 0
+    folders = [path.name for path in (trainer.vllm_generation.folder).iterdir()]
+    assert len(folders) == 1 and folders[0].startswith("weights-")
+
+
+def test_what_the_server_reads_is_the_policy(on_server):
+    trainer = on_server("step_grpo", max_steps=1)
+    trainer.train()
+    trainer.vllm_generation.sync_weights()
+    (folder,) = trainer.vllm_generation.folder.iterdir()
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+    for (name, ours), (_, theirs) in zip(trainer.model.named_parameters(), saved.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_lora_is_merged_on_the_way(on_server, hard_problems):
+    peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    trainer = on_server(
+        "step_grpo",
+        max_steps=2,
+        weight_sync_check_every=1,
+        train_dataset=hard_problems,
+        trainer_options={"peft_config": peft_config},
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(entry["sampling/sampling_logp_difference/max"] < 1e-3 for entry in logs)
+
+
+def test_stale_weights_are_found(on_server, monkeypatch):
+    trainer = on_server("step_grpo", max_steps=1)
+    monkeypatch.setattr(trainer.vllm_generation, "sync_weights", lambda: None)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    with pytest.raises(WeightSyncError, match=r"differ from the policy's by .* other weights"):
+        trainer.train()
+
+
+def test_a_difference_names_tied_embeddings():
+    sampled, policy = torch.tensor([[-1.0, math.nan, -2.0]]), torch.tensor([[-1.2, -3.0, -2.2]])
+    options = {"support_is_whole": True, "tied_embeddings": True, "urls": ["http://a"]}
+    check_log_probabilities(sampled, policy, torch.ones(1, 3), tolerance=0.21, **options)
+    with pytest.raises(WeightSyncError, match=r"http://a .* by 0\.200 .*tie_word_embeddings=False"):
+        check_log_probabilities(sampled, policy, torch.ones(1, 3), tolerance=0.1, **options)
+    # With top-p, the server's are higher by right.
+    check_log_probabilities(sampled, policy, torch.ones(1, 3), tolerance=0.1, **options | {"support_is_whole": False})
+
+
+def test_a_server_that_is_not_there_is_named_at_start(on_server, vllm_server, monkeypatch):
+    monkeypatch.setattr(vllm_server, "url", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(EngineUnavailableError, match=r"127\.0\.0\.1.* did not answer.*step-trl serve MODEL"):
+        on_server("sas", vllm_server_timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_sync": "ftp"}, "weight_sync: 'ftp' is not known"),
+        ({"weight_sync_check_every": -1}, "weight_sync_check_every: -1"),
+        ({"vllm_server_base_url": ["http://a", "http://b"]}, "vllm_server_base_url: 2 servers"),
+        ({"vllm_mode": "colocate"}, "vllm_mode: 'colocate' is not supported"),
+    ],
+)
+def test_bad_options_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        StepGRPOConfig(str(tmp_path), bf16=False, use_vllm=True, **options)
