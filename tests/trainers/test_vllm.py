@@ -1,6 +1,11 @@
 """The trainers on a real vLLM server, weights over the disk."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +51,23 @@ def test_trains_on_a_server(on_server, method, hard_problems):
         assert sum(entry["step_grpo/exit_rate"] for entry in logs) > 0
     folders = [path.name for path in (trainer.vllm_generation.folder).iterdir()]
     assert len(folders) == 1 and folders[0].startswith("weights-")
+
+
+@pytest.mark.parametrize("method", ["step_grpo", "sas"])
+def test_two_ranks_share_a_server(method, vllm_server, tmp_path):
+    script = Path(__file__).with_name("two_ranks_on_a_server.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    helpers = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": helpers}
+    arguments = [method, vllm_server.url, str(tmp_path / "out")]
+    subprocess.run([*command, *arguments], check=True, env=environment, timeout=300)
+    first, second = (json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in (0, 1))
+    assert len(first["batches"]) == len(second["batches"]) == 3
+    for mine, theirs in zip(first["batches"], second["batches"]):
+        assert mine == [mine[0]] * 4 and theirs == [theirs[0]] * 4 and mine != theirs  # a group on each rank
+    logs = [entry for entry in first["history"] if "loss" in entry]
+    assert len(logs) == 3
+    assert all(entry["sampling/sampling_logp_difference/max"] < 1e-3 for entry in logs)
 
 
 def test_what_the_server_reads_is_the_policy(on_server):
