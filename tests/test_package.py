@@ -1,5 +1,7 @@
 """The wheel: what it contains, and that it imports from there."""
 
+import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -7,6 +9,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import step_trl
 
 
 ROOT = Path(__file__).parent.parent
@@ -46,3 +52,20 @@ def test_importing_the_package_is_light():
     code = "import sys, step_trl; print('torch' in sys.modules, dir(step_trl))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("False") and "StepGRPOTrainer" in run.stdout
+
+
+def test_every_import_is_a_declared_requirement():
+    """So that the package imports where nothing else is installed."""
+    imported = set()
+    for path in Path(step_trl.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    distributions = importlib.metadata.packages_distributions()
+    needed = {distributions[name][0] for name in imported - sys.stdlib_module_names - {"step_trl"}}
+    requirements = map(Requirement, importlib.metadata.requires("step_trl"))
+    always = {canonicalize_name(r.name) for r in requirements if r.marker is None}
+    # Imported inside the function that makes the problems anew.
+    assert {canonicalize_name(name) for name in needed} - always == {"reasoning-gym"}
