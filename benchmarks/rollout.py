@@ -3,16 +3,17 @@ Truncated rollouts on a vLLM server: what probes cost, what exits save, and what
 
     python benchmarks/rollout.py                              # starts a server on the testbed model
     python benchmarks/rollout.py --in-flight 16 --rounds 3 --threads 1
-    python benchmarks/rollout.py --url http://127.0.0.1:8000  # of `step-trl serve` on the testbed model, used by nobody else
+    python benchmarks/rollout.py --url http://127.0.0.1:8000  # a `step-trl serve` of the testbed model, otherwise idle
 
-Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight times
-each, and starts from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them alike; the
-tables show medians, and ratios to A are taken within each round. The first round does not count: in it the completions
-of C are compared with those of C' and D, which make the same decisions.
+Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight
+times each, and starts from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them
+alike; the tables show medians, and ratios are taken within each round. A first round does not count: in it the
+completions of C are compared with those of C' and D, which make the same decisions.
 
-All that was sampled is what the server counted, cancelled work included. "thought" is what of it became part of a
-completion, "probe" the answers of probes, "discarded" the rest: segments that ran beside a probe which said stop, and
-what the server sampled on before it knew that a call had ended.
+What was sampled is what the server counted, cancelled work included up to the moment at which the server knew of it:
+the forward pass that is running then is in no count. "thought" is the part of it that is in the completions, final
+answers included; "probe" the answers of probes as far as they were read; "discarded" the rest: segments that ran
+beside a probe that said stop, and what the server sampled after a call had ended here.
 """
 
 from __future__ import annotations
@@ -29,31 +30,50 @@ from dataclasses import dataclass
 import httpx
 import pandas as pd
 
-from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, SamplingParams
+from step_trl.rollout import (
+    Boundary,
+    ConfidenceTruncation,
+    DynamicTruncatedRollout,
+    Probe,
+    ProbeRecord,
+    Rollout,
+    SamplingParams,
+)
 from step_trl.rollout.engines import Generation, VLLMServerEngine
-from step_trl.rollout.truncation import THINK_END, Boundary, GoOn, Probe, ProbeRecord
+from step_trl.rollout.truncation import THINK_END, GoOn, Outcome
 from step_trl.serve import VLLMServer
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 
 GROUP_SIZE = 8  # completions of one prompt
-CONTENDERS = {
-    "A": "plain",
-    "B": "exits off, speculative",
-    "C": "exits on, speculative",
-    "C'": "exits on, pausing",
-    "D": "exits on, lock-step, full probes",
+MOST_DIFFERENT = 0.05  # of the completions of C and D
+NAMES = {
+    "A": "A plain",
+    "B": "B exits off, speculative",
+    "C": "C exits on, speculative",
+    "C'": "C' exits on, pausing",
+    "D": "D exits on, lock-step, full probes",
 }
-Contender = Callable[[Sequence[Sequence[int]], Sequence[int]], list[Rollout]]  # prompts and seeds
+Contender = Callable[[Sequence[list[int]], Sequence[int]], list[Rollout]]  # prompts, seeds
+
+
+@dataclass
+class Paused:
+    """A rollout of [`LockStepRollout`] that waits at a trigger."""
+
+    rollout: Rollout
+    seed: int
+    boundary: Boundary
+    probe: Probe
 
 
 class LockStepRollout:
     """
     Rounds, as DEER and the released code of Step-GRPO have them.
 
-    All running rollouts sample to their next trigger; when the last one is there, all are probed, to the end of each
-    probe; then the confident ones leave with their answer and the others go on in the next round.
+    All running rollouts sample to their next trigger. When the last one is there, all are probed. When the last probe
+    has come to its end, confident rollouts leave with their answers and the others go on in the next round.
     """
 
     def __init__(self, engine: VLLMServerEngine, callback: ConfidenceTruncation, max_tokens: int):
@@ -63,22 +83,278 @@ class LockStepRollout:
         self.triggers = TriggerSegmenter(engine.tokenizer, callback.triggers)
         self.think_end = DelimiterSegmenter(engine.tokenizer, THINK_END)
 
-    def run(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Rollout]:
+    def __call__(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
         return asyncio.run(self._rounds(prompts, seeds))
 
-    async def _rounds(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int]) -> list[Rollout]:
+    async def _rounds(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
         rollouts = [Rollout(prompt) for prompt in prompts]
-        running = list(zip(rollouts, seeds))
+        running, unfinished = list(zip(rollouts, seeds)), []
         while running:
-            probes = await asyncio.gather(*(self._to_next_probe(rollout, seed) for rollout, seed in running))
-            paused = [(*own, *asked) for own, asked in zip(running, probes) if asked is not None]
-            answers = await asyncio.gather(*(self._induce(*asked) for *_, asked in map(_split, paused)))
-            running = [
-                (rollout, seed)
-                for (rollout, seed, boundary, probe), answer in zip(paused, answers)
-                if not self._leaves(rollout, boundary, probe, answer)
-            ]
-        eos = self.engine.tokenizer.eos_token_id
-        unfinished = [rollout for rollout in rollouts if rollout.truncated and rollout.completion_ids[-1] != eos]
+            stopped = await asyncio.gather(*(self._to_next_probe(rollout, seed) for rollout, seed in running))
+            paused = [pause for pause in stopped if pause is not None]
+            answers = await asyncio.gather(*(self._induce(pause.boundary, pause.probe) for pause in paused))
+            running = []
+            for pause, answer in zip(paused, answers):
+                if not self._leaves(pause, answer):
+                    running.append((pause.rollout, pause.seed))
+                elif answer.finish_reason != "eos":
+                    unfinished.append(pause.rollout)
         await asyncio.gather(*map(self._finish_answer, unfinished))
         return rollouts
+
+    async def _to_next_probe(self, rollout: Rollout, seed: int) -> Paused | None:
+        """Sample on to the next trigger of the open thought; `None` where the rollout has come to its end."""
+        path, stop = rollout.completion_ids, self.callback.triggers
+        while len(path) < self.max_tokens:
+            segment = await self.engine.generate(
+                [*rollout.prompt_ids, *path],
+                max_tokens=self.max_tokens - len(path),
+                stop=stop,
+                seed=seed * 1_000_003 + len(path),  # as DynamicTruncatedRollout has it
+            )
+            rollout.append(segment)
+            rollout.sampled_tokens += len(segment.token_ids)
+            if segment.finish_reason == "eos":
+                break
+            spans = self.triggers.occurrences(path)
+            if self.think_end.boundaries(path):
+                stop = ()
+            elif spans and spans[-1][1] == len(path):
+                remaining, probes = self.max_tokens - len(path), rollout.probes
+                boundary = Boundary(rollout.prompt_ids, path, spans[-1][0], remaining, len(probes), probes)
+                decision = self.callback.at_boundary(boundary)
+                if isinstance(decision, Probe):
+                    return Paused(rollout, seed, boundary, decision)
+                if isinstance(decision, GoOn) and not decision.watch:
+                    stop = ()
+        return None
+
+    async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
+        return await self.engine.generate(
+            [*boundary.prompt_ids, *boundary.path_ids, *probe.prompt_ids],
+            max_tokens=probe.max_tokens,
+            stop=probe.stop,
+            temperature=0.0,
+        )
+
+    def _leaves(self, pause: Paused, answer: Generation) -> bool:
+        rollout, tokens = pause.rollout, len(answer.token_ids)
+        rollout.truncated = self.callback.after_probe(pause.boundary, pause.probe, answer) is not None
+        outcome: Outcome = "exit" if rollout.truncated else "declined"
+        confidence = self.callback.confidence(answer)
+        rollout.probes.append(
+            ProbeRecord(len(rollout.completion_ids), answer.token_ids, answer.logprobs, outcome, confidence)
+        )
+        rollout.sampled_tokens += tokens
+        if rollout.truncated:
+            rollout.inject(pause.probe.prompt_ids)
+            rollout.append(answer, greedy=True)
+        else:
+            rollout.discarded_tokens += tokens
+        return rollout.truncated
+
+    async def _finish_answer(self, rollout: Rollout) -> None:
+        """An answer that is longer than its probe goes on as it began."""
+        if (remaining := self.max_tokens - len(rollout.completion_ids)) > 0:
+            path = [*rollout.prompt_ids, *rollout.completion_ids]
+            answer = await self.engine.generate(path, max_tokens=remaining, temperature=0.0)
+            rollout.append(answer, greedy=True)
+            rollout.sampled_tokens += len(answer.token_ids)
+
+
+class Counter:
+    """The server's count of the tokens that it has sampled, without those of this class."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.client = httpx.Client(timeout=60, trust_env=False)
+        self.own_tokens = 0
+
+    def read(self) -> int:
+        lines = self.client.get(f"{self.url}/metrics").raise_for_status().text.splitlines()
+        counts = [float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total")]
+        return round(sum(counts)) - self.own_tokens
+
+    def settle(self) -> int:
+        """Wait until the server has ended what was cancelled: until a call of one token is all that it samples."""
+        before, count = None, self.read()
+        while count != before:
+            body = {"prompt": [0], "max_tokens": 1}
+            self.client.post(f"{self.url}/v1/completions", json=body).raise_for_status()
+            self.own_tokens += 1
+            before, count = count, self.read()
+        return count
+
+    def start_afresh(self) -> int:
+        """Let the server forget its prefixes, too."""
+        count = self.settle()
+        self.client.post(f"{self.url}/reset_prefix_cache").raise_for_status()
+        return count
+
+
+@dataclass
+class Row:
+    """One round of one contender. Its rollouts are the same in every round."""
+
+    seconds: float
+    sampled: int
+    rollouts: list[Rollout]
+
+    @property
+    def speed(self) -> float:
+        return self.sampled / self.seconds
+
+    @property
+    def probe_tokens(self) -> int:
+        return sum(len(probe.token_ids) for rollout in self.rollouts for probe in rollout.probes)
+
+    @property
+    def thought_tokens(self) -> int:
+        """Sampled tokens of the completions, without the answers that were kept of probes."""
+        kept = sum(rollout.sampled_tokens - rollout.discarded_tokens for rollout in self.rollouts)
+        return kept - sum(len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome == "exit")
+
+    @property
+    def discarded_tokens(self) -> int:
+        return self.sampled - self.thought_tokens - self.probe_tokens
+
+    @property
+    def tokens_per_declined_probe(self) -> float:
+        declined = [len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome != "exit"]
+        return statistics.fmean(declined) if declined else float("nan")
+
+    @property
+    def server_tokens_per_probe(self) -> float:
+        """What a probe has cost the server, where no thought was discarded: with exits off, or without speculation."""
+        probes = sum(len(rollout.probes) for rollout in self.rollouts)
+        return (self.sampled - self.thought_tokens) / probes if probes else float("nan")
+
+
+def make_prompts(tokenizer, count: int) -> list[list[int]]:
+    problems = load_dataset("train").select(range(-(-count // GROUP_SIZE)))["prompt"]
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+    return [prompts[index // GROUP_SIZE] for index in range(count)]
+
+
+def make_contenders(engine: VLLMServerEngine, max_tokens: int) -> dict[str, Contender]:
+    tokenizer, sampling = engine.tokenizer, SamplingParams(max_tokens)
+    on, off = ConfidenceTruncation(tokenizer), ConfidenceTruncation(tokenizer, threshold=1.0)
+    full_probes = ConfidenceTruncation(tokenizer, early_rejection=False)
+    return {
+        "A": DynamicTruncatedRollout(engine, [], sampling).run,
+        "B": DynamicTruncatedRollout(engine, [off], sampling).run,
+        "C": DynamicTruncatedRollout(engine, [on], sampling).run,
+        "C'": DynamicTruncatedRollout(engine, [on], sampling, speculative=False).run,
+        "D": LockStepRollout(engine, full_probes, max_tokens),
+    }
+
+
+def measure(contender: Contender, prompts: list[list[int]], counter: Counter) -> Row:
+    before, started = counter.start_afresh(), time.perf_counter()
+    rollouts = contender(prompts, range(len(prompts)))
+    seconds = time.perf_counter() - started
+    return Row(seconds, counter.settle() - before, rollouts)
+
+
+def differences(left: Row, right: Row) -> int:
+    return sum(a.completion_ids != b.completion_ids for a, b in zip(left.rollouts, right.rollouts, strict=True))
+
+
+def check_decisions(rows: dict[str, Row]) -> None:
+    """C, C' and D must make the same completions, but for the few where another batch rounds another way."""
+    count = len(rows["C"].rollouts)
+    counts = {name: differences(rows["C"], rows[name]) for name in ("C'", "D")}
+    print(
+        "Completions that differ from those of C: "
+        + ", ".join(f"{n} of {count} ({name})" for name, n in counts.items())
+    )
+    assert max(counts.values()) <= MOST_DIFFERENT * count, "C, C' and D do not make the same decisions"
+
+
+def ratio(rows: dict[str, list[Row]], own: str, other: str, value: Callable[[Row], float]) -> float:
+    """Taken within each round, then the median."""
+    return statistics.median(value(a) / value(b) for a, b in zip(rows[own], rows[other]))
+
+
+def seconds(row: Row) -> float:
+    return row.seconds
+
+
+def seconds_per_token(row: Row) -> float:
+    return row.seconds / row.sampled
+
+
+def median(rows: list[Row], value: Callable[[Row], float]) -> float:
+    return statistics.median(value(row) for row in rows)
+
+
+def table(rows: dict[str, list[Row]]) -> pd.DataFrame:
+    lines = {}
+    for name, own in rows.items():
+        rollouts = own[-1].rollouts
+        lines[NAMES[name]] = {
+            "seconds": f"{median(own, seconds):.2f}",
+            "/A": f"{ratio(rows, name, 'A', seconds):.2f}",
+            "sampled": f"{median(own, lambda row: row.sampled):.0f}",
+            "thought": f"{median(own, lambda row: row.thought_tokens):.0f}",
+            "probe": f"{median(own, lambda row: row.probe_tokens):.0f}",
+            "discarded": f"{median(own, lambda row: row.discarded_tokens):.0f}",
+            "tokens/s": f"{median(own, lambda row: row.speed):.0f}",
+            "tokens/s /A": f"{ratio(rows, name, 'A', lambda row: row.speed):.3f}",
+            "seconds per token /A": f"{ratio(rows, name, 'A', seconds_per_token):.3f}",
+            "probes": sum(len(rollout.probes) for rollout in rollouts),
+            "per declined": f"{own[-1].tokens_per_declined_probe:.1f}",
+            "exits": f"{statistics.fmean(rollout.truncated for rollout in rollouts):.2f}",
+            "kept": sum(len(rollout.completion_ids) for rollout in rollouts),
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
+
+
+def goals(rows: dict[str, list[Row]]) -> dict[str, float]:
+    return {
+        "B/A tokens/s >= 0.97": ratio(rows, "B", "A", lambda row: row.speed),
+        "(wall C/wall A)/(sampled C/sampled A) <= 1.05": ratio(rows, "C", "A", seconds_per_token),
+        "D/C wall >= 1.3": ratio(rows, "D", "C", seconds),
+        "tokens per declined probe <= 4, exits on (C)": rows["C"][-1].tokens_per_declined_probe,
+        "tokens per declined probe <= 4, exits off (B)": rows["B"][-1].tokens_per_declined_probe,
+        "tokens per probe on the server, exits off (B)": median(rows["B"], lambda row: row.server_tokens_per_probe),
+    }
+
+
+def compare(engine: VLLMServerEngine, counter: Counter, count: int, max_tokens: int, rounds: int) -> dict[str, float]:
+    """Measure all contenders with `count` rollouts in flight and print their table. Returns the goals."""
+    prompts = make_prompts(engine.tokenizer, count)
+    contenders = make_contenders(engine, max_tokens)
+    print(f"\n{count} rollouts in flight, {rounds} rounds", flush=True)
+    check_decisions({name: measure(run, prompts, counter) for name, run in contenders.items()})
+    rows: dict[str, list[Row]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            rows[name].append(measure(run, prompts, counter))
+    print(table(rows).to_string(), flush=True)
+    return goals(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="of an idle server on the testbed model; started here if left out")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of the server that is started here; by default one per core")
+    parser.add_argument("--max-num-seqs", type=int, help="calls that it runs at once, others wait; vLLM's default")
+    args = parser.parse_args()
+    if args.threads:
+        os.environ["OMP_NUM_THREADS"] = str(args.threads)  # the server inherits it
+    extra = ["--max-num-seqs", str(args.max_num_seqs)] if args.max_num_seqs else []
+    own_server = VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null")
+    with nullcontext() if args.url else own_server:
+        url = (args.url or own_server.url).rstrip("/")
+        engine, counter = VLLMServerEngine(url, load_tokenizer()), Counter(url)
+        measured = {count: compare(engine, counter, count, args.max_tokens, args.rounds) for count in args.in_flight}
+    print("\nGoals, by rollouts in flight")
+    print(pd.DataFrame(measured).round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()

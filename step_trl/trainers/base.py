@@ -17,6 +17,7 @@ from ..rewards import math_accuracy_reward
 from ..rollout.engines import VLLMServerEngine
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
+from .batching import Batch, sort_by_length, trim_padding
 from .signals import SignalWarnings
 
 
@@ -44,6 +45,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
     args: EfficientReasoningConfig
     model: PreTrainedModel
+    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # TRL's: micro-batches of the last generation
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
 
     def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
@@ -148,6 +150,29 @@ class EfficientReasoningTrainer(GRPOTrainer):
             validate_rows(dataset, needs_solution=needs_solution, name=name)
             if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
                 validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
+
+    def _prepare_inputs(self, generation_batch):
+        steps_per_generation = cast("int", self.args.steps_per_generation)  # TRL has filled it in
+        generate_every = steps_per_generation * self.num_iterations
+        generated = self.model.training and (self._step % generate_every == 0 or self._buffered_inputs is None)
+        inputs = super()._prepare_inputs(generation_batch)
+        if not generated or self._buffered_inputs is None:
+            return inputs
+        if self._may_sort(inputs):
+            self._buffered_inputs = sort_by_length(self._buffered_inputs, self.args.gradient_accumulation_steps)
+        self._buffered_inputs = [trim_padding(batch) for batch in self._buffered_inputs]
+        return self._buffered_inputs[self._step % steps_per_generation]
+
+    def _may_sort(self, inputs: dict[str, Any]) -> bool:
+        """Whether the gradient of an update does not depend on which rows share a micro-batch."""
+        args = self.args
+        return (
+            args.sort_by_length
+            and cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
+            and args.loss_type not in ("bnpo", "luspo")  # normalised by the micro-batch's own tokens
+            and args.top_entropy_quantile == 1.0  # a quantile of the micro-batch
+            and not any(isinstance(value, list) for value in inputs.values())  # images
+        )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)

@@ -1,4 +1,4 @@
-"""Options that the trainers share: vLLM servers and how they receive the policy's weights."""
+"""Options that the trainers share: micro-batches, vLLM servers and how they receive the policy's weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from trl import GRPOConfig
 @dataclass
 class EfficientReasoningConfig(GRPOConfig):
     r"""
-    [`~trl.GRPOConfig`] with what rollouts on vLLM servers need.
+    [`~trl.GRPOConfig`] with what long completions and rollouts on vLLM servers need.
 
     Args:
         vllm_server_base_url (`list[str]`, *optional*):
             URL of the vLLM server, as in [`~trl.GRPOConfig`], or several of them: the prompts are spread over them.
+        sort_by_length (`bool`, *optional*, defaults to `True`):
+            Put completions of like length into one micro-batch of an update, which saves padding and does not change
+            the gradient. Ignored where it would: loss types `"bnpo"` and `"luspo"`, `top_entropy_quantile` below 1,
+            images.
         seeded_rollouts (`bool`, *optional*):
             Give each completion a seed of its own, drawn from `seed`, so that a run can be repeated. By default in
             process but not on servers: vLLM samples seeded requests one by one.
@@ -31,6 +35,9 @@ class EfficientReasoningConfig(GRPOConfig):
 
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
         default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
+    )
+    sort_by_length: bool = field(
+        default=True, metadata={"help": "Put completions of like length into one micro-batch: less padding."}
     )
     seeded_rollouts: bool | None = field(
         default=None, metadata={"help": "Give each completion a seed of its own. By default in process only."}
