@@ -20,7 +20,7 @@ $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
 	touch $@
 
 demo: $(STAMP)
-	$(BIN)/step-trl demo
+	$(BIN)/step-trl demo $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

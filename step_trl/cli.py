@@ -14,6 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     demo = commands.add_parser("demo", help="train Step-GRPO and SAS on the embedded testbed and compare")
     demo.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is set aside")
     demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
+    demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of the rollouts")
     demo.add_argument("--max-steps", type=int, default=40, help="updates of each training")
     server = commands.add_parser("serve", help="start a vLLM server for rollouts; further arguments go to vLLM")
     server.add_argument("model", help="folder or name of the model")
@@ -29,4 +30,4 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     from .demo import run_demo  # imports torch and TRL, which `--help` does without
 
-    run_demo(options.output_dir, options.problems, max_steps=options.max_steps)
+    run_demo(options.output_dir, options.problems, options.engine, max_steps=options.max_steps)

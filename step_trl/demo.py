@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from . import testbed
 from .evaluation import evaluate, summarize
 from .report import demo_report
 from .rollout import SamplingParams
+from .serve import VLLMServer
 from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer
 
 
@@ -109,7 +112,20 @@ def set_aside(folder: Path) -> None:
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
 
 
-def run_demo(output_dir: Path = Path("runs/demo"), problems: int = 64, **options) -> dict:
+@contextmanager
+def rollouts_on(engine: str, log_file: Path) -> Iterator[dict[str, Any]]:
+    """Training options for rollouts in process (`"transformers"`) or on a `"vllm"` server that runs meanwhile."""
+    if engine == "transformers":
+        yield {}
+        return
+    with VLLMServer(testbed.MODEL_DIR, max_model_len=1024, log_file=log_file) as server:
+        options = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url}
+        yield options | {"weight_sync": "disk"}
+
+
+def run_demo(
+    output_dir: Path = Path("runs/demo"), problems: int = 64, engine: str = "transformers", **options
+) -> dict:
     """
     Train and compare; writes `summary.json`, `samples.parquet`, `report.png` and, per method, model and trainer state.
 
@@ -118,6 +134,8 @@ def run_demo(output_dir: Path = Path("runs/demo"), problems: int = 64, **options
             Where to write. A folder that exists is set aside first.
         problems (`int`, *optional*, defaults to `64`):
             Problems per evaluation split, from its first.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            Where training rollouts are sampled: in process, or on a real `"vllm"` server.
         **options:
             Fields of the training configurations to change, such as `max_steps`.
 
@@ -134,15 +152,16 @@ def run_demo(output_dir: Path = Path("runs/demo"), problems: int = 64, **options
         ("step_grpo", StepGRPOTrainer, step_grpo_config),
         ("sas", SASTrainer, sas_config),
     ):
-        trainer = trainer_class(
-            testbed.load_model(),
-            args=config(str(output_dir / name), **options),
-            train_dataset=train_dataset,
-            processing_class=tokenizer,
-            callbacks=[Progress(f"train {name}")],
-        )
-        trainer.remove_callback(PrinterCallback)  # the bar shows what matters
-        trainer.train()
+        with rollouts_on(engine, output_dir / "vllm.log") as engine_options:
+            trainer = trainer_class(
+                testbed.load_model(),
+                args=config(str(output_dir / name), **engine_options | options),
+                train_dataset=train_dataset,
+                processing_class=tokenizer,
+                callbacks=[Progress(f"train {name}")],
+            )
+            trainer.remove_callback(PrinterCallback)  # the bar shows what matters
+            trainer.train()
         trainer.save_model()
         trainer.save_state()  # with the curves of the report
         histories[name] = trainer.state.log_history

@@ -3,15 +3,17 @@
 import json
 
 import matplotlib.image
+import pytest
 
 from step_trl.cli import main
 
 
-def test_demo_writes_summary_and_picture(tmp_path, capsys):
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_demo_writes_summary_and_picture(tmp_path, capsys, engine):
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "mine.txt").write_text("an earlier run")
-    main(["demo", "--output-dir", str(folder), "--problems", "2", "--max-steps", "1"])
+    main(["demo", "--output-dir", str(folder), "--problems", "2", "--max-steps", "1", "--engine", engine])
     summary = json.loads((folder / "summary.json").read_text())
     assert summary.keys() == {"vanilla", "step_grpo", "sas", "seconds"}
     for name in ("vanilla", "step_grpo", "sas"):
