@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -122,7 +123,7 @@ def summarize(samples: pd.DataFrame, vanilla: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`,
-        `cr` and `aes`.
+        `cr` and `aes`; the latter is NaN where the vanilla model solves nothing, since it is relative to that.
     """
     table, base = _means(samples), _means(vanilla)
     table["cr"] = table["tokens"] / base["tokens"]
@@ -131,6 +132,8 @@ def summarize(samples: pd.DataFrame, vanilla: pd.DataFrame) -> pd.DataFrame:
     )
     table["aes"] = [
         accuracy_efficiency_score(row.accuracy, row.tokens, base.accuracy[name], base.tokens[name])
+        if base.accuracy[name] > 0
+        else math.nan
         for name, row in table.iterrows()
     ]
     return table

@@ -1,9 +1,10 @@
 """Sampling and grading the testbed model."""
 
+import pandas as pd
 import pytest
 
 from step_trl import testbed
-from step_trl.evaluation import evaluate
+from step_trl.evaluation import evaluate, summarize
 from step_trl.rollout import ConfidenceTruncation, SamplingParams
 
 
@@ -38,3 +39,11 @@ def test_truncation_at_inference_time(parts):
     assert cut["truncated"].mean() > 0.5
     assert cut["tokens"].mean() < plain["tokens"].mean()
     assert cut["completion"].str.contains("</think>\n\nThe final answer is", regex=False).mean() > 0.5
+
+
+def test_aes_is_undefined_where_the_vanilla_model_solves_nothing():
+    columns = {"problem": [0, 1, 0, 1], "correct": [True, False, False, False], "tokens": 10, "steps": 2}
+    vanilla = pd.DataFrame({"benchmark": ["easy", "easy", "hard", "hard"], **columns})
+    table = summarize(vanilla.assign(tokens=5), vanilla)
+    assert table["aes"].isna().to_dict() == {"easy": False, "hard": True, "overall": False}
+    assert table.loc["overall", "aes"] == pytest.approx(0.5)

@@ -270,9 +270,7 @@ def test_many_calls_in_one_loop_after_another_leave_nothing_open(vllm_server, to
 @pytest.mark.parametrize("speculative", [False, True], ids=["pausing", "speculative"])
 def test_sampled_rollouts_are_well_formed(engine, tokenizer, prompts, speculative):
     segmenter = TriggerSegmenter(tokenizer)
-    rollout = DynamicTruncatedRollout(
-        engine, tokenizer, ConfidenceTruncation(tokenizer), SamplingParams(256), speculative
-    )
+    rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(256), speculative)
     records = rollout.run(prompts, seeds=range(len(prompts)))
     for record in records:
         ids = record.completion_ids
@@ -289,7 +287,7 @@ def test_sampled_rollouts_are_well_formed(engine, tokenizer, prompts, speculativ
 def test_speculation_changes_no_token(engine, tokenizer, prompts):
     def roll_out(speculative: bool):
         callback, sampling = ConfidenceTruncation(tokenizer), SamplingParams(256, temperature=0.0)
-        return DynamicTruncatedRollout(engine, tokenizer, callback, sampling, speculative).run(prompts)
+        return DynamicTruncatedRollout(engine, [callback], sampling, speculative).run(prompts)
 
     pausing, speculative = roll_out(False), roll_out(True)
     differences = sum(a.completion_ids != b.completion_ids for a, b in zip(pausing, speculative, strict=True))

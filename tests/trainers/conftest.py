@@ -29,9 +29,9 @@ def easy_problems():
 
 
 @pytest.fixture(scope="session")
-def hard_problems():
-    """Problems of which the model solves about half in 200 tokens: groups are mixed."""
-    return testbed.load_dataset("hard")
+def mixed_problems():
+    """Problems of which the model solves about half in 240 tokens: groups are mixed."""
+    return testbed.load_dataset("medium")
 
 
 @pytest.fixture

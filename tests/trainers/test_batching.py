@@ -59,14 +59,14 @@ def test_rows_stay_whole_and_in_their_update(lengths, per_update):
 
 @pytest.mark.parametrize("method", ["step_grpo", "sas"])
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
-def test_the_update_is_the_same(build, hard_problems, method, loss_type):
+def test_the_update_is_the_same(build, mixed_problems, method, loss_type):
     parameters, widths = [], []
     for sort in (False, True):
         trainer = build(
             method,
             sort_by_length=sort,
             loss_type=loss_type,
-            train_dataset=hard_problems,
+            train_dataset=mixed_problems,
             per_device_train_batch_size=2,
             gradient_accumulation_steps=4,
             max_completion_length=320,

@@ -47,8 +47,8 @@ def full_logps(trainer, inputs):
 @pytest.mark.parametrize(
     "options", [{}, {"failed_step_advantage": 0.0}, {"granularity": "token", "selection": "correct"}]
 )
-def test_the_loss_sees_selected_advantages(build, hard_problems, tokenizer, monkeypatch, options):
-    trainer = build("sas", learning_rate=0.0, max_completion_length=240, train_dataset=hard_problems, **options)
+def test_the_loss_sees_selected_advantages(build, mixed_problems, tokenizer, monkeypatch, options):
+    trainer = build("sas", learning_rate=0.0, max_completion_length=240, train_dataset=mixed_problems, **options)
     records = record_losses(trainer, monkeypatch)
     trainer.train()
     inputs, selected = records[0]["inputs"], records[0]["advantages"]
@@ -67,9 +67,9 @@ def test_the_loss_sees_selected_advantages(build, hard_problems, tokenizer, monk
     assert torch.equal(selected[answer], inputs["advantages"].unsqueeze(1).expand_as(selected)[answer])
 
 
-def test_correct_means_after_a_closed_thought(build, hard_problems, monkeypatch):
+def test_correct_means_after_a_closed_thought(build, mixed_problems, monkeypatch):
     """TRL's advantage is positive for the right ones of a mixed group, and those are the correct ones."""
-    trainer = build("sas", learning_rate=0.0, max_completion_length=240, train_dataset=hard_problems)
+    trainer = build("sas", learning_rate=0.0, max_completion_length=240, train_dataset=mixed_problems)
     records = record_losses(trainer, monkeypatch)
     trainer.train()
     inputs = records[0]["inputs"]
@@ -90,14 +90,14 @@ def test_there_is_no_second_forward_pass(build):
     assert counts == {"sas": 2, "step_grpo": 2}
 
 
-def test_old_logps_measure_confidence_where_trl_has_them(build, hard_problems, monkeypatch):
+def test_old_logps_measure_confidence_where_trl_has_them(build, mixed_problems, monkeypatch):
     trainer = build(
         "sas",
         num_iterations=2,
         max_steps=2,
         learning_rate=1e-2,
         max_completion_length=240,
-        train_dataset=hard_problems,
+        train_dataset=mixed_problems,
     )
     records = record_losses(trainer, monkeypatch)
     trainer.train()
@@ -106,8 +106,8 @@ def test_old_logps_measure_confidence_where_trl_has_them(build, hard_problems, m
     assert torch.equal(first["advantages"], second["advantages"])  # although the policy has moved
 
 
-def test_metrics(build, hard_problems):
-    trainer = build("sas", max_completion_length=240, train_dataset=hard_problems)
+def test_metrics(build, mixed_problems):
+    trainer = build("sas", max_completion_length=240, train_dataset=mixed_problems)
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["sas/steps/mean"] > 1

@@ -37,8 +37,8 @@ def on_server(build, vllm_server):
 
 
 @pytest.mark.parametrize("method", ["step_grpo", "sas"])
-def test_trains_on_a_server(on_server, method, hard_problems):
-    trainer = on_server(method, max_steps=3, train_dataset=hard_problems, weight_sync_check_every=1)
+def test_trains_on_a_server(on_server, method, mixed_problems):
+    trainer = on_server(method, max_steps=3, train_dataset=mixed_problems, weight_sync_check_every=1)
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -80,13 +80,13 @@ def test_what_the_server_reads_is_the_policy(on_server):
         assert torch.equal(ours, theirs), name
 
 
-def test_lora_is_merged_on_the_way(on_server, hard_problems):
+def test_lora_is_merged_on_the_way(on_server, mixed_problems):
     peft_config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     trainer = on_server(
         "step_grpo",
         max_steps=2,
         weight_sync_check_every=1,
-        train_dataset=hard_problems,
+        train_dataset=mixed_problems,
         trainer_options={"peft_config": peft_config},
     )
     trainer.train()
