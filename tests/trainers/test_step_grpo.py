@@ -41,9 +41,14 @@ def rewards_by_hand(completion_ids, correct, formatted, tokenizer, group, alpha,
 
 
 @pytest.mark.parametrize("baseline", ["correct", "all"])
-def test_reward_is_equation_5(build, tokenizer, baseline):
+def test_reward_is_equation_5(build, tokenizer, mixed_problems, baseline):
     trainer = build(
-        "step_grpo", step_baseline=baseline, accuracy_weight=0.8, step_penalty=0.4, max_completion_length=320
+        "step_grpo",
+        train_dataset=mixed_problems,
+        step_baseline=baseline,
+        accuracy_weight=0.8,
+        step_penalty=0.4,
+        max_completion_length=320,
     )
     scored = []
     original = trainer._calculate_rewards
@@ -240,7 +245,7 @@ def test_same_seed_same_run(build):
         ({"step_penalty": -0.1}, "step_penalty: -0.1"),
         ({"repetition_penalty": 1.1}, "repetition_penalty: 1.1 is not supported"),
         ({"generation_kwargs": {"num_beams": 2}}, "generation_kwargs: "),
-        ({"use_vllm": True}, "use_vllm: True"),
+        ({"use_vllm": True}, "vllm_mode: .colocate. is not supported"),
         ({"advantage_selection": {"selection_ratio": 2.0}}, "selection_ratio: 2.0"),
         ({"advantage_selection": {}, "loss_type": "vespo"}, "loss_type: 'vespo'"),
     ],
