@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from .engines import Engine, Generation
+from .event_loop import run_to_end
 from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
 
@@ -139,7 +138,7 @@ class DynamicTruncatedRollout:
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
-        return _run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts)))
+        return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts)))
 
     async def _gather(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int | None]) -> list[Rollout]:
         tasks = [
@@ -343,13 +342,3 @@ async def _cancel(*tasks: asyncio.Future | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
-
-
-def _run_to_end(coroutine: Coroutine[Any, Any, list[Rollout]]) -> list[Rollout]:
-    """`asyncio.run`, also where a loop runs already (a notebook's): then on a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        return executor.submit(asyncio.run, coroutine).result()

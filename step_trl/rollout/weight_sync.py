@@ -7,7 +7,6 @@ trainers call; [`DiskSyncedGeneration`] is one that saves them, instead of sendi
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from .dynamic import DynamicTruncatedRollout, SamplingParams
 from .engines import VLLMServerEngine
+from .event_loop import run_to_end
 
 
 class WeightSyncError(RuntimeError):
@@ -81,7 +81,7 @@ class DiskSyncedGeneration(VLLMGeneration):
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
-        asyncio.run(self.engine.load_weights(current))
+        run_to_end(self.engine.load_weights(current))
         for folder in earlier:
             shutil.rmtree(folder)
 

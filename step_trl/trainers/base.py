@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,6 +14,7 @@ from trl.trainer.utils import get_config_model_id
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
 from ..rollout.engines import VLLMServerEngine
+from ..rollout.event_loop import run_to_end
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import Batch, sort_by_length, trim_padding
@@ -86,7 +86,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             api_key=os.environ.get("VLLM_API_KEY"),
             retry_window=self.args.vllm_server_timeout,
         )
-        asyncio.run(engine.check(max_length=1 + cast("int", self.max_completion_length)))
+        run_to_end(engine.check(max_length=1 + cast("int", self.max_completion_length)))
         return engine
 
     def _disk_synced_generation(self, engine: VLLMServerEngine) -> DiskSyncedGeneration:

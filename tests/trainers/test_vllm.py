@@ -1,5 +1,6 @@
 """The trainers on a real vLLM server, weights over the disk."""
 
+import asyncio
 import json
 import math
 import os
@@ -51,6 +52,15 @@ def test_trains_on_a_server(on_server, method, mixed_problems):
         assert sum(entry["step_grpo/exit_rate"] for entry in logs) > 0
     folders = [path.name for path in (trainer.vllm_generation.folder).iterdir()]
     assert len(folders) == 1 and folders[0].startswith("weights-")
+
+
+def test_trains_in_a_notebook(on_server):
+    async def cell():
+        trainer = on_server("step_grpo", max_steps=1)
+        trainer.train()
+        return trainer.state.global_step
+
+    assert asyncio.run(cell()) == 1
 
 
 @pytest.mark.parametrize("method", ["step_grpo", "sas"])
