@@ -29,8 +29,8 @@ class EfficientReasoningConfig(GRPOConfig):
             Folder of `weight_sync="disk"`, seen under the same path by this process and by every server. Defaults to
             `weight_sync` below `output_dir`.
         weight_sync_check_every (`int`, *optional*, defaults to `100`):
-            After the first synchronisation and again after this many, the servers' log-probabilities are compared with
-            the policy's; `0` never compares.
+            After the first synchronisation, and again when this many updates have passed, the servers'
+            log-probabilities are compared with the policy's; `0` never compares.
     """
 
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
@@ -47,7 +47,7 @@ class EfficientReasoningConfig(GRPOConfig):
         default=None, metadata={"help": "Folder of weight_sync='disk', seen by trainer and servers."}
     )
     weight_sync_check_every: int = field(
-        default=100, metadata={"help": "Synchronisations between two checks of the servers' weights; 0 for none."}
+        default=100, metadata={"help": "Updates between two checks of the servers' weights; 0 for none."}
     )
 
     def __post_init__(self):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import os
 import re
 import signal
@@ -19,6 +18,7 @@ import warnings
 import pytest
 import torch
 from rollout.tiny_models import assert_logprobs, run
+from rollout.well_formed import assert_well_formed
 from small_tokenizers import trained
 
 from step_trl import testbed
@@ -269,18 +269,10 @@ def test_many_calls_in_one_loop_after_another_leave_nothing_open(vllm_server, to
 
 @pytest.mark.parametrize("speculative", [False, True], ids=["pausing", "speculative"])
 def test_sampled_rollouts_are_well_formed(engine, tokenizer, prompts, speculative):
-    segmenter = TriggerSegmenter(tokenizer)
     rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(256), speculative)
     records = rollout.run(prompts, seeds=range(len(prompts)))
     for record in records:
-        ids = record.completion_ids
-        assert len(ids) == len(record.logprobs) == len(record.injected)
-        assert ids[-1] == tokenizer.eos_token_id or len(ids) == 256
-        assert "WaitWait" not in tokenizer.decode(ids)
-        assert all(math.isnan(logprob) for logprob, injected in zip(record.logprobs, record.injected) if injected)
-        if record.truncated:
-            assert record.probes[-1].confidence > 0.95
-            assert segmenter.count(ids) == len(record.probes)
+        assert_well_formed(record, tokenizer, max_tokens=256)
     assert sum(record.truncated for record in records) > 16
 
 

@@ -121,7 +121,7 @@ class VLLMHTTPClient:
         # The generator that keeps a session is stored with it: it must not be collected while its loop runs.
         self._sessions: dict[asyncio.AbstractEventLoop, tuple[aiohttp.ClientSession, AsyncGenerator]] = {}
 
-    async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]], remedy: str) -> _T:
+    async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]], remedy: Callable[[], str]) -> _T:
         """
         Make attempts at a whole call until one succeeds or `retry_window` is over.
 
@@ -147,7 +147,7 @@ class VLLMHTTPClient:
                 if left <= 0:
                     raise EngineUnavailableError(
                         f"{server.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
-                        f"(retry_window={self.retry_window:g}), the last one ended with {reason}. {remedy}"
+                        f"(retry_window={self.retry_window:g}), the last one ended with {reason}. {remedy()}"
                     ) from None
                 server.note_failure(reason, self.retry_window)
                 await asyncio.sleep(min(delay, left))

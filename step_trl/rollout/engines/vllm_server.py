@@ -143,30 +143,17 @@ class VLLMServerEngine(Engine):
     ) -> Generation:
         check_call(prompt_ids, max_tokens, stop, temperature)
         stop_set = self._stop_strings.index(stop)
-        # All that shapes the distribution is given: the rest the server takes from the model's generation config.
-        body = {
-            "prompt": [int(token_id) for token_id in prompt_ids],
-            "max_tokens": max_tokens,
-            "stop": list(stop),
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "skip_special_tokens": False,  # a stop string such as "</think>" may be a special token
-            "spaces_between_special_tokens": False,
-            "logprobs": 0,  # of the sampled token only
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # saves the server the text of each token
-        }
-        if self.tokenizer.eos_token_id is not None:
-            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
+        body = self._request_body(
+            prompt=[int(token_id) for token_id in prompt_ids],
+            max_tokens=max_tokens,
+            stop=list(stop),
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+        )
         if seed is not None:
             body["seed"] = seed % 2**63
-        if self.model is not None:
-            body["model"] = self.model
         server = self._server_of(prompt_ids)
 
         async def answer() -> Generation:
@@ -200,6 +187,25 @@ class VLLMServerEngine(Engine):
             return await attempt()
 
         return await self._retrying(server, with_weights)
+
+    def _request_body(self, **sampling: Any) -> dict[str, Any]:
+        """All that shapes the distribution is given: the rest the server takes from the model's generation config."""
+        body = {
+            **sampling,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "skip_special_tokens": False,  # a stop string such as "</think>" may be a special token
+            "spaces_between_special_tokens": False,
+            "logprobs": 0,  # of the sampled token only
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # saves the server the text of each token
+        }
+        if self.tokenizer.eos_token_id is not None:
+            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
+        if self.model is not None:
+            body["model"] = self.model
+        return body
 
     async def load_weights(self, folder: str | Path) -> None:
         """
@@ -308,12 +314,15 @@ class VLLMServerEngine(Engine):
         return await self._retrying(server, answer)
 
     async def _retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        return await self._client.retrying(server, attempt, partial(self._remedy, server))
+
+    def _remedy(self, server: Server) -> str:
+        """How the server is started, for an error message."""
         address = urlsplit(server.url)
         cpu = address.hostname in LOOPBACK_HOSTS and not has_gpu()
         command, environment = server_command(self.model or "MODEL", port=address.port or 8000, cpu=cpu)
         command[0] = "python"  # of the server's machine
-        remedy = f"A server is started by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
-        return await self._client.retrying(server, attempt, remedy)
+        return f"A server is started by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
 
     def _server_of(self, prompt_ids: Sequence[int]) -> Server:
         if len(self._servers) == 1:
