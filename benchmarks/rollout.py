@@ -7,8 +7,9 @@ Truncated rollouts on a vLLM server: what probes cost, what exits save, and what
 
 Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight
 times each, and starts from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them
-alike; the tables show medians, and ratios are taken within each round. A first round does not count: in it the
-completions of C are compared with those of C' and D, which make the same decisions.
+alike; each has seeds of its own; the tables show medians, and ratios are taken within each round. A first round does
+not count: in it the completions of C1 are compared with those of C' and D, which make the same decisions. B and C stay
+in one request for a whole thought, so their seeds give other completions, of the same distribution.
 
 What was sampled is what the server counted, cancelled work included up to the moment at which the server knew of it:
 the forward pass that is running then is in no count. "thought" is the part of it that is in the completions, final
@@ -52,6 +53,7 @@ NAMES = {
     "A": "A plain",
     "B": "B exits off, speculative",
     "C": "C exits on, speculative",
+    "C1": "C1 the same, a request per segment",
     "C'": "C' exits on, pausing",
     "D": "D exits on, lock-step, full probes",
 }
@@ -194,7 +196,7 @@ class Counter:
 
 @dataclass
 class Row:
-    """One round of one contender. Its rollouts are the same in every round."""
+    """One round of one contender."""
 
     seconds: float
     sampled: int
@@ -219,15 +221,26 @@ class Row:
         return self.sampled - self.thought_tokens - self.probe_tokens
 
     @property
+    def probes(self) -> int:
+        return sum(len(rollout.probes) for rollout in self.rollouts)
+
+    @property
     def tokens_per_declined_probe(self) -> float:
         declined = [len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome != "exit"]
         return statistics.fmean(declined) if declined else float("nan")
 
     @property
+    def exits(self) -> float:
+        return statistics.fmean(rollout.truncated for rollout in self.rollouts)
+
+    @property
+    def kept_tokens(self) -> int:
+        return sum(len(rollout.completion_ids) for rollout in self.rollouts)
+
+    @property
     def server_tokens_per_probe(self) -> float:
         """What a probe has cost the server, where no thought was discarded: with exits off, or without speculation."""
-        probes = sum(len(rollout.probes) for rollout in self.rollouts)
-        return (self.sampled - self.thought_tokens) / probes if probes else float("nan")
+        return (self.sampled - self.thought_tokens) / self.probes if self.probes else float("nan")
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
@@ -236,22 +249,26 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
     return [prompts[index // GROUP_SIZE] for index in range(count)]
 
 
-def make_contenders(engine: VLLMServerEngine, max_tokens: int) -> dict[str, Contender]:
-    tokenizer, sampling = engine.tokenizer, SamplingParams(max_tokens)
+def make_contenders(url: str, max_tokens: int) -> dict[str, Contender]:
+    tokenizer, sampling = load_tokenizer(), SamplingParams(max_tokens)
+    engine = VLLMServerEngine(url, tokenizer)
+    per_segment = VLLMServerEngine(url, tokenizer, sample_ahead=False)
     on, off = ConfidenceTruncation(tokenizer), ConfidenceTruncation(tokenizer, threshold=1.0)
     full_probes = ConfidenceTruncation(tokenizer, early_rejection=False)
     return {
         "A": DynamicTruncatedRollout(engine, [], sampling).run,
         "B": DynamicTruncatedRollout(engine, [off], sampling).run,
         "C": DynamicTruncatedRollout(engine, [on], sampling).run,
-        "C'": DynamicTruncatedRollout(engine, [on], sampling, speculative=False).run,
-        "D": LockStepRollout(engine, full_probes, max_tokens),
+        "C1": DynamicTruncatedRollout(per_segment, [on], sampling).run,
+        "C'": DynamicTruncatedRollout(per_segment, [on], sampling, speculative=False).run,
+        "D": LockStepRollout(per_segment, full_probes, max_tokens),
     }
 
 
-def measure(contender: Contender, prompts: list[list[int]], counter: Counter) -> Row:
+def measure(contender: Contender, prompts: list[list[int]], counter: Counter, number: int = 0) -> Row:
+    seeds = range(number * len(prompts), (number + 1) * len(prompts))
     before, started = counter.start_afresh(), time.perf_counter()
-    rollouts = contender(prompts, range(len(prompts)))
+    rollouts = contender(prompts, seeds)
     seconds = time.perf_counter() - started
     return Row(seconds, counter.settle() - before, rollouts)
 
@@ -261,14 +278,14 @@ def differences(left: Row, right: Row) -> int:
 
 
 def check_decisions(rows: dict[str, Row]) -> None:
-    """C, C' and D must make the same completions, but for the few where another batch rounds another way."""
-    count = len(rows["C"].rollouts)
-    counts = {name: differences(rows["C"], rows[name]) for name in ("C'", "D")}
+    """C1, C' and D must make the same completions, but for the few where another batch rounds another way."""
+    count = len(rows["C1"].rollouts)
+    counts = {name: differences(rows["C1"], rows[name]) for name in ("C'", "D")}
     print(
-        "Completions that differ from those of C: "
+        "Completions that differ from those of C1: "
         + ", ".join(f"{n} of {count} ({name})" for name, n in counts.items())
     )
-    assert max(counts.values()) <= MOST_DIFFERENT * count, "C, C' and D do not make the same decisions"
+    assert max(counts.values()) <= MOST_DIFFERENT * count, "C1, C' and D do not make the same decisions"
 
 
 def ratio(rows: dict[str, list[Row]], own: str, other: str, value: Callable[[Row], float]) -> float:
@@ -291,7 +308,6 @@ def median(rows: list[Row], value: Callable[[Row], float]) -> float:
 def table(rows: dict[str, list[Row]]) -> pd.DataFrame:
     lines = {}
     for name, own in rows.items():
-        rollouts = own[-1].rollouts
         lines[NAMES[name]] = {
             "seconds": f"{median(own, seconds):.2f}",
             "/A": f"{ratio(rows, name, 'A', seconds):.2f}",
@@ -302,10 +318,10 @@ def table(rows: dict[str, list[Row]]) -> pd.DataFrame:
             "tokens/s": f"{median(own, lambda row: row.speed):.0f}",
             "tokens/s /A": f"{ratio(rows, name, 'A', lambda row: row.speed):.3f}",
             "seconds per token /A": f"{ratio(rows, name, 'A', seconds_per_token):.3f}",
-            "probes": sum(len(rollout.probes) for rollout in rollouts),
-            "per declined": f"{own[-1].tokens_per_declined_probe:.1f}",
-            "exits": f"{statistics.fmean(rollout.truncated for rollout in rollouts):.2f}",
-            "kept": sum(len(rollout.completion_ids) for rollout in rollouts),
+            "probes": f"{median(own, lambda row: row.probes):.0f}",
+            "per declined": f"{median(own, lambda row: row.tokens_per_declined_probe):.1f}",
+            "exits": f"{median(own, lambda row: row.exits):.2f}",
+            "kept": f"{median(own, lambda row: row.kept_tokens):.0f}",
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
@@ -315,22 +331,22 @@ def goals(rows: dict[str, list[Row]]) -> dict[str, float]:
         "B/A tokens/s >= 0.97": ratio(rows, "B", "A", lambda row: row.speed),
         "(wall C/wall A)/(sampled C/sampled A) <= 1.05": ratio(rows, "C", "A", seconds_per_token),
         "D/C wall >= 1.3": ratio(rows, "D", "C", seconds),
-        "tokens per declined probe <= 4, exits on (C)": rows["C"][-1].tokens_per_declined_probe,
-        "tokens per declined probe <= 4, exits off (B)": rows["B"][-1].tokens_per_declined_probe,
+        "tokens per declined probe <= 4, exits on (C)": median(rows["C"], lambda row: row.tokens_per_declined_probe),
+        "tokens per declined probe <= 4, exits off (B)": median(rows["B"], lambda row: row.tokens_per_declined_probe),
         "tokens per probe on the server, exits off (B)": median(rows["B"], lambda row: row.server_tokens_per_probe),
     }
 
 
-def compare(engine: VLLMServerEngine, counter: Counter, count: int, max_tokens: int, rounds: int) -> dict[str, float]:
+def compare(url: str, counter: Counter, count: int, max_tokens: int, rounds: int) -> dict[str, float]:
     """Measure all contenders with `count` rollouts in flight and print their table. Returns the goals."""
-    prompts = make_prompts(engine.tokenizer, count)
-    contenders = make_contenders(engine, max_tokens)
+    contenders = make_contenders(url, max_tokens)
+    prompts = make_prompts(load_tokenizer(), count)
     print(f"\n{count} rollouts in flight, {rounds} rounds", flush=True)
     check_decisions({name: measure(run, prompts, counter) for name, run in contenders.items()})
     rows: dict[str, list[Row]] = {name: [] for name in contenders}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, run in contenders.items():
-            rows[name].append(measure(run, prompts, counter))
+            rows[name].append(measure(run, prompts, counter, number + 1))
     print(table(rows).to_string(), flush=True)
     return goals(rows)
 
@@ -350,8 +366,8 @@ def main() -> None:
     own_server = VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null")
     with nullcontext() if args.url else own_server:
         url = (args.url or own_server.url).rstrip("/")
-        engine, counter = VLLMServerEngine(url, load_tokenizer()), Counter(url)
-        measured = {count: compare(engine, counter, count, args.max_tokens, args.rounds) for count in args.in_flight}
+        counter = Counter(url)
+        measured = {count: compare(url, counter, count, args.max_tokens, args.rounds) for count in args.in_flight}
     print("\nGoals, by rollouts in flight")
     print(pd.DataFrame(measured).round(3).to_string())
 

@@ -62,9 +62,14 @@ def server_command(
         command += ["--max-model-len", str(max_model_len)]
     environment = {"VLLM_SERVER_DEV_MODE": "1"} if host in LOOPBACK_HOSTS else {}
     if cpu:
-        # A chunked prefill of a request with a seed kills the CPU server: with this budget none is chunked.
+        # A chunked prefill of a request with a seed kills the CPU server: with this budget none is chunked. A prefix
+        # is found in the cache by whole blocks, of 128 tokens by default; 32 is the least that the CPU's kernels take.
         command += ["--dtype", "float32", "--enforce-eager", "--max-num-batched-tokens", "32768"]
+        command += ["--block-size", "32"]
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # The model in the scheduler's own process, which otherwise waits for it in a busy loop, and one core for HTTP.
+        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
     return [*command, *extra_arguments], environment
 
 

@@ -195,7 +195,7 @@ class _Path:
 
     def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
         self.owner = owner
-        self.engine = owner.engine.for_prompt(rollout.prompt_ids)
+        self.engine = owner.engine
         self.rollout = rollout
         self.seed = seed
         self.watches = [
@@ -212,15 +212,14 @@ class _Path:
         return self.owner.sampling.max_tokens - len(self.rollout.completion_ids)
 
     async def roll_out(self) -> Rollout:
-        segment = await self._sample()
-        while True:
-            self.rollout.append(segment)
-            if segment.finish_reason == "eos" or self.remaining == 0:
-                return self.rollout
-            following = await self._decide(self._boundaries_after(segment))
-            if following is None:
-                return self.rollout
-            segment = following
+        async with self.owner.engine.for_rollout(self.rollout.prompt_ids) as self.engine:
+            segment: Generation | None = await self._sample()
+            while segment is not None:
+                self.rollout.append(segment)
+                if segment.finish_reason == "eos" or self.remaining == 0:
+                    break
+                segment = await self._decide(self._boundaries_after(segment))
+        return self.rollout
 
     def _boundaries_after(self, segment: Generation) -> list[tuple[_Watch, Boundary]]:
         """Who wants to be asked at the end of the path. Nobody, once the thought has ended."""
@@ -320,6 +319,7 @@ class _Path:
             min_p=sampling.min_p,
             # By position, so that a call has the same seed whatever was called and cancelled before it.
             seed=None if self.seed is None else (self.seed * 1_000_003 + len(path)) % 2**63,
+            ahead=self.owner.speculative and bool(self.owner.callbacks),
         )
         self.rollout.sampled_tokens += len(segment.token_ids)
         return segment

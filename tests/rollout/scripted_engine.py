@@ -45,6 +45,7 @@ class ScriptedEngine(Engine):
         min_p=0.0,
         seed=None,
         abandon=None,
+        ahead=False,
     ) -> Generation:
         assert max_tokens >= 1
         self.running += 1

@@ -25,8 +25,8 @@ from step_trl import testbed
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import EngineError, EngineUnavailableError, Generation, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
+from step_trl.rollout.engines.vllm_answers import Sampled
 from step_trl.rollout.engines.vllm_http import ConnectionLostError
-from step_trl.rollout.engines.vllm_server import _Sampled
 from step_trl.serve import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
 
@@ -276,10 +276,16 @@ def test_sampled_rollouts_are_well_formed(engine, tokenizer, prompts, speculativ
     assert sum(record.truncated for record in records) > 16
 
 
-def test_speculation_changes_no_token(engine, tokenizer, prompts):
+@pytest.mark.parametrize("sample_ahead", [False, True], ids=["a request per segment", "ahead"])
+def test_speculation_changes_no_token(vllm_server, tokenizer, prompts, sample_ahead):
+    """Greedily also where a thought is one request; seeds are those of requests."""
+    engine = VLLMServerEngine(vllm_server.url, tokenizer, sample_ahead=sample_ahead)
+
     def roll_out(speculative: bool):
-        callback, sampling = ConfidenceTruncation(tokenizer), SamplingParams(256, temperature=0.0)
-        return DynamicTruncatedRollout(engine, [callback], sampling, speculative).run(prompts)
+        callback = ConfidenceTruncation(tokenizer)
+        sampling = SamplingParams(256, temperature=0.0 if sample_ahead else 1.0)
+        rollout = DynamicTruncatedRollout(engine, [callback], sampling, speculative)
+        return rollout.run(prompts, seeds=range(len(prompts)))
 
     pausing, speculative = roll_out(False), roll_out(True)
     differences = sum(a.completion_ids != b.completion_ids for a, b in zip(pausing, speculative, strict=True))
@@ -287,6 +293,86 @@ def test_speculation_changes_no_token(engine, tokenizer, prompts):
     assert differences == 0
     outcomes = [probe.outcome for record in speculative for probe in record.probes]
     assert outcomes.count("exit") > 16 and outcomes.count("abandoned") > 8
+
+
+# Sampling ahead
+
+
+async def in_segments(engine, prompt, stop, max_tokens, **options) -> list[Generation]:
+    """The calls of a rollout that goes on behind each stop string."""
+    segments: list[Generation] = []
+    async with engine.for_rollout(prompt) as bound:
+        path, left = list(prompt), max_tokens
+        while left and (not segments or segments[-1].finish_reason == "stop"):
+            segments.append(await bound.generate(path, max_tokens=left, stop=stop, ahead=True, **options))
+            path, left = path + segments[-1].token_ids, left - len(segments[-1].token_ids)
+    return segments
+
+
+@pytest.mark.parametrize("interval", [1, 7, 16])
+def test_a_thought_in_segments_is_the_whole_thought(vllm_server, tokenizer, prompts, interval):
+    engine = VLLMServerEngine(vllm_server.url, tokenizer, ahead_interval=interval)
+    pieces, stop = token_bytes(tokenizer), (*TRIGGERS, " = 1")
+    wholes = run(*(engine.generate(p, max_tokens=200, seed=i) for i, p in enumerate(prompts[:32])))
+    rollouts = run(*(in_segments(engine, p, stop, 200, seed=i) for i, p in enumerate(prompts[:32])))
+    for whole, segments in zip(wholes, rollouts, strict=True):
+        assert [i for segment in segments for i in segment.token_ids] == whole.token_ids
+        logprobs = [logprob for segment in segments for logprob in segment.logprobs]
+        assert logprobs == pytest.approx(whole.logprobs, abs=1e-4)
+        assert segments[-1].finish_reason == whole.finish_reason
+        for segment in segments:
+            text = b"".join(pieces[i] for i in segment.token_ids)
+            before = b"".join(pieces[i] for i in segment.token_ids[:-1])
+            assert not any(string.encode() in before for string in stop)
+            ends_in_stop = any(string.encode() in text for string in stop)
+            assert ends_in_stop == (segment.finish_reason == "stop")
+    assert sum(len(segments) >= 4 for segments in rollouts) >= 16
+
+
+def test_what_was_sampled_ahead_serves_only_the_call_that_goes_on(engine, prompts):
+    """Another temperature, another path, a larger budget: a request of its own, as if nothing had been before."""
+    stop, prompt = TRIGGERS, prompts[1]
+
+    async def scenario(change):
+        async with engine.for_rollout(prompt) as bound:
+            first = await bound.generate(prompt, max_tokens=200, stop=stop, temperature=0.0, ahead=True)
+            assert first.finish_reason == "stop"
+            options = {"max_tokens": 20, "temperature": 0.0, "stop": ()} | change([*prompt, *first.token_ids])
+            return options, await bound.generate(**options, ahead=True)
+
+    changes = [
+        lambda path: {"prompt_ids": path},
+        lambda path: {"prompt_ids": path, "temperature": 1.0, "seed": 5},
+        lambda path: {"prompt_ids": [*path[:-1], 40]},
+        lambda path: {"prompt_ids": path, "max_tokens": 400},
+    ]
+    for change in changes:
+        options, generation = asyncio.run(scenario(change))
+        (expected,) = run(engine.generate(**options))
+        assert generation.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize("how", ["left", "cancelled"])
+def test_what_was_sampled_ahead_ends_with_its_rollout(vllm_server, engine, prompts, how):
+    async def rollout(prompt):
+        async with engine.for_rollout(prompt) as bound:
+            first = await bound.generate(prompt, max_tokens=900, stop=("+",), temperature=0.0, ahead=True)
+            if how == "cancelled":
+                path = [*prompt, *first.token_ids]
+                await bound.generate(path, max_tokens=850, stop=("no such text",), ahead=True, temperature=0.0)
+
+    async def scenario():
+        before = await asyncio.to_thread(generated_tokens, vllm_server.url)
+        tasks = [asyncio.ensure_future(rollout(prompt)) for prompt in prompts]
+        if how == "cancelled":
+            assert await until(lambda: open_requests(vllm_server.url) >= 32, seconds=20)
+            for task in tasks:
+                task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await until(lambda: open_requests(vllm_server.url) == 0, seconds=5)
+        assert generated_tokens(vllm_server.url) - before < 80 * 64  # to their ends it would be 160 each
+
+    asyncio.run(scenario())
 
 
 # Servers that are wrong, or away
@@ -433,7 +519,7 @@ def test_pieces_are_cut_where_the_stop_string_ends(tokenizer):
         while stop.encode() not in text:
             text, end = text + pieces[ids[end]], end + 1
         for width in range(1, len(ids) + 1):
-            sampled = _Sampled(stops, stops.index((stop,)))
+            sampled = Sampled(stops, stops.index((stop,)))
             for start in range(0, len(ids), width):
                 part = ids[start : start + width]
                 last = start + width >= len(ids)
@@ -455,7 +541,7 @@ def test_pieces_are_cut_where_the_stop_string_ends(tokenizer):
     ],
 )
 def test_finish_reasons_of_the_server(tokenizer, finish_reason, stop_reason, expected):
-    sampled = _Sampled(StopStrings(tokenizer, len(tokenizer) + 1), 0)
+    sampled = Sampled(StopStrings(tokenizer, len(tokenizer) + 1), 0)
     choice = {"token_ids": [5], "logprobs": {"token_logprobs": [-0.5]}}
     generation = sampled.add(choice | {"finish_reason": finish_reason, "stop_reason": stop_reason})
     assert (generation and generation.finish_reason) == expected
@@ -483,12 +569,19 @@ def test_verification_options_reach_the_connection(tokenizer):
 def test_calls_of_a_prompt_share_a_server(tokenizer, prompts):
     urls = [f"http://127.0.0.1:{port}" for port in (8001, 8002, 8003)]
     engine, other = VLLMServerEngine(urls, tokenizer), VLLMServerEngine(urls, tokenizer)
-    chosen = [engine.for_prompt(prompt)._servers[0].url for prompt in prompts]
-    assert chosen == [other.for_prompt(prompt)._servers[0].url for prompt in prompts]  # as another process would
+
+    async def scenario():
+        chosen = []
+        for prompt in prompts:
+            async with engine.for_rollout(prompt) as bound, other.for_rollout(prompt) as same:
+                url = bound._server_of(prompt).url
+                assert same._server_of(prompt).url == url  # as in another process
+                assert all(bound._server_of([*prompt, *path]).url == url for path in ([5], [6, 7], [8] * 50))
+                chosen.append(url)
+        return chosen
+
+    chosen = asyncio.run(scenario())
     assert min(chosen.count(url) for url in urls) >= 10
-    bound = engine.for_prompt(prompts[0])
-    assert all(bound._server_of([*prompts[0], *path]).url == chosen[0] for path in ([5], [6, 7], [8] * 50))
-    assert bound.for_prompt(prompts[1]) is bound
 
 
 @pytest.mark.parametrize(
@@ -498,6 +591,7 @@ def test_calls_of_a_prompt_share_a_server(tokenizer, prompts):
         ({"base_url": "http://user:secret@host"}, "base_url: holds a user name or password"),
         ({"base_url": []}, "base_url: is empty"),
         ({"base_url": "http://host", "stream_interval": 0}, "stream_interval: 0 is no number"),
+        ({"base_url": "http://host", "ahead_interval": 0}, "ahead_interval: 0 is no number"),
     ],
 )
 def test_wrong_arguments_are_named(tokenizer, arguments, message):

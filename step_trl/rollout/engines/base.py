@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -56,6 +57,7 @@ class Engine(Protocol):
         min_p: float = 0.0,
         seed: int | None = None,
         abandon: AbandonRule | None = None,
+        ahead: bool = False,
     ) -> Generation:
         """
         Sample a continuation of `prompt_ids`.
@@ -76,17 +78,22 @@ class Engine(Protocol):
             abandon (`Callable[[Sequence[int], Sequence[float]], bool]`, *optional*):
                 Asked with the tokens and log-probabilities so far, after each token (or after each few, where tokens
                 arrive in pieces); `True` ends the call with `finish_reason="abandoned"`.
+            ahead (`bool`, *optional*, defaults to `False`):
+                Announces that, if a stop string ends this call, the next one with `ahead` will most likely go on from
+                there with the same sampling. In a rollout ([`Engine.for_rollout`]) an engine may then sample on, and
+                answer that call with it, whose own `seed` does not count. Engines may ignore this.
         """
         ...
 
-    def for_prompt(self, prompt_ids: Sequence[int]) -> Engine:
+    @asynccontextmanager
+    async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[Engine]:
         """
-        The engine for all calls that continue `prompt_ids`, a rollout's prompt.
+        The engine for all calls of one rollout, which continue `prompt_ids`.
 
         An engine over several servers keeps them on one server, where completions of one prompt share a prefix cache.
-        Others need not define this.
+        What was sampled ahead ends with it. Others need not define this.
         """
-        return self
+        yield self
 
 
 def check_call(prompt_ids: Sequence[int], max_tokens: int, stop: Sequence[str], temperature: float) -> None:

@@ -138,6 +138,7 @@ class TransformersEngine(Engine):
         min_p: float = 0.0,
         seed: int | None = None,
         abandon: AbandonRule | None = None,
+        ahead: bool = False,
     ) -> Generation:
         """
         Sample a continuation of `prompt_ids`, as told in [`Engine.generate`].

@@ -2,7 +2,8 @@
 The engine over vLLM servers: token ids in, token ids and log-probabilities out, by `/v1/completions`.
 
 A plain call is one request and one answer, and the server looks for the stop strings. A call with an `abandon` rule is
-streamed. Either way the server's tokens are cut at the token that completes a stop string, by the bytes of the tokens.
+streamed. Calls with `ahead` share one streamed request, in which the stop strings are found here: a thought that goes
+on beside its probes is not sent again. Each call ends at the token that completes a stop string, by the tokens' bytes.
 
 Start a server with `step-trl serve MODEL`; [`VLLMServerEngine.check`] tells what is wrong with another one.
 """
@@ -16,8 +17,8 @@ import logging
 import re
 import ssl
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from ...serve import LOOPBACK_HOSTS, command_line, has_gpu, server_command
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
+from .vllm_answers import Sampled, SampledAhead
 from .vllm_http import ConnectionLostError, EngineError, EngineUnavailableError, Server, VLLMHTTPClient, read_events
 
 
@@ -46,9 +48,9 @@ class VLLMServerEngine(Engine):
     """
     Samples on one or several vLLM servers.
 
-    With several servers, a rollout uses the one that [`VLLMServerEngine.for_prompt`] gives it, so that all completions
-    of a prompt share one server's prefix cache; [`DynamicTruncatedRollout`] does so. The server depends on the tokens
-    of the prompt alone, and every process of a distributed training agrees on it.
+    With several servers, a rollout uses the one that [`VLLMServerEngine.for_rollout`] gives it, so that completions of
+    one prompt share one server's prefix cache; [`DynamicTruncatedRollout`] does so. The server depends on the prompt's
+    tokens alone, and every process of a distributed training agrees on it.
 
     A server that does not answer is tried again, the call from its prompt, until `retry_window` is over; no other
     server takes its calls over, as it may have other weights. Cancelling a call closes its connection, which makes the
@@ -78,8 +80,14 @@ class VLLMServerEngine(Engine):
         max_connections (`int`, *optional*, defaults to `512`):
             Most calls that are sent at once; further ones wait here.
         stream_interval (`int`, *optional*, defaults to `4`):
-            Tokens per piece of a streamed call; the first token always comes at once. More of them cost less, but
-            `abandon` is asked later.
+            Tokens per piece of a call with an `abandon` rule; the first token always comes at once. More of them cost
+            less, but `abandon` is asked later.
+        ahead_interval (`int`, *optional*, defaults to `16`):
+            Tokens per piece of calls with `ahead`. More of them cost less, but a stop string is seen later, and more
+            tokens behind it are sampled in vain.
+        sample_ahead (`bool`, *optional*, defaults to `True`):
+            Heed `ahead`. Without it every call is a request of its own with its own seed, and seeded rollouts are the
+            same whether they are speculative or pause.
     """
 
     def __init__(
@@ -95,18 +103,24 @@ class VLLMServerEngine(Engine):
         retry_window: float = 300.0,
         max_connections: int = 512,
         stream_interval: int = 4,
+        ahead_interval: int = 16,
+        sample_ahead: bool = True,
     ):
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         if not urls:
             raise ValueError("base_url: is empty. Pass for instance 'http://127.0.0.1:8000'.")
-        if stream_interval < 1:
-            raise ValueError(f"stream_interval: {stream_interval} is no number of tokens. Set it to 1 or more.")
+        for name, interval in (("stream_interval", stream_interval), ("ahead_interval", ahead_interval)):
+            if interval < 1:
+                raise ValueError(f"{name}: {interval} is no number of tokens. Set it to 1 or more.")
         self.model = model
         self.stream_interval = stream_interval
+        self.ahead_interval = ahead_interval
+        self.sample_ahead = sample_ahead
         self.tokenizer = tokenizer
         self._servers = tuple(Server(_clean_url(url)) for url in urls)
         # One id more than the tokenizer has: it stands for those that only the model has.
         self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
+        self._ahead: SampledAhead | None = None
         self._restoring: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Lock] = {}
         self._client = VLLMHTTPClient(
             api_key=api_key,
@@ -120,13 +134,19 @@ class VLLMServerEngine(Engine):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({[server.url for server in self._servers]}, model={self.model!r})"
 
-    def for_prompt(self, prompt_ids: Sequence[int]) -> VLLMServerEngine:
+    @asynccontextmanager
+    async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[VLLMServerEngine]:
         """The engine on the one server that serves all completions of a prompt, chosen by the prompt's tokens."""
-        if len(self._servers) == 1:
-            return self
         engine = copy.copy(self)
         engine._servers = (self._server_of(prompt_ids),)
-        return engine
+        if not self.sample_ahead:
+            yield engine
+            return
+        engine._ahead = SampledAhead(self._stop_strings)
+        try:
+            yield engine
+        finally:
+            await engine._ahead.close()
 
     async def generate(
         self,
@@ -140,6 +160,7 @@ class VLLMServerEngine(Engine):
         min_p: float = 0.0,
         seed: int | None = None,
         abandon: AbandonRule | None = None,
+        ahead: bool = False,
     ) -> Generation:
         check_call(prompt_ids, max_tokens, stop, temperature)
         stop_set = self._stop_strings.index(stop)
@@ -157,7 +178,7 @@ class VLLMServerEngine(Engine):
         server = self._server_of(prompt_ids)
 
         async def answer() -> Generation:
-            sampled = _Sampled(self._stop_strings, stop_set)
+            sampled = Sampled(self._stop_strings, stop_set)
             async with self._client.request(server, "POST", "/v1/completions", body) as response:
                 generation = sampled.add(json.loads(await response.read())["choices"][0])
             if generation is None:
@@ -165,7 +186,7 @@ class VLLMServerEngine(Engine):
             return generation
 
         async def streamed(abandon: AbandonRule) -> Generation:
-            sampled, generation = _Sampled(self._stop_strings, stop_set), None
+            sampled, generation = Sampled(self._stop_strings, stop_set), None
             options = {"stream": True, "stream_interval": self.stream_interval}
             async with (
                 self._client.request(server, "POST", "/v1/completions", body | options) as response,
@@ -179,7 +200,23 @@ class VLLMServerEngine(Engine):
                 raise ConnectionLostError("a stream that broke off")
             return generation
 
-        attempt = answer if abandon is None else lambda: streamed(abandon)
+        async def taken(ahead: SampledAhead) -> Generation:
+            try:
+                if not ahead.goes_on(body):
+                    await ahead.close()
+                    options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
+                    request = self._client.request(server, "POST", "/v1/completions", body | options)
+                    await ahead.open(request, body)
+                return await ahead.take(stop_set, max_tokens)
+            except BaseException:
+                await ahead.close()
+                raise
+
+        attempt: Callable[[], Awaitable[Generation]] = answer
+        if abandon is not None:
+            attempt = partial(streamed, abandon)
+        elif ahead and self._ahead is not None:
+            attempt = partial(taken, self._ahead)
 
         async def with_weights() -> Generation:
             if server.forgetful:
@@ -328,32 +365,6 @@ class VLLMServerEngine(Engine):
         if len(self._servers) == 1:
             return self._servers[0]
         return self._servers[zlib.crc32(np.asarray(prompt_ids, dtype=np.int64).tobytes()) % len(self._servers)]
-
-
-class _Sampled:
-    """What one attempt at a call has sampled so far."""
-
-    def __init__(self, stop_strings: StopStrings, stop_set: int):
-        self._stop_strings = stop_strings
-        self._stop_set = stop_set
-        self.token_ids: list[int] = []
-        self.logprobs: list[float] = []
-
-    def add(self, choice: dict[str, Any]) -> Generation | None:
-        """Take in a choice of an answer, or the next piece of one. Returns the generation where it is complete."""
-        start, reason = len(self.token_ids), choice["finish_reason"]
-        self.token_ids += choice["token_ids"]
-        self.logprobs += choice["logprobs"]["token_logprobs"]
-        # The EOS token and other stop tokens end a call as "stop" too, without a stop string as the reason.
-        if reason == "stop" and not isinstance(choice["stop_reason"], str):
-            reason = "eos"
-        end = self._stop_strings.first_completed(self._stop_set, self.token_ids, start)
-        if end is not None and (reason != "eos" or end < len(self.token_ids)):
-            del self.token_ids[end:], self.logprobs[end:]
-            reason = "stop"
-        if reason not in (None, "eos", "stop", "length"):
-            raise ConnectionLostError(f"finish_reason {reason!r}")
-        return None if reason is None else Generation(self.token_ids, self.logprobs, reason)
 
 
 def _clean_url(url: str) -> str:
