@@ -95,6 +95,9 @@ class DynamicTruncatedRollout:
             Let the thought go on while its probe runs. The result is the same, only waiting is saved.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer, by default that of the engine.
+        max_in_flight (`int`, *optional*):
+            Most rollouts at once, by default all; others begin as these end. A server that runs fewer requests at once
+            than it is sent lets probes wait behind thoughts, and what a late probe would have saved is sampled.
 
     Example:
 
@@ -113,11 +116,15 @@ class DynamicTruncatedRollout:
         sampling: SamplingParams = SamplingParams(),
         speculative: bool = True,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        max_in_flight: int | None = None,
     ):
+        if max_in_flight is not None and max_in_flight < 1:
+            raise ValueError(f"max_in_flight: {max_in_flight} lets no rollout begin. Set it to 1 or more, or to None.")
         self.engine = engine
         self.callbacks = list(callbacks)
         self.sampling = sampling
         self.speculative = speculative
+        self.max_in_flight = max_in_flight
         self.tokenizer = engine.tokenizer if tokenizer is None else tokenizer
         self.segmenters = [
             TriggerSegmenter(self.tokenizer, callback.triggers) if callback.triggers else None
@@ -141,10 +148,13 @@ class DynamicTruncatedRollout:
         return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts)))
 
     async def _gather(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int | None]) -> list[Rollout]:
-        tasks = [
-            asyncio.ensure_future(_Path(self, Rollout(prompt), seed).roll_out())
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
+        slots = asyncio.Semaphore(self.max_in_flight or max(1, len(prompts)))
+
+        async def in_slot(prompt: Sequence[int], seed: int | None) -> Rollout:
+            async with slots:
+                return await _Path(self, Rollout(prompt), seed).roll_out()
+
+        tasks = [asyncio.ensure_future(in_slot(*each)) for each in zip(prompts, seeds, strict=True)]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:

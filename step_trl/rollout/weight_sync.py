@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from huggingface_hub import save_torch_state_dict
 from trl.generation.vllm_generation import VLLMGeneration
 
 from .dynamic import DynamicTruncatedRollout, SamplingParams
 from .engines import VLLMServerEngine
 from .event_loop import run_to_end
+from .ranks import failing_together
 
 
 class WeightSyncError(RuntimeError):
@@ -60,15 +60,9 @@ class DiskSyncedGeneration(VLLMGeneration):
         for name, parameter in self._iter_named_params():
             if main:
                 weights[name] = parameter.detach().to("cpu", copy=True)
-        failure: list[str | None] = [None]
-        if main:
-            try:
+        with failing_together():  # the other processes wait for the outcome
+            if main:
                 self._hand_over(weights)
-            except Exception as error:  # the other processes wait for the outcome
-                failure = [f"{type(error).__name__}: {error}"]
-        broadcast_object_list(failure)
-        if failure[0] is not None:
-            raise WeightSyncError(f"weight_sync: the servers did not take over the weights. {failure[0]}")
 
     def _hand_over(self, weights: dict[str, torch.Tensor]) -> None:
         earlier = sorted(self.folder.glob("weights-*"))
@@ -92,7 +86,8 @@ class DiskSyncedGeneration(VLLMGeneration):
         sampling = SamplingParams(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p or 0.0
         )
-        rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(prompts)
+        with failing_together():
+            rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(prompts)
         logprobs = [[[logprob] for logprob in rollout.logprobs] for rollout in rollouts]
         return prompts, [rollout.completion_ids for rollout in rollouts], logprobs, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,12 +14,15 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
-from ..rollout.engines import VLLMServerEngine
+from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import Batch, sort_by_length, trim_padding
 from .signals import SignalWarnings
+
+
+logger = logging.getLogger(__name__)
 
 
 class EfficientReasoningTrainer(GRPOTrainer):
@@ -78,6 +82,19 @@ class EfficientReasoningTrainer(GRPOTrainer):
             self.use_vllm = True
             self._last_loaded_step = -1  # as TRL: no weights were sent yet
             self.vllm_generation = self._disk_synced_generation(self._server_engine)
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        except EngineUnavailableError:
+            # Raised on every process, between two updates: nothing that was trained is lost.
+            if self.state.global_step > 0:
+                self._save_checkpoint(self.model, trial=None)
+                logger.error(
+                    "Saved %s. When a server answers, go on with train(resume_from_checkpoint=True).",
+                    os.path.join(cast("str", self.args.output_dir), f"checkpoint-{self.state.global_step}"),
+                )
+            raise
 
     def _connect(self) -> VLLMServerEngine:
         engine = VLLMServerEngine(

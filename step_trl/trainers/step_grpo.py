@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
 from .metrics import rollout_metrics
 from .sas import StepSelectionMixin
@@ -98,6 +99,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers)
         self._engine: TransformersEngine | None = None
+        self._seeded_step, self._seeded_calls = -1, 0
         self.truncation_callbacks = (
             [self._confidence_truncation()] if truncation_callbacks is None else list(truncation_callbacks)
         )
@@ -123,9 +125,9 @@ class StepGRPOTrainer(StepSelectionMixin):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        seeds = torch.randint(2**62, (len(prompt_ids),)).tolist()  # of the generator that `seed` governs
         seeded = not self.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
-        with self._generating_engine() as engine:
+        # With tools, processes call this in different numbers, and cannot wait for each other.
+        with nullcontext() if self.tools else failing_together(), self._generating_engine() as engine:
             rollouts = DynamicTruncatedRollout(
                 engine,
                 self.truncation_callbacks,
@@ -137,11 +139,20 @@ class StepGRPOTrainer(StepSelectionMixin):
                     self.min_p or 0.0,
                 ),
                 self.args.speculative_probing,
-            ).run(prompt_ids, seeds if seeded else None)
+                max_in_flight=self.args.max_rollouts_in_flight,
+            ).run(prompt_ids, self._rollout_seeds(len(prompt_ids)) if seeded else None)
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
         return [r.completion_ids for r in rollouts], [r.logprobs for r in rollouts]
+
+    def _rollout_seeds(self, count: int) -> list[int]:
+        """For the next call of this update: those of this process's part of the batch over all processes."""
+        step = self.state.global_step
+        self._seeded_calls = self._seeded_calls + 1 if step == self._seeded_step else 0
+        self._seeded_step = step
+        first = self.accelerator.process_index * count
+        return rollout_seeds([self.args.seed, step, self._seeded_calls], first, count)
 
     def _confidence_truncation(self) -> ConfidenceTruncation:
         args = self.args

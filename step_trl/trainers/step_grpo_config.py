@@ -39,6 +39,9 @@ class StepGRPOConfig(EfficientReasoningConfig):
             Stop without a probe at a trigger with at most this many tokens of the budget left.
         speculative_probing (`bool`, *optional*, defaults to `True`):
             Let a thought go on while its probe runs. Does not change the result.
+        max_rollouts_in_flight (`int`, *optional*):
+            Most rollouts of a process at once, by default all of its batch. A vLLM server runs `--max-num-seqs`
+            requests at once; with more rollouts than that, probes wait behind thoughts. Keep some of it free.
         early_rejection (`bool`, *optional*, defaults to `True`):
             Abandon a probe once it cannot reach the threshold. Does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
@@ -81,6 +84,9 @@ class StepGRPOConfig(EfficientReasoningConfig):
     skip_probe_tokens: int = field(default=0, metadata={"help": "First answer tokens left out of the confidence."})
     exit_margin: int = field(default=0, metadata={"help": "Stop at a trigger this close to the end of the budget."})
     speculative_probing: bool = field(default=True, metadata={"help": "Let a thought go on while its probe runs."})
+    max_rollouts_in_flight: int | None = field(
+        default=None, metadata={"help": "Most rollouts of a process at once. By default all of its batch."}
+    )
     early_rejection: bool = field(default=True, metadata={"help": "Abandon probes that cannot reach the threshold."})
     accuracy_weight: float = field(default=0.9, metadata={"help": "Alpha: weight of accuracy; format has 1 - alpha."})
     step_penalty: float = field(default=0.5, metadata={"help": "Beta: most that steps change a correct reward."})
@@ -133,6 +139,10 @@ class StepGRPOConfig(EfficientReasoningConfig):
             )
         if self.max_probes is not None and self.max_probes < 1:
             raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
+        if self.max_rollouts_in_flight is not None and self.max_rollouts_in_flight < 1:
+            raise ValueError(
+                f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows none. Set at least 1, or None."
+            )
         if self.step_baseline not in ("correct", "all"):
             raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
 

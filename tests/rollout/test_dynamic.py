@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import re
+from contextlib import asynccontextmanager
 
 import pytest
 from rollout.scripted_engine import ScriptedEngine
@@ -258,3 +259,35 @@ def test_seeds_depend_on_the_position_alone(tokenizer):
         rollout.run([tokenizer.encode(str(i)) for i in range(30)], seeds=range(30))
     assert seen[False].items() <= seen[True].items()
     assert len(set(itertools.chain(seen[True].values()))) == len(seen[True])
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_no_more_rollouts_at_once_than_asked_for(tokenizer, limit):
+    prompts = [tokenizer.encode(str(i)) for i in range(20)]
+
+    def roll_out(max_in_flight):
+        engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
+        open_rollouts, most = 0, 0
+        for_rollout = engine.for_rollout
+
+        @asynccontextmanager
+        async def counting(prompt_ids):
+            nonlocal open_rollouts, most
+            open_rollouts += 1
+            most = max(most, open_rollouts)
+            async with for_rollout(prompt_ids) as bound:
+                yield bound
+            open_rollouts -= 1
+
+        engine.for_rollout = counting
+        rollout = DynamicTruncatedRollout(
+            engine, [build(tokenizer, {})], SamplingParams(60), max_in_flight=max_in_flight
+        )
+        return [record.completion_ids for record in rollout.run(prompts)], most
+
+    limited, most = roll_out(limit)
+    everything, most_of_all = roll_out(None)
+    assert most == limit and most_of_all == 20
+    assert limited == everything
+    with pytest.raises(ValueError, match="max_in_flight: 0 lets no rollout begin"):
+        roll_out(0)

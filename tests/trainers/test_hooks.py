@@ -15,6 +15,8 @@ SIGNATURES = {
     "_compute_loss": "(self, model, inputs)",
 }
 WITH_ANNOTATIONS = {
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "_save_checkpoint": ["self", "model", "trial"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_get_per_token_logps_and_entropies": [

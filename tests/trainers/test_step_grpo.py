@@ -240,6 +240,7 @@ def test_same_seed_same_run(build):
         ({"triggers": ["Wait", ""]}, "triggers: "),
         ({"max_probe_tokens": 0}, "max_probe_tokens: 0"),
         ({"max_probes": 0}, "max_probes: 0"),
+        ({"max_rollouts_in_flight": 0}, "max_rollouts_in_flight: 0"),
         ({"skip_probe_tokens": 20}, "skip_probe_tokens: 20"),
         ({"step_baseline": "median"}, "step_baseline: 'median'"),
         ({"step_penalty": -0.1}, "step_penalty: -0.1"),
