@@ -25,7 +25,7 @@ from step_trl import testbed
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import EngineError, EngineUnavailableError, Generation, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
-from step_trl.rollout.engines.vllm_answers import Sampled
+from step_trl.rollout.engines.vllm_answers import Choice, Sampled, TokenLogprobs
 from step_trl.rollout.engines.vllm_http import ConnectionLostError
 from step_trl.serve import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
@@ -523,8 +523,8 @@ def test_pieces_are_cut_where_the_stop_string_ends(tokenizer):
             for start in range(0, len(ids), width):
                 part = ids[start : start + width]
                 last = start + width >= len(ids)
-                choice = {"token_ids": part, "logprobs": {"token_logprobs": [-0.5] * len(part)}}
-                generation = sampled.add(choice | {"finish_reason": "length" if last else None, "stop_reason": None})
+                logprobs = TokenLogprobs([-0.5] * len(part))
+                generation = sampled.add(Choice(part, logprobs, "length" if last else None, None))
                 if generation is not None:
                     break
             assert generation == Generation(ids[:end], [-0.5] * end, "stop")
@@ -542,11 +542,10 @@ def test_pieces_are_cut_where_the_stop_string_ends(tokenizer):
 )
 def test_finish_reasons_of_the_server(tokenizer, finish_reason, stop_reason, expected):
     sampled = Sampled(StopStrings(tokenizer, len(tokenizer) + 1), 0)
-    choice = {"token_ids": [5], "logprobs": {"token_logprobs": [-0.5]}}
-    generation = sampled.add(choice | {"finish_reason": finish_reason, "stop_reason": stop_reason})
+    generation = sampled.add(Choice([5], TokenLogprobs([-0.5]), finish_reason, stop_reason))
     assert (generation and generation.finish_reason) == expected
     with pytest.raises(ConnectionLostError, match="abort"):
-        sampled.add(choice | {"finish_reason": "abort", "stop_reason": None})
+        sampled.add(Choice([5], TokenLogprobs([-0.5]), "abort", None))
 
 
 def test_verification_options_reach_the_connection(tokenizer):

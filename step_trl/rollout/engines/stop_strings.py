@@ -28,6 +28,7 @@ class StopStrings:
         self._sets: dict[tuple[str, ...], int] = {(): 0}
         self._stops: list[list[bytes]] = [[]]
         self.candidates = np.zeros((1, vocab_size), dtype=bool)  # (sets, V)
+        self._candidate_ids: list[frozenset[int]] = [frozenset()]  # the same
 
     def index(self, stop: Sequence[str]) -> int:
         """Number of the set; its row in `candidates`."""
@@ -38,6 +39,7 @@ class StopStrings:
                 self._table += [b""] * (self.candidates.shape[1] - len(self._table))
             stops = [string.encode() for string in key]
             self.candidates = np.vstack([self.candidates, self._find_candidates(stops)])
+            self._candidate_ids.append(frozenset(np.flatnonzero(self.candidates[-1]).tolist()))
             self._stops.append(stops)
             self._sets[key] = len(self._stops) - 1
         return self._sets[key]
@@ -58,10 +60,12 @@ class StopStrings:
 
     def first_completed(self, index: int, token_ids: Sequence[int], start: int = 0) -> int | None:
         """End (exclusive) of the first token from `start` on that completes a stop string of the set, or `None`."""
-        known = np.minimum(np.asarray(token_ids[start:], dtype=np.int64), self.candidates.shape[1] - 1)
-        for offset in np.flatnonzero(self.candidates[index, known]).tolist():
-            if self.completed(index, token_ids, start + offset + 1):
-                return start + offset + 1
+        candidates, new = self._candidate_ids[index], token_ids[start:]
+        if candidates.isdisjoint(new):
+            return None
+        for end, token_id in enumerate(new, start + 1):
+            if token_id in candidates and self.completed(index, token_ids, end):
+                return end
         return None
 
     def _piece(self, token_id: int) -> bytes:

@@ -3,23 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from typing import Any, Literal
 
 import aiohttp
+import msgspec
 
 from .base import Generation
 from .stop_strings import StopStrings
-from .vllm_http import ConnectionLostError, read_events
+from .vllm_http import ConnectionLostError
 
 
-def finish_reason(choice: dict[str, Any]) -> Literal["eos", "stop", "length"] | None:
-    """Why the server ended a choice, in our words; `None` for a piece with more to come."""
-    reason = choice["finish_reason"]
-    if reason not in (None, "stop", "length"):
-        raise ConnectionLostError(f"finish_reason {reason!r}")
-    # The EOS token and other stop tokens end a call as "stop" too, without a stop string as the reason.
-    return "eos" if reason == "stop" and not isinstance(choice["stop_reason"], str) else reason
+class TokenLogprobs(msgspec.Struct):
+    """The part that is read of the log-probabilities of a [`Choice`]."""
+
+    token_logprobs: list[float]
+
+
+class Choice(msgspec.Struct):
+    """The part that is read of a choice, or of a piece of one. What is not named here is skipped, not built."""
+
+    token_ids: list[int]
+    logprobs: TokenLogprobs
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+    @property
+    def reason(self) -> Literal["eos", "stop", "length"] | None:
+        """Why the server ended it, in our words; `None` for a piece with more to come."""
+        match self.finish_reason:
+            case None | "length":
+                return self.finish_reason
+            # The EOS token and other stop tokens end a call as "stop" too, without a stop string as the reason.
+            case "stop":
+                return "stop" if isinstance(self.stop_reason, str) else "eos"
+        raise ConnectionLostError(f"finish_reason {self.finish_reason!r}")
+
+
+class _Answer(msgspec.Struct):
+    choices: list[Choice] = []
+    error: Any = None
+
+
+_DECODER = msgspec.json.Decoder(_Answer)
+
+
+def read_choice(content: bytes) -> Choice:
+    """
+    The choice of an answer or of an event.
+
+    Raises:
+        `ConnectionLostError`: the server reports an error of its own.
+    """
+    answer = _DECODER.decode(content)
+    if answer.error is not None:
+        raise ConnectionLostError(f"error in the stream: {answer.error}")
+    return answer.choices[0]
+
+
+async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice, None]:
+    """The pieces of a choice in a stream of server-sent events, as they arrive."""
+    rest = b""
+    async for data in response.content.iter_any():
+        *events, rest = (rest + data).split(b"\n\n")
+        for event in events:
+            # Others are comments that keep the connection alive, and the end. The end of the body follows that; only a
+            # connection that was read to its end is used again.
+            if event.startswith(b"data: {"):
+                yield read_choice(event[6:])
 
 
 class Sampled:
@@ -31,11 +82,11 @@ class Sampled:
         self.token_ids: list[int] = []
         self.logprobs: list[float] = []
 
-    def add(self, choice: dict[str, Any]) -> Generation | None:
+    def add(self, choice: Choice) -> Generation | None:
         """Take in a choice of an answer, or the next piece of one. Returns the generation where it is complete."""
-        start, reason = len(self.token_ids), finish_reason(choice)
-        self.token_ids += choice["token_ids"]
-        self.logprobs += choice["logprobs"]["token_logprobs"]
+        start, reason = len(self.token_ids), choice.reason
+        self.token_ids += choice.token_ids
+        self.logprobs += choice.logprobs.token_logprobs
         end = self._stop_strings.first_completed(self._stop_set, self.token_ids, start)
         if end is not None and (reason != "eos" or end < len(self.token_ids)):
             del self.token_ids[end:], self.logprobs[end:]
@@ -53,7 +104,7 @@ class SampledAhead:
     def __init__(self, stop_strings: StopStrings):
         self._stop_strings = stop_strings
         self._exit = AsyncExitStack()
-        self._events: AsyncGenerator[dict[str, Any], None] | None = None
+        self._pieces: AsyncGenerator[Choice, None] | None = None
         self._sampling: dict[str, Any] = {}
         self._path_ids: list[int] = []  # of the prompt and the tokens that were taken
         self._left = 0  # of the request's budget
@@ -64,7 +115,7 @@ class SampledAhead:
     def goes_on(self, body: dict[str, Any]) -> bool:
         """Whether the call with this body, but for its stop strings and its seed, is answered by what comes next."""
         return (
-            self._events is not None
+            self._pieces is not None
             and body["max_tokens"] <= self._left
             and self._sampling_of(body) == self._sampling
             and body["prompt"] == self._path_ids
@@ -73,7 +124,7 @@ class SampledAhead:
     async def open(self, request: AbstractAsyncContextManager[aiohttp.ClientResponse], body: dict[str, Any]) -> None:
         """Begin with the answer to a streaming request."""
         response = await self._exit.enter_async_context(request)
-        self._events = await self._exit.enter_async_context(aclosing(read_events(response)))
+        self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response)))
         self._sampling, self._path_ids, self._left = self._sampling_of(body), list(body["prompt"]), body["max_tokens"]
         self._token_ids, self._logprobs, self._reason = [], [], None
 
@@ -94,20 +145,20 @@ class SampledAhead:
 
     async def close(self) -> None:
         """End the request. One that is not complete is aborted by the server."""
-        if self._events is not None and self._reason is not None:
-            async for _ in self._events:
-                pass  # only a connection that was read to its end is used again
-        self._events = None
+        if self._pieces is not None and self._reason is not None:
+            with suppress(ConnectionLostError, aiohttp.ClientError):  # all tokens are there
+                async for _ in self._pieces:
+                    pass  # only a connection that was read to its end is used again
+        self._pieces = None
         await self._exit.aclose()
 
     async def _read(self) -> None:
-        event = await anext(self._events, None) if self._events is not None else None
-        if event is None:
+        piece = await anext(self._pieces, None) if self._pieces is not None else None
+        if piece is None:
             raise ConnectionLostError("a stream that broke off")
-        choice = event["choices"][0]
-        self._token_ids += choice["token_ids"]
-        self._logprobs += choice["logprobs"]["token_logprobs"]
-        self._reason = finish_reason(choice)
+        self._token_ids += piece.token_ids
+        self._logprobs += piece.logprobs.token_logprobs
+        self._reason = piece.reason
 
     def _hand_out(self, end: int, reason: Literal["eos", "stop", "length"]) -> Generation:
         taken = Generation(self._token_ids[:end], self._logprobs[:end], reason)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import operator
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,7 @@ _T = TypeVar("_T")
 # uvicorn closes connections that were idle for 5 s. Ours end before, so that no call meets one that is being closed.
 _KEEPALIVE_SECONDS = 3.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 5.0  # seconds between two attempts
+_ENCODER = msgspec.json.Encoder(enc_hook=operator.index)  # token ids may be numpy's
 
 
 class EngineError(RuntimeError):
@@ -162,7 +164,7 @@ class VLLMHTTPClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request. Left before its answer was read to the end, the connection is closed: the server gives up."""
         session = await self._session()
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else _ENCODER.encode(body)
         async with session.request(method, server.url + path, data=data, allow_redirects=False) as response:
             if response.status >= 300:
                 await self._raise_for(server, path, response)
@@ -206,23 +208,3 @@ class VLLMHTTPClient:
 
     def _hide_key(self, text: str) -> str:
         return text.replace(self._api_key, "***") if self._api_key else text
-
-
-async def read_events(response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any], None]:
-    """
-    The JSON objects of a stream of server-sent events, as they arrive.
-
-    Raises:
-        `ConnectionLostError`: the stream broke off, or the server reports an error of its own in it.
-    """
-    rest = b""
-    async for data in response.content.iter_any():
-        *events, rest = (rest + data).split(b"\n\n")
-        for event in events:
-            if event == b"data: [DONE]":
-                continue  # the end of the body follows; only a connection that was read to its end is used again
-            if event.startswith(b"data: "):  # and not a comment that keeps the connection alive
-                content = json.loads(event[6:])
-                if "error" in content:
-                    raise ConnectionLostError(f"error in the stream: {content['error']}")
-                yield content

@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerBase
 from ...serve import LOOPBACK_HOSTS, command_line, has_gpu, server_command
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
-from .vllm_answers import Sampled, SampledAhead
-from .vllm_http import ConnectionLostError, EngineError, EngineUnavailableError, Server, VLLMHTTPClient, read_events
+from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
+from .vllm_http import ConnectionLostError, EngineError, EngineUnavailableError, Server, VLLMHTTPClient
 
 
 __all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
@@ -165,7 +165,7 @@ class VLLMServerEngine(Engine):
         check_call(prompt_ids, max_tokens, stop, temperature)
         stop_set = self._stop_strings.index(stop)
         body = self._request_body(
-            prompt=[int(token_id) for token_id in prompt_ids],
+            prompt=prompt_ids,
             max_tokens=max_tokens,
             stop=list(stop),
             temperature=temperature,
@@ -180,7 +180,7 @@ class VLLMServerEngine(Engine):
         async def answer() -> Generation:
             sampled = Sampled(self._stop_strings, stop_set)
             async with self._client.request(server, "POST", "/v1/completions", body) as response:
-                generation = sampled.add(json.loads(await response.read())["choices"][0])
+                generation = sampled.add(read_choice(await response.read()))
             if generation is None:
                 raise ConnectionLostError("an answer that is not complete")
             return generation
@@ -190,10 +190,10 @@ class VLLMServerEngine(Engine):
             options = {"stream": True, "stream_interval": self.stream_interval}
             async with (
                 self._client.request(server, "POST", "/v1/completions", body | options) as response,
-                aclosing(read_events(response)) as events,
+                aclosing(read_pieces(response)) as pieces,
             ):
-                async for event in events:
-                    generation = sampled.add(event["choices"][0])
+                async for piece in pieces:
+                    generation = sampled.add(piece)
                     if generation is None and abandon(sampled.token_ids, sampled.logprobs):
                         return Generation(sampled.token_ids, sampled.logprobs, "abandoned")
             if generation is None:

@@ -1,0 +1,177 @@
+"""
+What the client of a vLLM server costs: truncated rollouts against a server that answers at once.
+
+    python benchmarks/client.py                                    # 2,560 rollouts of 16,000 tokens, 40 steps each
+    python benchmarks/client.py --rollouts 256 --steps 10 40 160   # the same tokens in more and more steps
+
+The server is a process of its own that knows no model: it sends the pieces of a made-up thought, as fast as they are
+read, in the form in which vLLM streams them, and a probe's first token, which is improbable: every probe is declined
+after it. So all time is the client's: requests, JSON, stop strings, bookkeeping. CPU time and peak memory are those of
+a fresh process for each line; the longest callback is the longest time for which the event loop could do nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
+
+from aiohttp import web
+
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
+from step_trl.rollout.engines import VLLMServerEngine
+from step_trl.testbed import load_tokenizer
+
+
+PROMPT = [5, 6, 7]
+PIECE = 16  # tokens
+PIECES_PER_WRITE = 8
+
+
+def event(token_ids: list[int], logprob: float, finish_reason: str | None = None) -> bytes:
+    """A piece as vLLM 0.31 sends it."""
+    count = len(token_ids)
+    logprobs = {
+        "text_offset": list(range(count)),
+        "token_logprobs": [logprob] * count,
+        "tokens": [f"token_id:{token_id}" for token_id in token_ids],
+        "top_logprobs": [{f"token_id:{token_id}": logprob} for token_id in token_ids],
+    }
+    choice = {
+        "index": 0,
+        "text": "w" * 4 * count,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": None,
+        "prompt_token_ids": None,
+        "token_ids": token_ids,
+    }
+    head = {"id": "cmpl-0123456789abcdef", "object": "text_completion", "created": 1_700_000_000, "model": "m"}
+    return b"data: " + json.dumps(head | {"choices": [choice], "usage": None}).encode() + b"\n\n"
+
+
+def thought(tokens: int, steps: int, filler: int, trigger: int) -> list[bytes]:
+    """The writes of a whole thought, which has a trigger at the end of each of its steps but the last."""
+    pieces = -(-tokens // PIECE)
+    ends = {round(pieces * step / steps) for step in range(1, steps)}
+    plain, last_of_step = event([filler] * PIECE, -0.123456789), event([filler] * (PIECE - 1) + [trigger], -0.1)
+    events = [last_of_step if piece in ends else plain for piece in range(1, pieces)]
+    events.append(event([filler] * PIECE, -0.1, "length") + b"data: [DONE]\n\n")
+    return [b"".join(events[i : i + PIECES_PER_WRITE]) for i in range(0, pieces, PIECES_PER_WRITE)]
+
+
+def serve(pipe: Connection, writes: list[bytes], filler: int) -> None:
+    async def completions(request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            if b'"temperature":0.0' in body:
+                await response.write(event([filler], -5.0))
+                await asyncio.sleep(3600)  # until the client has seen enough and leaves
+            for part in writes:
+                await response.write(part)
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        return response
+
+    async def main() -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/completions", completions)
+        runner = web.AppRunner(app, access_log=None, handler_cancellation=True)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=4096)
+        await site.start()
+        pipe.send(runner.addresses[0][1])
+        await asyncio.to_thread(pipe.recv)
+
+    asyncio.run(main())
+
+
+class LongestCallback:
+    """Times every callback of the event loop."""
+
+    seconds = 0.0
+
+    def __enter__(self) -> LongestCallback:
+        self.run = asyncio.Handle._run
+
+        def timed(handle: asyncio.Handle) -> None:
+            started = time.perf_counter()
+            self.run(handle)
+            self.seconds = max(self.seconds, time.perf_counter() - started)
+
+        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.Handle._run = self.run  # type: ignore[method-assign]
+
+
+def measure(count: int, tokens: int, steps: int) -> dict[str, float]:
+    """In a process of its own, for its peak memory."""
+    tokenizer = load_tokenizer()
+    (trigger,) = tokenizer.encode("Wait", add_special_tokens=False)
+    (filler,) = tokenizer.encode("+", add_special_tokens=False)
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(there, thought(tokens, steps, filler, trigger), filler), daemon=True
+    )
+    server.start()
+    engine = VLLMServerEngine(f"http://127.0.0.1:{here.recv()}", tokenizer, max_connections=4 * count)
+    rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(tokens))
+    rollout.run([PROMPT])  # tables of the tokenizer are made once
+    gc.collect()
+    gc.freeze()  # or the longest callback is a collection that walks over all that torch and transformers have loaded
+    memory, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()
+    with LongestCallback() as longest:
+        records = rollout.run([PROMPT] * count)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    server.terminate()
+    kept = sum(len(record.completion_ids) for record in records)
+    assert all(len(record.probes) == steps - 1 for record in records), "a trigger was missed"
+    return {
+        "rollouts": count,
+        "tokens": kept,
+        "steps": steps,
+        "wall": wall,
+        "cpu": cpu / kept * 1e6,
+        "memory": (peak_memory() - memory) / 2**30,
+        "bytes": (peak_memory() - memory) / kept,
+        "longest": 1000 * longest.seconds,
+    }
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, nargs="+", default=[2560])
+    parser.add_argument("--tokens", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, nargs="+", default=[40])
+    args = parser.parse_args()
+    print("| rollouts | tokens | steps each | seconds | client CPU, µs per token | peak memory, GiB | bytes per token "
+          "| longest callback, ms |")  # fmt: skip
+    print("| -------: | -----: | ---------: | ------: | -----------------------: | ---------------: | --------------: "
+          "| -------------------: |")  # fmt: skip
+    for count in args.rollouts:
+        for steps in args.steps:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                row = process.submit(measure, count, args.tokens, steps).result()
+            print(
+                f"| {count} | {row['tokens']:,} | {steps} | {row['wall']:.1f} | {row['cpu']:.2f} | "
+                f"{row['memory']:.2f} | {row['bytes']:.0f} | {row['longest']:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
