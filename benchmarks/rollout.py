@@ -2,7 +2,7 @@
 Truncated rollouts on a vLLM server: what probes cost, what exits save, and what rounds in lock-step would take.
 
     python benchmarks/rollout.py                              # starts a server on the testbed model
-    python benchmarks/rollout.py --in-flight 16 --rounds 3 --threads 1
+    python benchmarks/rollout.py --in-flight 16 64 --per-slot 4   # one begins where one ends, as in a large batch
     python benchmarks/rollout.py --url http://127.0.0.1:8000  # a `step-trl serve` of the testbed model, otherwise idle
 
 Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight
@@ -13,8 +13,9 @@ in one request for a whole thought, so their seeds give other completions, of th
 
 What was sampled is what the server counted, cancelled work included up to the moment at which the server knew of it:
 the forward pass that is running then is in no count. "thought" is the part of it that is in the completions, final
-answers included; "probe" the answers of probes as far as they were read; "discarded" the rest: segments that ran
-beside a probe that said stop, and what the server sampled after a call had ended here.
+answers included; "probe" the answers of probes as far as they were read; "discarded" the rest: what ran beside a probe
+that said stop, and what the server sampled after a call had ended here. "read" are tokens of prompts and paths that
+the server computed, since they were not in its prefix cache.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pandas as pd
@@ -78,7 +80,8 @@ class LockStepRollout:
     has come to its end, confident rollouts leave with their answers and the others go on in the next round.
     """
 
-    def __init__(self, engine: VLLMServerEngine, callback: ConfidenceTruncation, max_tokens: int):
+    def __init__(self, engine: VLLMServerEngine, callback: ConfidenceTruncation, max_tokens: int, max_in_flight: int):
+        self.max_in_flight = max_in_flight
         self.engine = engine
         self.callback = callback
         self.max_tokens = max_tokens
@@ -86,7 +89,11 @@ class LockStepRollout:
         self.think_end = DelimiterSegmenter(engine.tokenizer, THINK_END)
 
     def __call__(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
-        return asyncio.run(self._rounds(prompts, seeds))
+        rollouts = []
+        for start in range(0, len(prompts), self.max_in_flight):
+            batch = slice(start, start + self.max_in_flight)
+            rollouts += asyncio.run(self._rounds(prompts[batch], seeds[batch]))
+        return rollouts
 
     async def _rounds(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
         rollouts = [Rollout(prompt) for prompt in prompts]
@@ -164,34 +171,46 @@ class LockStepRollout:
             rollout.sampled_tokens += len(answer.token_ids)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Tokens that a server has sampled, and tokens of prompts that it has computed."""
+
+    sampled: int
+    read: int
+
+
 class Counter:
-    """The server's count of the tokens that it has sampled, without those of this class."""
+    """The server's counts, without those of this class."""
 
     def __init__(self, url: str):
         self.url = url
         self.client = httpx.Client(timeout=60, trust_env=False)
-        self.own_tokens = 0
+        self.own_calls = 0
 
-    def read(self) -> int:
+    def counts(self) -> Counts:
         lines = self.client.get(f"{self.url}/metrics").raise_for_status().text.splitlines()
-        counts = [float(line.split()[-1]) for line in lines if line.startswith("vllm:generation_tokens_total")]
-        return round(sum(counts)) - self.own_tokens
 
-    def settle(self) -> int:
+        def total(name: str) -> int:
+            return round(sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}_total{{")))
+
+        read = total("prefix_cache_queries") - total("prefix_cache_hits")
+        return Counts(total("generation_tokens") - self.own_calls, read - self.own_calls)
+
+    def settle(self) -> Counts:
         """Wait until the server has ended what was cancelled: until a call of one token is all that it samples."""
-        before, count = None, self.read()
-        while count != before:
+        before, counts = None, self.counts()
+        while counts != before:
             body = {"prompt": [0], "max_tokens": 1}
             self.client.post(f"{self.url}/v1/completions", json=body).raise_for_status()
-            self.own_tokens += 1
-            before, count = count, self.read()
-        return count
+            self.own_calls += 1
+            before, counts = counts, self.counts()
+        return counts
 
-    def start_afresh(self) -> int:
+    def start_afresh(self) -> Counts:
         """Let the server forget its prefixes, too."""
-        count = self.settle()
+        counts = self.settle()
         self.client.post(f"{self.url}/reset_prefix_cache").raise_for_status()
-        return count
+        return counts
 
 
 @dataclass
@@ -200,6 +219,7 @@ class Row:
 
     seconds: float
     sampled: int
+    read: int
     rollouts: list[Rollout]
 
     @property
@@ -249,19 +269,23 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
     return [prompts[index // GROUP_SIZE] for index in range(count)]
 
 
-def make_contenders(url: str, max_tokens: int) -> dict[str, Contender]:
+def make_contenders(url: str, max_tokens: int, max_in_flight: int, **probe: Any) -> dict[str, Contender]:
     tokenizer, sampling = load_tokenizer(), SamplingParams(max_tokens)
-    engine = VLLMServerEngine(url, tokenizer)
-    per_segment = VLLMServerEngine(url, tokenizer, sample_ahead=False)
-    on, off = ConfidenceTruncation(tokenizer), ConfidenceTruncation(tokenizer, threshold=1.0)
-    full_probes = ConfidenceTruncation(tokenizer, early_rejection=False)
+    ahead, per_segment = VLLMServerEngine(url, tokenizer), VLLMServerEngine(url, tokenizer, sample_ahead=False)
+    on = ConfidenceTruncation(tokenizer, **probe)
+    off = ConfidenceTruncation(tokenizer, threshold=1.0, **probe)
+    full_probes = ConfidenceTruncation(tokenizer, early_rejection=False, **probe)
+
+    def rollout(engine: VLLMServerEngine, *callbacks: ConfidenceTruncation, speculative: bool = True) -> Contender:
+        return DynamicTruncatedRollout(engine, callbacks, sampling, speculative, max_in_flight=max_in_flight).run
+
     return {
-        "A": DynamicTruncatedRollout(engine, [], sampling).run,
-        "B": DynamicTruncatedRollout(engine, [off], sampling).run,
-        "C": DynamicTruncatedRollout(engine, [on], sampling).run,
-        "C1": DynamicTruncatedRollout(per_segment, [on], sampling).run,
-        "C'": DynamicTruncatedRollout(per_segment, [on], sampling, speculative=False).run,
-        "D": LockStepRollout(per_segment, full_probes, max_tokens),
+        "A": rollout(ahead),
+        "B": rollout(ahead, off),
+        "C": rollout(ahead, on),
+        "C1": rollout(per_segment, on),
+        "C'": rollout(per_segment, on, speculative=False),
+        "D": LockStepRollout(per_segment, full_probes, max_tokens, max_in_flight),
     }
 
 
@@ -270,7 +294,8 @@ def measure(contender: Contender, prompts: list[list[int]], counter: Counter, nu
     before, started = counter.start_afresh(), time.perf_counter()
     rollouts = contender(prompts, seeds)
     seconds = time.perf_counter() - started
-    return Row(seconds, counter.settle() - before, rollouts)
+    after = counter.settle()
+    return Row(seconds, after.sampled - before.sampled, after.read - before.read, rollouts)
 
 
 def differences(left: Row, right: Row) -> int:
@@ -315,6 +340,7 @@ def table(rows: dict[str, list[Row]]) -> pd.DataFrame:
             "thought": f"{median(own, lambda row: row.thought_tokens):.0f}",
             "probe": f"{median(own, lambda row: row.probe_tokens):.0f}",
             "discarded": f"{median(own, lambda row: row.discarded_tokens):.0f}",
+            "read": f"{median(own, lambda row: row.read):.0f}",
             "tokens/s": f"{median(own, lambda row: row.speed):.0f}",
             "tokens/s /A": f"{ratio(rows, name, 'A', lambda row: row.speed):.3f}",
             "seconds per token /A": f"{ratio(rows, name, 'A', seconds_per_token):.3f}",
@@ -337,14 +363,15 @@ def goals(rows: dict[str, list[Row]]) -> dict[str, float]:
     }
 
 
-def compare(url: str, counter: Counter, count: int, max_tokens: int, rounds: int) -> dict[str, float]:
-    """Measure all contenders with `count` rollouts in flight and print their table. Returns the goals."""
-    contenders = make_contenders(url, max_tokens)
-    prompts = make_prompts(load_tokenizer(), count)
-    print(f"\n{count} rollouts in flight, {rounds} rounds", flush=True)
+def compare(url: str, counter: Counter, in_flight: int, args: argparse.Namespace) -> dict[str, float]:
+    """Measure all contenders with rollouts in flight and print their table. Returns the goals."""
+    probe = {name: getattr(args, name) for name in ("answer_prompt", "max_probe_tokens") if getattr(args, name)}
+    contenders = make_contenders(url, args.max_tokens, in_flight, **probe)
+    prompts = make_prompts(load_tokenizer(), in_flight * args.per_slot)
+    print(f"\n{len(prompts)} rollouts, {in_flight} in flight, {args.rounds} rounds", flush=True)
     check_decisions({name: measure(run, prompts, counter) for name, run in contenders.items()})
     rows: dict[str, list[Row]] = {name: [] for name in contenders}
-    for number in range(rounds):
+    for number in range(args.rounds):
         for name, run in contenders.items():
             rows[name].append(measure(run, prompts, counter, number + 1))
     print(table(rows).to_string(), flush=True)
@@ -355,7 +382,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="of an idle server on the testbed model; started here if left out")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--per-slot", type=int, default=1, help="rollouts for each that is in flight")
     parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--answer-prompt", help="of the probes, without it the default")
+    parser.add_argument("--max-probe-tokens", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of the server that is started here; by default one per core")
     parser.add_argument("--max-num-seqs", type=int, help="calls that it runs at once, others wait; vLLM's default")
@@ -367,7 +397,7 @@ def main() -> None:
     with nullcontext() if args.url else own_server:
         url = (args.url or own_server.url).rstrip("/")
         counter = Counter(url)
-        measured = {count: compare(url, counter, count, args.max_tokens, args.rounds) for count in args.in_flight}
+        measured = {in_flight: compare(url, counter, in_flight, args) for in_flight in args.in_flight}
     print("\nGoals, by rollouts in flight")
     print(pd.DataFrame(measured).round(3).to_string())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -40,7 +41,7 @@ class Rollout:
         prompt_ids (`Sequence[int]`), completion_ids (`list[int]`):
             Token ids. The completion is exactly what the engine sampled plus what was injected; it ends in EOS unless
             the budget ran out.
-        logprobs (`list[float]`):
+        logprobs (`array` of floats):
             Sampling log-probability of each completion token, NaN where the token was not sampled from the policy:
             injected tokens and greedily decoded answers.
         injected (`list[bool]`):
@@ -56,7 +57,7 @@ class Rollout:
 
     prompt_ids: Sequence[int]
     completion_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    logprobs: array[float] = field(default_factory=lambda: array("d"))
     injected: list[bool] = field(default_factory=list)
     probes: list[ProbeRecord] = field(default_factory=list)
     truncated: bool = False
@@ -65,12 +66,12 @@ class Rollout:
 
     def append(self, generation: Generation, greedy: bool = False) -> None:
         self.completion_ids += generation.token_ids
-        self.logprobs += [math.nan] * len(generation.token_ids) if greedy else generation.logprobs
+        self.logprobs.extend([math.nan] * len(generation.token_ids) if greedy else generation.logprobs)
         self.injected += [False] * len(generation.token_ids)
 
     def inject(self, token_ids: Sequence[int]) -> None:
         self.completion_ids += token_ids
-        self.logprobs += [math.nan] * len(token_ids)
+        self.logprobs.extend([math.nan] * len(token_ids))
         self.injected += [True] * len(token_ids)
 
     def cut(self, length: int) -> None:

@@ -144,7 +144,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
-        return [r.completion_ids for r in rollouts], [r.logprobs for r in rollouts]
+        return [r.completion_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _rollout_seeds(self, count: int) -> list[int]:
         """For the next call of this update: those of this process's part of the batch over all processes."""

@@ -14,6 +14,11 @@ from .stop_strings import StopStrings
 from .vllm_http import ConnectionLostError
 
 
+# One object per token id, however often it is sampled: millions of tokens are under way at once, and each would have its
+# own for Python's garbage collector to visit.
+_TOKEN_IDS: dict[int, int] = {}
+
+
 class TokenLogprobs(msgspec.Struct):
     """The part that is read of the log-probabilities of a [`Choice`]."""
 
@@ -58,7 +63,9 @@ def read_choice(content: bytes) -> Choice:
     answer = _DECODER.decode(content)
     if answer.error is not None:
         raise ConnectionLostError(f"error in the stream: {answer.error}")
-    return answer.choices[0]
+    choice = answer.choices[0]
+    choice.token_ids = [_TOKEN_IDS.setdefault(token_id, token_id) for token_id in choice.token_ids]
+    return choice
 
 
 async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice, None]:
@@ -106,26 +113,30 @@ class SampledAhead:
         self._exit = AsyncExitStack()
         self._pieces: AsyncGenerator[Choice, None] | None = None
         self._sampling: dict[str, Any] = {}
-        self._path_ids: list[int] = []  # of the prompt and the tokens that were taken
+        self._length = 0  # of the prompt and the tokens that were taken
+        self._last: list[int] = []  # taken by the last call
         self._left = 0  # of the request's budget
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._reason: Literal["eos", "stop", "length"] | None = None
 
     def goes_on(self, body: dict[str, Any]) -> bool:
-        """Whether the call with this body, but for its stop strings and its seed, is answered by what comes next."""
+        """Whether a call with this body, but for its stop strings and its seed, is answered by what comes next."""
+        path = body["prompt"]
         return (
             self._pieces is not None
             and body["max_tokens"] <= self._left
             and self._sampling_of(body) == self._sampling
-            and body["prompt"] == self._path_ids
+            and len(path) == self._length
+            and list(path[-len(self._last) :]) == self._last
         )
 
     async def open(self, request: AbstractAsyncContextManager[aiohttp.ClientResponse], body: dict[str, Any]) -> None:
         """Begin with the answer to a streaming request."""
         response = await self._exit.enter_async_context(request)
         self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response)))
-        self._sampling, self._path_ids, self._left = self._sampling_of(body), list(body["prompt"]), body["max_tokens"]
+        self._sampling, self._left = self._sampling_of(body), body["max_tokens"]
+        self._length, self._last = len(body["prompt"]), list(body["prompt"])
         self._token_ids, self._logprobs, self._reason = [], [], None
 
     async def take(self, stop_set: int, max_tokens: int) -> Generation:
@@ -163,7 +174,7 @@ class SampledAhead:
     def _hand_out(self, end: int, reason: Literal["eos", "stop", "length"]) -> Generation:
         taken = Generation(self._token_ids[:end], self._logprobs[:end], reason)
         del self._token_ids[:end], self._logprobs[:end]
-        self._path_ids += taken.token_ids
+        self._length, self._last = self._length + end, taken.token_ids
         self._left -= end
         return taken
 
