@@ -1,0 +1,150 @@
+"""A TCP proxy that does harm to chosen connections of a real server, and what that server says about its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Literal
+from urllib.parse import urlsplit
+
+
+Fate = Literal["forward", "stall", "cut"]
+
+
+def metric(url: str, names: str) -> int:
+    """Sum of the server's metrics whose names match."""
+    text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
+    return sum(int(float(value)) for value in re.findall(rf"^vllm:(?:{names})\{{.*\}} (\S+)$", text, re.M))
+
+
+def open_requests(url: str) -> int:
+    return metric(url, "num_requests_running|num_requests_waiting")
+
+
+def generated_tokens(url: str) -> int:
+    return metric(url, "generation_tokens_total")
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+class FaultyProxy:
+    """
+    Forwards connections to a server, on a thread of its own.
+
+    Args:
+        url (`str`):
+            Of the server.
+        fate (`Callable[[int, bytes], Fate]`, *optional*):
+            Asked for each piece of an answer, with the number of the completion request that it answers, from 1, and
+            the piece: it is forwarded, or the connection forwards nothing more for good, or is cut.
+
+    Attributes:
+        url (`str`):
+            Of the proxy.
+        fates (`list[tuple[int, Fate]]`):
+            What was done to which request, but for forwarding.
+    """
+
+    def __init__(self, url: str, fate: Callable[[int, bytes], Fate] = lambda number, piece: "forward"):
+        self._target = urlsplit(url)
+        self._fate = fate
+        self._completions = 0
+        self._port = 0
+        self._connections: set[asyncio.Task] = set()
+        self.fates: list[tuple[int, Fate]] = []
+
+    def __enter__(self) -> FaultyProxy:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy")
+        self._thread.start()
+        self.come_back()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.go_away()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def go_away(self) -> None:
+        """Refuse new connections and cut those that there are: from here, the server is dead."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
+
+    def come_back(self) -> None:
+        """Accept connections, on the port of before."""
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+
+    async def _listen(self) -> None:
+        self._listener = await asyncio.start_server(self._connected, "127.0.0.1", self._port)
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def _close(self) -> None:
+        self._listener.close()
+        for connection in self._connections:
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        to_server: asyncio.StreamWriter | None = None
+        pumps: list[asyncio.Task] = []
+        try:
+            server, to_server = await asyncio.open_connection(self._target.hostname, self._target.port)
+            number = [0]  # of the completion request that this connection carries
+            pumps = [
+                asyncio.ensure_future(self._pass_requests(client, to_server, number)),
+                asyncio.ensure_future(self._pass_answers(server, to_client, number)),
+            ]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        except (OSError, asyncio.CancelledError):
+            pass  # the server is not there, or the proxy ends
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for writer in (to_client, to_server):
+                if writer is not None:
+                    writer.transport.abort()
+            self._connections.discard(task)
+
+    async def _pass_requests(
+        self, client: asyncio.StreamReader, to_server: asyncio.StreamWriter, number: list[int]
+    ) -> None:
+        while piece := await client.read(2**16):
+            if piece.startswith(b"POST /v1/completions"):
+                self._completions += 1
+                number[0] = self._completions
+            to_server.write(piece)
+            await to_server.drain()
+
+    async def _pass_answers(
+        self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter, number: list[int]
+    ) -> None:
+        while piece := await server.read(2**16):
+            fate = self._fate(number[0], piece)
+            if fate != "forward":
+                self.fates.append((number[0], fate))
+            if fate == "cut":
+                return
+            if fate == "stall":
+                await asyncio.Event().wait()  # until the client gives up
+            to_client.write(piece)
+            await to_client.drain()

@@ -1,0 +1,19 @@
+"""Run as a script that Ctrl-C ends: rollouts on the server whose URL it is given."""
+
+import sys
+
+from step_trl import testbed
+from step_trl.rollout import DynamicTruncatedRollout, SamplingParams
+from step_trl.rollout.engines import VLLMServerEngine
+
+
+def main(url: str) -> None:
+    tokenizer = testbed.load_tokenizer()
+    problems = testbed.load_dataset("train").select(range(64))["prompt"]
+    prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+    engine = VLLMServerEngine(url, tokenizer)
+    DynamicTruncatedRollout(engine, [], SamplingParams(900)).run(prompts)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
