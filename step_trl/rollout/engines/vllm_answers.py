@@ -14,7 +14,7 @@ from .stop_strings import StopStrings
 from .vllm_http import ConnectionLostError
 
 
-# One object per token id, however often it is sampled. Of the millions of tokens that are under way at once, each would
+# One object per token id, however often it is sampled. Of millions of tokens under way at once, each would
 # have its own otherwise, for Python's garbage collector to visit.
 _TOKEN_IDS: dict[int, int] = {}
 
