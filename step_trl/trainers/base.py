@@ -16,6 +16,7 @@ from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
 from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
+from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import Batch, sort_by_length, trim_padding
@@ -133,15 +134,16 @@ class EfficientReasoningTrainer(GRPOTrainer):
         # TRL has computed the policy's own log-probabilities where it corrects for the server's.
         if self._server_engine is not None and due and "old_per_token_logps" in output:
             self._weights_checked_at = step
-            check_log_probabilities(
-                output["sampling_per_token_logps"],
-                output["old_per_token_logps"],
-                output["completion_mask"],
-                support_is_whole=self.top_p == 1.0 and not self.top_k and not self.min_p,
-                tolerance=0.01 if self.model.dtype == torch.float32 else 0.1,
-                tied_embeddings=bool(getattr(self.model.config, "tie_word_embeddings", False)),
-                urls=self.args.server_urls(),
-            )
+            with failing_together():
+                check_log_probabilities(
+                    output["sampling_per_token_logps"],
+                    output["old_per_token_logps"],
+                    output["completion_mask"],
+                    support_is_whole=self.top_p == 1.0 and not self.top_k and not self.min_p,
+                    tolerance=0.01 if self.model.dtype == torch.float32 else 0.1,
+                    tied_embeddings=bool(getattr(self.model.config, "tie_word_embeddings", False)),
+                    urls=self.args.server_urls(),
+                )
         return output
 
     def _check_datasets(self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]) -> None:

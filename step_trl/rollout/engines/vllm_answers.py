@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from .stop_strings import StopStrings
 from .vllm_http import ConnectionLostError
 
 
+_END_SECONDS = 5.0  # from the last token of a stream to its end
 # One object per token id, however often it is sampled. Of millions of tokens under way at once, each would
 # have its own otherwise, for Python's garbage collector to visit.
 _TOKEN_IDS: dict[int, int] = {}
@@ -157,11 +159,16 @@ class SampledAhead:
     async def close(self) -> None:
         """End the request. One that is not complete is aborted by the server."""
         if self._pieces is not None and self._reason is not None:
-            with suppress(ConnectionLostError, aiohttp.ClientError):  # all tokens are there
-                async for _ in self._pieces:
-                    pass  # only a connection that was read to its end is used again
+            # All tokens are there, but only a connection that was read to its end is used again.
+            with suppress(ConnectionLostError, aiohttp.ClientError, asyncio.TimeoutError):
+                await asyncio.wait_for(self._read_to_end(self._pieces), _END_SECONDS)
         self._pieces = None
         await self._exit.aclose()
+
+    @staticmethod
+    async def _read_to_end(pieces: AsyncGenerator[Choice, None]) -> None:
+        async for _ in pieces:
+            pass
 
     async def _read(self) -> None:
         piece = await anext(self._pieces, None) if self._pieces is not None else None
