@@ -49,6 +49,7 @@ def test_reward_is_equation_5(build, tokenizer, mixed_problems, baseline):
         accuracy_weight=0.8,
         step_penalty=0.4,
         max_completion_length=320,
+        per_device_train_batch_size=32,  # enough groups that one has several step counts
     )
     scored = []
     original = trainer._calculate_rewards
