@@ -72,7 +72,13 @@ def smollm2():
     ("trainer_class", "config", "data"),
     [
         # Triggers that any English text has, so that probes run.
-        (StepGRPOTrainer, lambda path: StepGRPOConfig(path, triggers=["the", "is", "of", "a", "to", "and"], **OPTIONS | {"max_completion_length": 40}), "DAPO-Math-17k"),
+        (
+            StepGRPOTrainer,
+            lambda path: StepGRPOConfig(
+                path, triggers=["the", "is", "of", "a", "to", "and"], **OPTIONS | {"max_completion_length": 40}
+            ),
+            "DAPO-Math-17k",
+        ),
         (SASTrainer, lambda path: SASConfig(path, **OPTIONS), "GSM8K"),
     ],
     ids=["step_grpo", "sas"],
