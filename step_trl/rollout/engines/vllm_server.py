@@ -177,46 +177,11 @@ class VLLMServerEngine(Engine):
             body["seed"] = seed % 2**63
         server = self._server_of(prompt_ids)
 
-        async def answer() -> Generation:
-            sampled = Sampled(self._stop_strings, stop_set)
-            async with self._client.request(server, "POST", "/v1/completions", body) as response:
-                generation = sampled.add(read_choice(await response.read()))
-            if generation is None:
-                raise ConnectionLostError("an answer that is not complete")
-            return generation
-
-        async def streamed(abandon: AbandonRule) -> Generation:
-            sampled, generation = Sampled(self._stop_strings, stop_set), None
-            options = {"stream": True, "stream_interval": self.stream_interval}
-            async with (
-                self._client.request(server, "POST", "/v1/completions", body | options) as response,
-                aclosing(read_pieces(response)) as pieces,
-            ):
-                async for piece in pieces:
-                    generation = sampled.add(piece)
-                    if generation is None and abandon(sampled.token_ids, sampled.logprobs):
-                        return Generation(sampled.token_ids, sampled.logprobs, "abandoned")
-            if generation is None:
-                raise ConnectionLostError("a stream that broke off")
-            return generation
-
-        async def taken(ahead: SampledAhead) -> Generation:
-            try:
-                if not ahead.goes_on(body):
-                    await ahead.close()
-                    options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
-                    request = self._client.request(server, "POST", "/v1/completions", body | options)
-                    await ahead.open(request, body)
-                return await ahead.take(stop_set, max_tokens)
-            except BaseException:
-                await ahead.close()
-                raise
-
-        attempt: Callable[[], Awaitable[Generation]] = answer
+        attempt = partial(self._answer, server, body, stop_set)
         if abandon is not None:
-            attempt = partial(streamed, abandon)
+            attempt = partial(self._until_abandoned, server, body, stop_set, abandon)
         elif ahead and self._ahead is not None:
-            attempt = partial(taken, self._ahead)
+            attempt = partial(self._taken, server, body, stop_set, self._ahead)
 
         async def with_weights() -> Generation:
             if server.forgetful:
@@ -224,6 +189,44 @@ class VLLMServerEngine(Engine):
             return await attempt()
 
         return await self._retrying(server, with_weights)
+
+    async def _answer(self, server: Server, body: dict[str, Any], stop_set: int) -> Generation:
+        sampled = Sampled(self._stop_strings, stop_set)
+        async with self._client.request(server, "POST", "/v1/completions", body) as response:
+            generation = sampled.add(read_choice(await response.read()))
+        if generation is None:
+            raise ConnectionLostError("an answer that is not complete")
+        return generation
+
+    async def _until_abandoned(
+        self, server: Server, body: dict[str, Any], stop_set: int, abandon: AbandonRule
+    ) -> Generation:
+        sampled, generation = Sampled(self._stop_strings, stop_set), None
+        options = {"stream": True, "stream_interval": self.stream_interval}
+        async with (
+            self._client.request(server, "POST", "/v1/completions", body | options) as response,
+            aclosing(read_pieces(response)) as pieces,
+        ):
+            async for piece in pieces:
+                generation = sampled.add(piece)
+                if generation is None and abandon(sampled.token_ids, sampled.logprobs):
+                    return Generation(sampled.token_ids, sampled.logprobs, "abandoned")
+        if generation is None:
+            raise ConnectionLostError("a stream that broke off")
+        return generation
+
+    async def _taken(self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead) -> Generation:
+        """From the rollout's own stream, or from a new one where this call does not go on with it."""
+        try:
+            if not ahead.goes_on(body):
+                await ahead.close()
+                options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
+                request = self._client.request(server, "POST", "/v1/completions", body | options)
+                await ahead.open(request, body)
+            return await ahead.take(stop_set, body["max_tokens"])
+        except BaseException:
+            await ahead.close()
+            raise
 
     def _request_body(self, **sampling: Any) -> dict[str, Any]:
         """All that shapes the distribution is given: the rest the server takes from the model's generation config."""
