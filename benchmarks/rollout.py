@@ -387,7 +387,9 @@ def main() -> None:
     parser.add_argument("--answer-prompt", help="of the probes, without it the default")
     parser.add_argument("--max-probe-tokens", type=int)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of the server that is started here; by default one per core")
+    parser.add_argument(
+        "--threads", type=int, help="of the server that is started here; by default one core is left free"
+    )
     parser.add_argument("--max-num-seqs", type=int, help="calls that it runs at once, others wait; vLLM's default")
     args = parser.parse_args()
     if args.threads:

@@ -93,7 +93,8 @@ class DynamicTruncatedRollout:
         sampling ([`SamplingParams`], *optional*):
             Budget and sampling of the policy; 512 tokens at temperature 1 by default.
         speculative (`bool`, *optional*, defaults to `True`):
-            Let the thought go on while its probe runs. The result is the same, only waiting is saved.
+            Let the thought go on while its probe runs. The result is the same, only waiting is saved; but a
+            [`VLLMServerEngine`] that samples ahead draws other tokens for the same seeds.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The policy's tokenizer, by default that of the engine.
         max_in_flight (`int`, *optional*):
@@ -141,7 +142,7 @@ class DynamicTruncatedRollout:
             prompts (`Sequence[Sequence[int]]`):
                 Token ids of the prompts, repeated for several completions of one prompt.
             seeds (`Sequence[int]`, *optional*):
-                One per prompt: its completion is then the same in any company, speculative or not.
+                One per prompt: its completion is then the same in any company.
 
         Returns:
             `list[Rollout]`: in the order of `prompts`.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,16 @@ class DiskSyncedGeneration(VLLMGeneration):
             The servers.
         folder (`str` or `Path`):
             Where weights are written, seen under the same path by the main process and by every server.
+        generate_together (`bool`, *optional*, defaults to `True`):
+            Whether every process calls [`DiskSyncedGeneration.generate`] as often, so that an error on one can end the
+            call on all. With tools, processes call it in different numbers.
         **kwargs:
             Those of [`~trl.generation.vllm_generation.VLLMGeneration`].
     """
 
-    def __init__(self, *, engine: VLLMServerEngine, folder: str | Path, **kwargs: Any):
+    def __init__(self, *, engine: VLLMServerEngine, folder: str | Path, generate_together: bool = True, **kwargs: Any):
         self.engine = engine
+        self.generate_together = generate_together
         self.folder = Path(folder).resolve()
         super().__init__(mode="server", **kwargs)
 
@@ -86,7 +91,7 @@ class DiskSyncedGeneration(VLLMGeneration):
         sampling = SamplingParams(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p or 0.0
         )
-        with failing_together():
+        with failing_together() if self.generate_together else nullcontext():
             rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(prompts)
         logprobs = [[[logprob] for logprob in rollout.logprobs] for rollout in rollouts]
         return prompts, [rollout.completion_ids for rollout in rollouts], logprobs, None

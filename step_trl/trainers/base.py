@@ -111,6 +111,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return DiskSyncedGeneration(
             engine=engine,
             folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
+            generate_together=not self.tools,
             model=self.model,
             accelerator=self.accelerator,
             processing_class=self.processing_class,

@@ -38,7 +38,8 @@ class StepGRPOConfig(EfficientReasoningConfig):
         exit_margin (`int`, *optional*, defaults to `0`):
             Stop without a probe at a trigger with at most this many tokens of the budget left.
         speculative_probing (`bool`, *optional*, defaults to `True`):
-            Let a thought go on while its probe runs. Does not change the result.
+            Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts on
+            a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
         max_rollouts_in_flight (`int`, *optional*):
             Most rollouts of a process at once, by default all of its batch. A vLLM server runs `--max-num-seqs`
             requests at once; with more rollouts than that, probes wait behind thoughts. Keep some of it free.

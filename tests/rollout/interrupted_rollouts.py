@@ -1,5 +1,6 @@
 """Run as a script that Ctrl-C ends: rollouts on the server whose URL it is given."""
 
+import signal
 import sys
 
 from step_trl import testbed
@@ -16,4 +17,5 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     main(sys.argv[1])

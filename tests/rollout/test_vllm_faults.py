@@ -10,17 +10,18 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from rollout.faulty_proxy import Fate, FaultyProxy, generated_tokens, open_requests, until
+from rollout.faulty_proxy import Fate, FaultyProxy
+from rollout.server_metrics import generated_tokens, open_requests, until
 from rollout.well_formed import assert_well_formed
 
 from step_trl import testbed
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import VLLMServerEngine
-from step_trl.serve import VLLMServer
 
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,14 +36,6 @@ def tokenizer():
 def prompts(tokenizer):
     problems = testbed.load_dataset("train").select(range(64))["prompt"]
     return [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
-
-
-@pytest.fixture(scope="module")
-def mortal_server(tmp_path_factory):
-    """A server that its tests may kill, if they start it again."""
-    log_file = tmp_path_factory.mktemp("vllm") / "mortal.log"
-    with VLLMServer(testbed.MODEL_DIR, max_model_len=1024, log_file=log_file, start_timeout=240) as server:
-        yield server
 
 
 @pytest.fixture
@@ -147,8 +140,31 @@ def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, tokenizer)
     assert_same(records, undisturbed)
 
 
-def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, tokenizer):
-    """Each time, the server is told to load its weights again, beside the rollouts that go on."""
+def test_unread_thoughts_leave_connections_to_their_probes(vllm_server, tokenizer, prompts):
+    """A long thought that is not read stops in its connection's buffers: here, after its first pieces."""
+    pieces: Counter[int] = Counter()
+
+    def thoughts_stop(number: int, piece: bytes) -> Fate:
+        pieces[number] += b"data: {" in piece
+        return "stall" if pieces[number] > 2 else "forward"
+
+    async def roll_out(engine: VLLMServerEngine, prompt: list[int]) -> str:
+        async with engine.for_rollout(prompt) as on_server:
+            segment = await on_server.generate(prompt, max_tokens=200, stop=("=",), ahead=True)
+            probe = await on_server.generate(prompt + segment.token_ids, max_tokens=4, temperature=0.0)
+            assert len(probe.token_ids) == 4
+            return segment.finish_reason
+
+    async def roll_all_out(engine: VLLMServerEngine) -> list[str]:
+        return await asyncio.wait_for(asyncio.gather(*(roll_out(engine, prompt) for prompt in prompts[:16])), 60)
+
+    with FaultyProxy(vllm_server.url, thoughts_stop) as proxy:
+        engine = VLLMServerEngine(proxy.url, tokenizer, max_connections=4)
+        assert asyncio.run(roll_all_out(engine)) == ["stop"] * 16
+
+
+def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, tokenizer, caplog):
+    """The server is the same process as before, so it need not load its weights again."""
     undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def every_fifth_breaks(number: int, piece: bytes) -> Fate:
@@ -157,8 +173,10 @@ def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, 
     with FaultyProxy(vllm_server.url, every_fifth_breaks) as proxy:
         engine = VLLMServerEngine(proxy.url, tokenizer)
         asyncio.run(engine.load_weights(testbed.MODEL_DIR))
-        records = greedy_rollouts(engine, 32)
+        with caplog.at_level(logging.WARNING, logger="step_trl"):
+            records = greedy_rollouts(engine, 32)
     assert len(proxy.fates) >= 6
+    assert "answers again" in caplog.text and "told to load" not in caplog.text
     assert_same(records, undisturbed)
 
 
@@ -219,7 +237,7 @@ def test_the_stop_button_of_a_notebook_ends_its_requests(vllm_server, tokenizer,
         os.kill(os.getpid(), signal.SIGINT)
         return requests_came
 
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     threads, tokens = threading.enumerate(), generated_tokens(vllm_server.url)
     kernel = asyncio.new_event_loop()
     try:
@@ -238,4 +256,5 @@ def test_the_stop_button_of_a_notebook_ends_its_requests(vllm_server, tokenizer,
 
         assert_same(kernel.run_until_complete(next_cell()), undisturbed)
     finally:
+        signal.signal(signal.SIGINT, inherited)
         kernel.close()

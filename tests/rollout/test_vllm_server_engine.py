@@ -12,11 +12,11 @@ import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 
 import pytest
 import torch
+from rollout.server_metrics import generated_tokens, open_requests, until
 from rollout.tiny_models import assert_logprobs, run
 from rollout.well_formed import assert_well_formed
 from small_tokenizers import trained
@@ -66,29 +66,6 @@ def guarded(tmp_path_factory):
     server = VLLMServer(testbed.MODEL_DIR, max_model_len=512, api_key=KEY, extra_arguments=flags, log_file=log_file)
     with server:
         yield server
-
-
-def metric(url: str, names: str) -> int:
-    """Sum of the server's metrics whose names match."""
-    text = urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode()
-    return sum(int(float(value)) for value in re.findall(rf"^vllm:(?:{names})\{{.*\}} (\S+)$", text, re.M))
-
-
-def open_requests(url: str) -> int:
-    return metric(url, "num_requests_running|num_requests_waiting")
-
-
-def generated_tokens(url: str) -> int:
-    return metric(url, "generation_tokens_total")
-
-
-async def until(condition, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while not await asyncio.to_thread(condition):
-        if time.monotonic() > deadline:
-            return False
-        await asyncio.sleep(0.05)
-    return True
 
 
 # Equality with the model
@@ -205,7 +182,7 @@ def test_abandon_ends_a_call_and_its_work(vllm_server, tokenizer, prompts):
         assert abandoned.token_ids == whole.token_ids[:count]
         assert abandoned.logprobs == pytest.approx(whole.logprobs[:count], abs=1e-4)
         assert seen[-1] == (count, count)
-        assert await until(lambda: open_requests(vllm_server.url) == 0, seconds=5)
+        assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) == 0, seconds=5)
         assert generated_tokens(vllm_server.url) - before < 50
 
     asyncio.run(scenario())
@@ -215,13 +192,13 @@ def test_abandon_ends_a_call_and_its_work(vllm_server, tokenizer, prompts):
 def test_cancelling_leaves_nothing_running(vllm_server, engine, prompts, abandon):
     async def scenario():
         calls = [asyncio.ensure_future(engine.generate(p, max_tokens=900, abandon=abandon)) for p in prompts]
-        assert await until(lambda: open_requests(vllm_server.url) >= 16, seconds=20)
+        assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) >= 16, seconds=20)
         before = await asyncio.to_thread(generated_tokens, vllm_server.url)
         for call in calls:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(isinstance(result, asyncio.CancelledError) for result in results) >= 16
-        assert await until(lambda: open_requests(vllm_server.url) == 0, seconds=5)
+        assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) == 0, seconds=5)
         assert generated_tokens(vllm_server.url) - before < 40 * 64  # to their ends it would be 160 each
 
     asyncio.run(scenario())
@@ -365,11 +342,11 @@ def test_what_was_sampled_ahead_ends_with_its_rollout(vllm_server, engine, promp
         before = await asyncio.to_thread(generated_tokens, vllm_server.url)
         tasks = [asyncio.ensure_future(rollout(prompt)) for prompt in prompts]
         if how == "cancelled":
-            assert await until(lambda: open_requests(vllm_server.url) >= 32, seconds=20)
+            assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) >= 32, seconds=20)
             for task in tasks:
                 task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert await until(lambda: open_requests(vllm_server.url) == 0, seconds=5)
+        assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) == 0, seconds=5)
         assert generated_tokens(vllm_server.url) - before < 80 * 64  # to their ends it would be 160 each
 
     asyncio.run(scenario())
@@ -473,7 +450,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
             asyncio.ensure_future(engine.generate(p, abandon=abandon[i % 2], **options))
             for i, p in enumerate(prompts[:4])
         ]
-        assert await until(lambda: open_requests(guarded.url) > 0, seconds=20)
+        assert await asyncio.to_thread(until, lambda: open_requests(guarded.url) > 0, seconds=20)
         await asyncio.to_thread(guarded.kill)
         successor = subprocess.Popen(
             command,
@@ -492,7 +469,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
             assert len(generation.token_ids) == len(generation.logprobs) <= 300
             assert generation.token_ids[:60] == whole.token_ids
         messages = [record.getMessage() for record in caplog.records]
-        assert len(messages) == 2 and "does not answer" in messages[0] and "answers again" in messages[1]
+        assert len(messages) == 3 and "does not answer" in messages[0] and "answers again" in messages[2]
         assert f"told to load {tmp_path} again" in messages[1]
         assert KEY not in caplog.text
     finally:
@@ -552,7 +529,7 @@ def test_verification_options_reach_the_connection(tokenizer):
     async def connector_of(**options):
         engine = VLLMServerEngine("https://models.example/v1/", tokenizer, **options)
         assert engine._servers[0].url == "https://models.example"
-        return (await engine._client._session()).connector
+        return (await engine._client._session()).http.connector
 
     context = ssl.create_default_context()
     assert asyncio.run(connector_of())._ssl is True

@@ -9,7 +9,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from rollout.faulty_proxy import FaultyProxy, generated_tokens
+from rollout.faulty_proxy import FaultyProxy
+from rollout.server_metrics import generated_tokens
 from trainers.seeded_ranks import sample_two_steps
 from trainers.two_processes import run_two_processes
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
@@ -21,14 +22,6 @@ from step_trl.serve import VLLMServer
 
 
 pytestmark = pytest.mark.timeout(600)
-
-
-@pytest.fixture(scope="module")
-def mortal_server(tmp_path_factory):
-    """A second server. Its tests may kill it, if they start it again."""
-    log_file = tmp_path_factory.mktemp("vllm") / "mortal.log"
-    with VLLMServer(testbed.MODEL_DIR, max_model_len=1024, log_file=log_file, start_timeout=240) as server:
-        yield server
 
 
 @pytest.fixture
@@ -87,7 +80,10 @@ def test_seeded_completions_do_not_depend_on_processes_or_servers(vllm_server, m
 
 @pytest.fixture(scope="module")
 def unlike_ranks(vllm_server, tmp_path_factory):
-    """Two trainings in turn: on rank 1, the first has a small budget, and the other a callback that fails."""
+    """
+    Two trainings in turn: on rank 1, the first has a small budget and then one plain generation more, and the other a
+    callback that fails.
+    """
     folder = tmp_path_factory.mktemp("unlike")
     script = Path(__file__).with_name("unlike_ranks.py")
     return folder, run_two_processes(script, [vllm_server.url, str(folder / "out")], folder, seconds=120)

@@ -52,6 +52,9 @@ def main(url: str, path: str) -> None:
     trainer.train()
     with open(f"{path}.{RANK}.json", "w") as file:
         json.dump(lengths, file)
+    trainer.vllm_generation.generate_together = False  # as with tools
+    for _ in range(1 + RANK):
+        trainer.vllm_generation.generate([[5, 6, 7]], None, 1)
     build(url, f"{path}.raise", truncation_callbacks=[RaisesOnRankOne()]).train()
 
 

@@ -108,10 +108,18 @@ class SampledAhead:
     A streamed request that goes on behind the stop strings of the calls that take its tokens, one call after another.
 
     The server knows of no stop strings. What it has sampled behind one waits for the next call.
+
+    Args:
+        stop_strings ([`StopStrings`]):
+            The tokenizer's.
+        streams (`asyncio.Semaphore`):
+            Acquired by the first request, and held until [`SampledAhead.end`].
     """
 
-    def __init__(self, stop_strings: StopStrings):
+    def __init__(self, stop_strings: StopStrings, streams: asyncio.Semaphore):
         self._stop_strings = stop_strings
+        self._streams = streams
+        self._acquired = False
         self._exit = AsyncExitStack()
         self._pieces: AsyncGenerator[Choice, None] | None = None
         self._sampling: dict[str, Any] = {}
@@ -135,6 +143,9 @@ class SampledAhead:
 
     async def open(self, request: AbstractAsyncContextManager[aiohttp.ClientResponse], body: dict[str, Any]) -> None:
         """Begin with the answer to a streaming request."""
+        if not self._acquired:
+            await self._streams.acquire()
+            self._acquired = True
         response = await self._exit.enter_async_context(request)
         self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response)))
         self._sampling, self._left = self._sampling_of(body), body["max_tokens"]
@@ -164,6 +175,14 @@ class SampledAhead:
                 await asyncio.wait_for(self._read_to_end(self._pieces), _END_SECONDS)
         self._pieces = None
         await self._exit.aclose()
+
+    async def end(self) -> None:
+        """Close, for good."""
+        try:
+            await self.close()
+        finally:
+            if self._acquired:
+                self._streams.release()
 
     @staticmethod
     async def _read_to_end(pieces: AsyncGenerator[Choice, None]) -> None:

@@ -53,8 +53,10 @@ class Server:
             Attempts that failed since.
         weights (`str`, *optional*):
             Folder of the weights that it was last told to load.
+        started (`str`, *optional*):
+            When the process that loaded them was started, if it says so.
         forgetful (`bool`):
-            Whether it may have been restarted since, with the weights of its start.
+            Whether another process may have taken its place since, with the weights of its start.
     """
 
     url: str
@@ -62,6 +64,7 @@ class Server:
     reason: str = ""
     restarted_calls: int = 0
     weights: str | None = None
+    started: str | None = None
     forgetful: bool = False
 
     def note_failure(self, reason: str, window: float) -> None:
@@ -74,16 +77,22 @@ class Server:
     def note_success(self) -> None:
         if self.down_since is not None:
             logger.warning(
-                "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts. %s",
+                "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts.%s",
                 self.url,
                 time.monotonic() - self.down_since,
                 self.reason,
                 self.restarted_calls,
-                "If it was restarted, it has the weights of its start."
-                if self.weights is None
-                else f"It was told to load {self.weights} again.",
+                " If it was restarted, it has the weights of its start." if self.weights is None else "",
             )
             self.down_since = None
+
+
+@dataclass(eq=False)
+class _Session:
+    """What lives as long as an event loop."""
+
+    http: aiohttp.ClientSession
+    streams: asyncio.Semaphore
 
 
 class VLLMHTTPClient:
@@ -102,7 +111,8 @@ class VLLMHTTPClient:
         retry_window (`float`):
             Seconds from the first failure of a call until it is given up.
         max_connections (`int`):
-            Most connections at once; further calls wait for one.
+            Most connections at once; further calls wait for one. Half of them are for streams that other calls may
+            have to end before them, see [`VLLMHTTPClient.streams`].
     """
 
     def __init__(
@@ -121,7 +131,7 @@ class VLLMHTTPClient:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout)
         self._max_connections = max_connections
         # The generator that keeps a session is stored with it: it must not be collected while its loop runs.
-        self._sessions: dict[asyncio.AbstractEventLoop, tuple[aiohttp.ClientSession, AsyncGenerator]] = {}
+        self._sessions: dict[asyncio.AbstractEventLoop, tuple[_Session, AsyncGenerator]] = {}
 
     async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]], remedy: Callable[[], str]) -> _T:
         """
@@ -163,7 +173,7 @@ class VLLMHTTPClient:
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request. Left before its answer was read to the end, the connection is closed: the server gives up."""
-        session = await self._session()
+        session = (await self._session()).http
         data = None if body is None else _ENCODER.encode(body)
         async with session.request(method, server.url + path, data=data, allow_redirects=False) as response:
             if response.status >= 300:
@@ -182,7 +192,16 @@ class VLLMHTTPClient:
             )
         raise EngineError(f"{server.url}{path} refuses the call (status {response.status}): {text}")
 
-    async def _session(self) -> aiohttp.ClientSession:
+    async def streams(self) -> asyncio.Semaphore:
+        """
+        To be held by a rollout while it has a stream open beside its other calls.
+
+        A stream that is not read comes to no end. Were all connections streams, the calls after which they are read on
+        would wait for one forever.
+        """
+        return (await self._session()).streams
+
+    async def _session(self) -> _Session:
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
             keeper = self._keep_session(loop)
@@ -190,16 +209,16 @@ class VLLMHTTPClient:
             self._sessions[loop] = await anext(keeper), keeper
         return self._sessions[loop][0]
 
-    async def _keep_session(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[aiohttp.ClientSession, None]:
+    async def _keep_session(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[_Session, None]:
         headers = {"Content-Type": "application/json"}
         if self._api_key is not None:
             headers["Authorization"] = f"Bearer {self._api_key}"
         connector = aiohttp.TCPConnector(
             limit=self._max_connections, ssl=self.ssl, keepalive_timeout=_KEEPALIVE_SECONDS
         )
-        async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=self._timeout) as session:
+        async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=self._timeout) as http:
             try:
-                yield session
+                yield _Session(http, asyncio.Semaphore(self._max_connections // 2))
             finally:
                 del self._sessions[loop]
 

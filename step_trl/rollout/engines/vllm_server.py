@@ -78,7 +78,8 @@ class VLLMServerEngine(Engine):
         retry_window (`float`, *optional*, defaults to `300.0`):
             Seconds from the first failure of a call until it is given up.
         max_connections (`int`, *optional*, defaults to `512`):
-            Most calls that are sent at once; further ones wait here.
+            Most calls that are sent at once; further ones wait here. Of rollouts with `ahead`, half as many run at
+            once, as each may have a probe beside its thought.
         stream_interval (`int`, *optional*, defaults to `4`):
             Tokens per piece of a call with an `abandon` rule; the first token always comes at once. More of them cost
             less, but `abandon` is asked later.
@@ -112,6 +113,10 @@ class VLLMServerEngine(Engine):
         for name, interval in (("stream_interval", stream_interval), ("ahead_interval", ahead_interval)):
             if interval < 1:
                 raise ValueError(f"{name}: {interval} is no number of tokens. Set it to 1 or more.")
+        if max_connections < 2:
+            raise ValueError(
+                f"max_connections: {max_connections} leaves none for a probe beside its thought. Set it to 2 or more."
+            )
         self.model = model
         self.stream_interval = stream_interval
         self.ahead_interval = ahead_interval
@@ -142,11 +147,11 @@ class VLLMServerEngine(Engine):
         if not self.sample_ahead:
             yield engine
             return
-        engine._ahead = SampledAhead(self._stop_strings)
+        engine._ahead = SampledAhead(self._stop_strings, await self._client.streams())
         try:
             yield engine
         finally:
-            await engine._ahead.close()
+            await engine._ahead.end()
 
     async def generate(
         self,
@@ -251,8 +256,8 @@ class VLLMServerEngine(Engine):
         """
         Let every server load new weights and forget its cached prefixes. To be called while no call is running.
 
-        A server that does not answer for a while may have been restarted: it is told to load them again before it gets
-        another call.
+        A server that did not answer for a while is told to load them again before it gets another call, unless it is
+        still the same process.
 
         Args:
             folder (`str` or `Path`):
@@ -263,6 +268,7 @@ class VLLMServerEngine(Engine):
         await asyncio.gather(*(self._retrying(server, partial(self._load, server)) for server in self._servers))
 
     async def _load(self, server: Server) -> None:
+        started = await self._start_of(server)
         order = {"method": "reload_weights", "kwargs": {"weights_path": server.weights}}
         for path, body in (("/collective_rpc", order), ("/reset_prefix_cache", None)):
             try:
@@ -273,14 +279,25 @@ class VLLMServerEngine(Engine):
                     f"{error} Weights are loaded by endpoints that a server has only with VLLM_SERVER_DEV_MODE=1 in "
                     "its environment; `step-trl serve` sets it where the server listens on 127.0.0.1."
                 ) from None
-        server.forgetful = False
+        server.started, server.forgetful = started, False
+
+    async def _start_of(self, server: Server) -> str | None:
+        """When the server's process was started, by the metrics that Prometheus' client adds to vLLM's own."""
+        async with self._client.request(server, "GET", "/metrics") as response:
+            found = re.search(r"^process_start_time_seconds (\S+)$", await response.text(), re.MULTILINE)
+        return found[1] if found else None
 
     async def _restore(self, server: Server) -> None:
-        """Load the weights again, once for all calls that wait for it."""
+        """Load the weights again if the server is a new process, once for all calls that wait for it."""
         lock = self._restoring.setdefault((asyncio.get_running_loop(), server), asyncio.Lock())
         async with lock:
-            if server.forgetful:
-                await self._load(server)
+            if not server.forgetful:
+                return
+            if server.started is not None and await self._start_of(server) == server.started:
+                server.forgetful = False
+                return
+            await self._load(server)
+            logger.warning("%s may have been restarted and was told to load %s again", server.url, server.weights)
 
     async def check(self, max_length: int | None = None) -> None:
         """
