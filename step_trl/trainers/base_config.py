@@ -58,6 +58,11 @@ class EfficientReasoningConfig(GRPOConfig):
             raise ValueError(
                 f"weight_sync_check_every: {self.weight_sync_check_every} is negative. Set 0 to compare never."
             )
+        if self.weight_sync == "disk" and self.use_vllm and self.vllm_mode != "server":
+            raise ValueError(
+                f"weight_sync: 'disk' is for servers, but vllm_mode={self.vllm_mode!r}. Set vllm_mode='server', or "
+                "leave weight_sync at 'nccl'."
+            )
         if isinstance(self.vllm_server_base_url, str):
             self.vllm_server_base_url = [self.vllm_server_base_url]
         if self.weight_sync == "nccl" and self.vllm_server_base_url is not None:

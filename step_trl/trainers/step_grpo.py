@@ -22,7 +22,7 @@ from trl.models import unwrap_model_for_generation
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
-from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
 from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
 from .metrics import rollout_metrics
@@ -99,6 +99,9 @@ class StepGRPOTrainer(StepSelectionMixin):
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers)
         self._engine: TransformersEngine | None = None
+        self._colocated_engine: VLLMColocatedEngine | None = None
+        if self.args.truncated_rollout and self.use_vllm and self._server_engine is None:
+            self._colocated_engine = VLLMColocatedEngine(self.vllm_generation.llm, self._tokenizer)
         self._seeded_step, self._seeded_calls = -1, 0
         self.truncation_callbacks = (
             [self._confidence_truncation()] if truncation_callbacks is None else list(truncation_callbacks)
@@ -138,7 +141,8 @@ class StepGRPOTrainer(StepSelectionMixin):
                     self.top_k or 0,
                     self.min_p or 0.0,
                 ),
-                self.args.speculative_probing,
+                # TRL gives a colocated model one slot per rollout: a probe beside a thought would wait for another.
+                self.args.speculative_probing and self._colocated_engine is None,
                 max_in_flight=self.args.max_rollouts_in_flight,
             ).run(prompt_ids, self._rollout_seeds(len(prompt_ids)) if seeded else None)
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
@@ -173,10 +177,11 @@ class StepGRPOTrainer(StepSelectionMixin):
 
     @contextmanager
     def _generating_engine(self) -> Iterator[Engine]:
-        """The servers, with the policy's weights, or the in-process engine on the unwrapped policy."""
-        if self._server_engine is not None:
+        """vLLM with the policy's weights, or the in-process engine on the unwrapped policy."""
+        vllm_engine = self._server_engine or self._colocated_engine
+        if vllm_engine is not None:
             self._sync_weights()
-            yield self._server_engine
+            yield vllm_engine
             return
         with (
             unwrap_model_for_generation(

@@ -38,8 +38,8 @@ class StepGRPOConfig(EfficientReasoningConfig):
         exit_margin (`int`, *optional*, defaults to `0`):
             Stop without a probe at a trigger with at most this many tokens of the budget left.
         speculative_probing (`bool`, *optional*, defaults to `True`):
-            Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts on
-            a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
+            Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts
+            on a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
         max_rollouts_in_flight (`int`, *optional*):
             Most rollouts of a process at once, by default all of its batch. A vLLM server runs `--max-num-seqs`
             requests at once; with more rollouts than that, probes wait behind thoughts. Keep some of it free.
@@ -149,13 +149,10 @@ class StepGRPOConfig(EfficientReasoningConfig):
 
     def _check_rollout(self) -> None:
         """Options of the parent that a truncated rollout would ignore."""
-        if self.use_vllm and self.vllm_mode != "server":
-            raise ValueError(
-                f"vllm_mode: {self.vllm_mode!r} is not supported by the truncated rollout, whose requests come and go "
-                "between steps of the engine. Set vllm_mode='server' (step-trl serve MODEL starts one), or "
-                "truncated_rollout=False."
-            )
-        for name, neutral in (("repetition_penalty", 1.0), ("generation_kwargs", None)):
+        unsupported = [("repetition_penalty", 1.0), ("generation_kwargs", None)]
+        if self.use_vllm and self.vllm_mode == "colocate":
+            unsupported += [("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)]
+        for name, neutral in unsupported:
             if getattr(self, name) != neutral:
                 raise ValueError(
                     f"{name}: {getattr(self, name)!r} is not supported by the truncated rollout. Leave it at "

@@ -136,7 +136,7 @@ def test_a_server_that_is_not_there_is_named_at_start(on_server, vllm_server, mo
         ({"weight_sync": "ftp"}, "weight_sync: 'ftp' is not known"),
         ({"weight_sync_check_every": -1}, "weight_sync_check_every: -1"),
         ({"vllm_server_base_url": ["http://a", "http://b"]}, "vllm_server_base_url: 2 servers"),
-        ({"vllm_mode": "colocate"}, "vllm_mode: 'colocate' is not supported"),
+        ({"vllm_mode": "colocate", "weight_sync": "disk"}, "weight_sync: 'disk' is for servers"),
     ],
 )
 def test_bad_options_are_named(tmp_path, options, message):

@@ -2,6 +2,7 @@
 
 from .base import AbandonRule, Engine, Generation
 from .transformers import EngineStats, TransformersEngine
+from .vllm_colocated import VLLMColocatedEngine
 from .vllm_server import EngineError, EngineUnavailableError, VLLMServerEngine
 
 
@@ -13,5 +14,6 @@ __all__ = [
     "EngineUnavailableError",
     "Generation",
     "TransformersEngine",
+    "VLLMColocatedEngine",
     "VLLMServerEngine",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 
 AbandonRule = Callable[[Sequence[int], Sequence[float]], bool]
+# A call made by a task that waits for another task's call comes a few turns of the event loop after the result.
+SETTLING_TURNS = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class Engine(Protocol):
         What was sampled ahead ends with it. Others need not define this.
         """
         yield self
+
+
+async def let_others_run(turns: int) -> None:
+    """For engines in the loop of their callers: a few turns of the event loop."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 def check_call(prompt_ids: Sequence[int], max_tokens: int, stop: Sequence[str], temperature: float) -> None:

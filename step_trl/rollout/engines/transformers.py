@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base import AbandonRule, Engine, Generation, check_call
+from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
 from .row_cache import count_layers
 from .row_table import RowTable
 from .sampling import SamplingOptions, sample, uniforms
@@ -28,8 +28,6 @@ from .stop_strings import StopStrings
 
 # Tokens of one prefill forward, padding included; bounds its activations and its mask.
 _MAX_PREFILL_TOKENS = 8192
-# A call made by a task that waits for another task's call comes a few turns of the event loop after the result.
-_SETTLING_TURNS = 8
 
 
 @dataclass
@@ -186,7 +184,7 @@ class TransformersEngine(Engine):
     async def _work(self) -> None:
         """Tick as long as there are calls. The model is back in its mode before the last caller wakes."""
         try:
-            await _let_others_run(_SETTLING_TURNS)
+            await let_others_run(SETTLING_TURNS)
             with _evaluating(self.model):
                 while True:
                     # Not in inference mode, even if the caller is: its tensors cannot be updated outside of it later.
@@ -194,7 +192,7 @@ class TransformersEngine(Engine):
                         ended = self._tick()
                     if not self._waiting and not self._rows.num_active:
                         break
-                    await _let_others_run(_SETTLING_TURNS if ended else 1)
+                    await let_others_run(SETTLING_TURNS if ended else 1)
         except Exception as error:
             self._abort(error)
         finally:
@@ -383,8 +381,3 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-async def _let_others_run(turns: int) -> None:
-    for _ in range(turns):
-        await asyncio.sleep(0)

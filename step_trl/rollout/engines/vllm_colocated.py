@@ -1,0 +1,176 @@
+"""
+The engine over a vLLM model in this process, as TRL's `vllm_mode="colocate"` sets one up.
+
+Calls come and go between two steps of vLLM: a call that a stop string or an `abandon` rule ends is aborted before the
+next step, so that nothing is sampled behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
+from .stop_strings import StopStrings
+from .vllm_answers import Choice, Sampled, TokenLogprobs
+
+
+if TYPE_CHECKING:
+    from vllm import LLM, RequestOutput
+    from vllm.logprobs import Logprob
+    from vllm.outputs import CompletionOutput
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of `generate` on its way."""
+
+    sampled: Sampled
+    abandon: AbandonRule | None
+    future: asyncio.Future[Generation]
+
+    def take(self, output: CompletionOutput) -> Generation | None:
+        """What vLLM sampled for it in one step. Returns the generation where it ends here."""
+        ids = list(output.token_ids)
+        steps = cast("list[dict[int, Logprob]]", output.logprobs or [])
+        logprobs = TokenLogprobs([step[token_id].logprob for token_id, step in zip(ids, steps)])
+        generation = self.sampled.add(Choice(ids, logprobs, output.finish_reason, output.stop_reason))
+        if generation is None and self.abandon is not None:
+            so_far = self.sampled.token_ids, self.sampled.logprobs
+            if self.abandon(*so_far):
+                return Generation(*so_far, "abandoned")
+        return generation
+
+
+class VLLMColocatedEngine(Engine):
+    """
+    Samples on a vLLM model in this process, by steps, between which the rollouts have their turns.
+
+    One process, one model: a model that is split over several (tensor parallelism) would need all of them to add and
+    abort the same requests at the same steps.
+
+    Args:
+        llm ([`~vllm.LLM`]):
+            With `logprobs_mode="processed_logprobs"`, as TRL sets one up. Not to be used for anything else while calls
+            are running.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer: gives stop strings their tokens, and its EOS token ends a call.
+
+    Raises:
+        `ValueError`: `llm` is split, or its log-probabilities are not those of the distribution sampled from.
+
+    Example:
+
+    ```python
+    >>> llm = LLM(path, logprobs_mode="processed_logprobs", enable_prefix_caching=True)
+    >>> engine = VLLMColocatedEngine(llm, tokenizer)
+    >>> DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)]).run([prompt_ids])
+    ```
+    """
+
+    def __init__(self, llm: LLM, tokenizer: PreTrainedTokenizerBase):
+        config = llm.llm_engine.vllm_config
+        parts = config.parallel_config.tensor_parallel_size * config.parallel_config.pipeline_parallel_size
+        if parts > 1:
+            raise ValueError(f"llm: is split over {parts} processes. Use vLLM servers, or tensor_parallel_size=1.")
+        if config.model_config.logprobs_mode != "processed_logprobs":
+            raise ValueError(
+                f"llm: its logprobs_mode is {config.model_config.logprobs_mode!r}, so its log-probabilities are not "
+                "those of the distribution that is sampled from. Make it with logprobs_mode='processed_logprobs'."
+            )
+        self.tokenizer = tokenizer
+        self.max_length: int = config.model_config.max_model_len
+        self._llm = llm.llm_engine
+        # One id more than the tokenizer has: it stands for those that only the model has.
+        self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
+        self._calls: dict[str, _Call] = {}
+        self._numbers = itertools.count()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str] = (),
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_p: float = 0.0,
+        seed: int | None = None,
+        abandon: AbandonRule | None = None,
+        ahead: bool = False,
+    ) -> Generation:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_call(prompt_ids, max_tokens, stop, temperature)
+        if len(prompt_ids) + max_tokens > self.max_length:
+            raise ValueError(
+                f"max_tokens: {max_tokens} after a prompt of {len(prompt_ids)} tokens exceeds vLLM's max_model_len of "
+                f"{self.max_length}. Set it to at most {self.max_length - len(prompt_ids)}."
+            )
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            seed=None if seed is None else seed % 2**63,
+            logprobs=0,  # of the sampled token only
+            stop_token_ids=None if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        loop = asyncio.get_running_loop()
+        call = _Call(Sampled(self._stop_strings, self._stop_strings.index(stop)), abandon, loop.create_future())
+        if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
+            self._end(tuple(self._calls))  # of a loop that ended before they did
+            self._worker = loop.create_task(self._work())
+        number = f"rollout-{next(self._numbers)}"
+        self._llm.add_request(number, {"prompt_token_ids": list(prompt_ids)}, params)
+        self._calls[number] = call
+        try:
+            return await call.future
+        finally:
+            self._end([number])
+
+    async def _work(self) -> None:
+        """Step as long as there are calls."""
+        try:
+            await let_others_run(SETTLING_TURNS)
+            while self._calls:
+                ended = self._step()
+                await let_others_run(SETTLING_TURNS if ended else 1)
+        except Exception as error:
+            for call in self._calls.values():
+                if not call.future.done():
+                    call.future.set_exception(error)
+        finally:
+            self._worker = None
+            for call in self._calls.values():
+                call.future.cancel()
+
+    def _step(self) -> bool:
+        """One token of every running call. Whether a call ended."""
+        ended: list[str] = []
+        for output in cast("list[RequestOutput]", self._llm.step()):
+            call = self._calls.get(output.request_id)
+            generation = None if call is None else call.take(output.outputs[0])
+            if call is not None and generation is not None:
+                ended.append(output.request_id)
+                if not call.future.done():
+                    call.future.set_result(generation)
+        self._end(ended)
+        return bool(ended)
+
+    def _end(self, numbers: Sequence[str]) -> None:
+        """Forget calls. vLLM aborts those that it has not completed."""
+        known = [number for number in numbers if self._calls.pop(number, None) is not None]
+        if known:
+            self._llm.abort_request(known)
