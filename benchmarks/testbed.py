@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from step_trl import testbed
 from step_trl.evaluation import evaluate
-from step_trl.rollout import ConfidenceTruncation, SamplingParams
+from step_trl.rollout import ConfidenceTruncation
 
 
-SAMPLING = SamplingParams(max_tokens=512, temperature=0.6, top_p=0.9)
+EVALUATION = {"max_tokens": 512, "temperature": 0.6, "top_p": 0.9}
 
 
 def conclusions(completion: str) -> list[int]:
@@ -31,7 +31,7 @@ def conclusions(completion: str) -> list[int]:
     return [int(number) for number in re.findall(r"(?:So the answer is|This gives) (\d+)", thought)]
 
 
-def overthinking(samples: pd.DataFrame, solutions: dict[tuple[str, int], int]) -> pd.DataFrame:
+def overthinking(samples: pd.DataFrame, solutions: dict[tuple[str, str], int]) -> pd.DataFrame:
     """One row per sample: redundant steps, and whether a wrong first pass was put right."""
     rows = []
     for row in samples.itertuples():
@@ -59,10 +59,12 @@ def main() -> None:
     benchmarks = {
         name: testbed.load_dataset(name).select(range(options.problems)) for name in testbed.EVALUATION_SPLITS
     }
-    solutions = {(name, i): int(row["solution"]) for name, rows in benchmarks.items() for i, row in enumerate(rows)}
+    solutions = {
+        (name, str(i)): int(row["solution"]) for name, rows in benchmarks.items() for i, row in enumerate(rows)
+    }
 
     def run(*callbacks) -> pd.DataFrame:
-        return evaluate(model, tokenizer, benchmarks, sampling=SAMPLING, callbacks=callbacks)
+        return evaluate(model, benchmarks, tokenizer=tokenizer, callbacks=callbacks, **EVALUATION)
 
     vanilla = run()
     cut = run(ConfidenceTruncation(tokenizer, threshold=1e-9))
@@ -72,7 +74,7 @@ def main() -> None:
         {
             "accuracy": vanilla.groupby("benchmark", sort=False)["correct"].mean(),
             "tokens": vanilla.groupby("benchmark", sort=False)["tokens"].mean(),
-            "finished": vanilla.groupby("benchmark", sort=False)["finished"].mean(),
+            "finished": vanilla["finish_reason"].eq("eos").groupby(vanilla["benchmark"], sort=False).mean(),
             "steps": steps["steps"].mean(),
             "redundant_share": steps["redundant"].sum() / steps["steps"].sum(),
             "first_pass_right": steps["first_pass"].mean(),

@@ -16,6 +16,24 @@ def main(arguments: list[str] | None = None) -> None:
     demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
     demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of the rollouts")
     demo.add_argument("--max-steps", type=int, default=40, help="updates of each training")
+    evaluation = commands.add_parser("eval", help="sample and grade a model on benchmarks")
+    evaluation.add_argument("--model", required=True, help="folder or name of the model")
+    evaluation.add_argument("--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24")
+    evaluation.add_argument("--report", type=Path, required=True, help="folder for samples, summary and picture")
+    evaluation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    evaluation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
+    evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, in place of the hub")
+    evaluation.add_argument("--limit", type=int, help="first problems of each benchmark only")
+    evaluation.add_argument("--n", type=int, default=1, help="samples per problem")
+    evaluation.add_argument("--temperature", type=float, default=0.6)
+    evaluation.add_argument("--top-p", type=float, default=0.95)
+    evaluation.add_argument("--max-tokens", type=int, default=32_768, help="of a completion")
+    evaluation.add_argument("--max-in-flight", type=int, default=64, help="completions under way at once")
+    evaluation.add_argument(
+        "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
+        help="leave a thought where an induced answer is more confident than this (DEER)",
+    )  # fmt: skip
+    evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
     server = commands.add_parser("serve", help="start a vLLM server for rollouts; further arguments go to vLLM")
     server.add_argument("model", help="folder or name of the model")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
@@ -28,6 +46,13 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(serve(options.model, options.host, options.port, options.max_model_len, further))
     if further:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
+    if options.command == "eval":
+        from .eval import run_eval
+
+        arguments_of_eval = vars(options)
+        del arguments_of_eval["command"]
+        run_eval(**arguments_of_eval)
+        return
     from .demo import run_demo  # imports torch and TRL, which `--help` does without
 
     run_demo(options.output_dir, options.problems, options.engine, max_steps=options.max_steps)

@@ -17,14 +17,14 @@ from transformers import PrinterCallback, TrainerCallback
 from . import testbed
 from .evaluation import evaluate, summarize
 from .report import demo_report
-from .rollout import SamplingParams
+from .rollout import Rollout
 from .serve import VLLMServer
 from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer
 
 
 MAX_COMPLETION_LENGTH = 512
 # Evaluation as in the Step-GRPO paper.
-SAMPLING = SamplingParams(MAX_COMPLETION_LENGTH, temperature=0.6, top_p=0.9)
+EVALUATION: dict[str, Any] = {"max_tokens": MAX_COMPLETION_LENGTH, "temperature": 0.6, "top_p": 0.9}
 # What both trainers share: 64 completions per update, 8 per problem. A tiny model and few updates, hence the learning
 # rate; it was chosen on evaluation problems that the demo does not use (benchmarks/README.md).
 TRAINING: dict[str, Any] = {
@@ -96,13 +96,13 @@ def evaluate_testbed(model, tokenizer, name: str, problems: range) -> pd.DataFra
     started, tokens = time.monotonic(), 0
     with _bar(sum(map(len, benchmarks.values())), f"evaluate {name}", "problem") as bar:
 
-        def on_batch(completions: int, sampled: int) -> None:
+        def on_sample(rollout: Rollout) -> None:
             nonlocal tokens
-            tokens += sampled
-            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s")
-            bar.update(completions)
+            tokens += rollout.sampled_tokens
+            bar.set_postfix_str(f"{tokens / (time.monotonic() - started):.0f} tokens/s", refresh=False)
+            bar.update()
 
-        return evaluate(model, tokenizer, benchmarks, sampling=SAMPLING, on_batch=on_batch)
+        return evaluate(model, benchmarks, tokenizer=tokenizer, on_sample=on_sample, **EVALUATION)
 
 
 def set_aside(folder: Path) -> None:

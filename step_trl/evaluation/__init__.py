@@ -1,7 +1,17 @@
 """Numbers: sampling benchmarks, grading, and the papers' metrics."""
 
-from .evaluate import evaluate, summarize
+from .benchmarks import BENCHMARKS, load_benchmark
+from .evaluate import evaluate
 from .metrics import accuracy_efficiency_score, compression_rate, pass_at_1
+from .summary import summarize
 
 
-__all__ = ["accuracy_efficiency_score", "compression_rate", "evaluate", "pass_at_1", "summarize"]
+__all__ = [
+    "BENCHMARKS",
+    "accuracy_efficiency_score",
+    "compression_rate",
+    "evaluate",
+    "load_benchmark",
+    "pass_at_1",
+    "summarize",
+]

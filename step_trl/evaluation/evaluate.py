@@ -2,146 +2,247 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pandas as pd
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..rewards import math_accuracy_reward
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
-from ..rollout.engines import TransformersEngine
+from ..rollout.engines import Engine, TransformersEngine
 from ..steps import TriggerSegmenter
-from .metrics import accuracy_efficiency_score, compression_rate
+from .benchmarks import load_benchmark
+from .graders import grade
+from .store import KEY, SampleStore
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+_ROWS_PER_FILE = 256
+
 
 def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    benchmarks: Mapping[str, Dataset],
+    model: str | Path | PreTrainedModel | Engine,
+    benchmarks: Sequence[str] | Mapping[str, Dataset],
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     n: int = 1,
-    sampling: SamplingParams,
+    seeds: Sequence[int] | None = None,
+    temperature: float = 0.6,
+    top_p: float = 0.95,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    max_tokens: int = 32_768,
     callbacks: Sequence[TruncationCallback] = (),
     triggers: Sequence[str] = ("Wait", "Alternatively"),
-    seed: int = 0,
-    batch_size: int = 64,
-    on_batch: Callable[[int, int], None] | None = None,
+    require_end_of_thinking: bool = True,
+    max_in_flight: int = 64,
+    save_to: str | Path | None = None,
+    on_sample: Callable[[Rollout], None] | None = None,
 ) -> pd.DataFrame:
     """
-    Sample `n` completions of each problem and grade them with math-verify.
+    Sample `n` completions of each problem and grade them.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The policy.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer, with a chat template.
-        benchmarks (`Mapping[str, Dataset]`):
-            Name to rows with `prompt` (messages) and `solution`.
+        model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`Engine`]):
+            The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
+        benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
+            Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
+            `problem` (an id, by default the place) and `grader` (by default `"math"`).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            With a chat template. Needed for a model that is already loaded.
         n (`int`, *optional*, defaults to `1`):
             Samples per problem.
-        sampling ([`SamplingParams`]):
-            Budget and sampling.
+        seeds (`Sequence[int]`, *optional*):
+            One per sample; 0, 1, ... by default. What is drawn for a sample depends on its seed, its benchmark and its
+            problem only, so that two models are compared on the same draws.
+        temperature (`float`), top_p (`float`), top_k (`int`), min_p (`float`), max_tokens (`int`):
+            Sampling and budget of a completion. SAS evaluates with top-p 0.95 and 8,192 tokens, Step-GRPO with top-p
+            0.9 and 32,768, both at temperature 0.6.
         callbacks (`Sequence[TruncationCallback]`, *optional*):
             Truncate completions at inference time, as [`~step_trl.rollout.ConfidenceTruncation`] does (DEER).
         triggers (`Sequence[str]`, *optional*):
             Words that open a semantic step, for the column `steps`.
-        seed (`int`, *optional*, defaults to `0`):
-            Of the sampling. A sample's seed depends on its place, so that two models are compared on the same draws.
-        batch_size (`int`, *optional*, defaults to `64`):
+        require_end_of_thinking (`bool`, *optional*, defaults to `True`):
+            Whether a completion without `</think>` is wrong. Otherwise all of its text is graded, as for models that
+            do not think.
+        max_in_flight (`int`, *optional*, defaults to `64`):
             Completions under way at once.
-        on_batch (`Callable[[int, int], None]`, *optional*):
-            Told the number of completions and of sampled tokens of each finished batch.
+        save_to (`str` or `Path`, *optional*):
+            Folder for the samples, written as they are made. What is there is not sampled again; other settings, or
+            another model, are refused.
+        on_sample (`Callable[[Rollout], None]`, *optional*):
+            Told each completion that ends.
 
     Returns:
-        [`~pandas.DataFrame`]: `benchmark`, `problem`, `sample`, `correct` (bool), `tokens`, `steps`, `truncated`
-        (bool), `finished` (bool: ended with EOS), `completion` (text).
+        [`~pandas.DataFrame`]: `benchmark`, `problem` (id, text), `sample` (0 to n - 1), `correct` (bool), `tokens`,
+        `steps`, `exit` (bool: a callback ended the thought), `finish_reason` (`"eos"` or `"length"`), `completion`
+        (text), and `sampled_tokens` (with those of probes and discarded ones).
     """
-    rollout = DynamicTruncatedRollout(TransformersEngine(model, tokenizer), callbacks, sampling, speculative=False)
-    segmenter = TriggerSegmenter(tokenizer, triggers)
-    jobs = [
-        (name, problem, sample, row)
-        for name, dataset in benchmarks.items()
-        for problem, row in enumerate(dataset)
-        for sample in range(n)
-    ]
-    rows = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    seeds = list(range(n)) if seeds is None else list(seeds)
+    if len(seeds) != n or len(set(seeds)) != n or n < 1:
+        raise ValueError(f"seeds: {seeds} are not {n} different ones, one per sample. Set n, or as many seeds.")
+    problems = _problems(benchmarks)
+    engine = _engine(model, tokenizer)
+    sampling = SamplingParams(max_tokens, temperature, top_p, top_k, min_p)
+    store, done = None, pd.DataFrame(columns=KEY)
+    if save_to is not None:
+        store = SampleStore(
+            save_to,
+            {
+                "model": _name_of(model, engine),
+                "sampling": asdict(sampling),
+                "callbacks": [_describe(callback) for callback in callbacks],
+                "triggers": list(triggers),
+                "require_end_of_thinking": require_end_of_thinking,
+                "seeds": "of a sample: its number" if seeds == list(range(n)) else seeds,
+                "benchmarks": {name: _fingerprint(rows) for name, rows in problems.groupby("benchmark", sort=False)},
+            },
+        )
+        done = store.read()
+    order = problems.merge(pd.DataFrame({"sample": range(n), "seed": seeds}), how="cross")
+    known = pd.MultiIndex.from_frame(done[KEY])
+    jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(known)]
+    made = _Samples(
+        jobs, engine.tokenizer, TriggerSegmenter(engine.tokenizer, triggers), require_end_of_thinking, store
+    )
+
+    def note(place: int, rollout: Rollout) -> None:
+        made.add(place, rollout)
+        if on_sample is not None:
+            on_sample(rollout)
+
+    if len(jobs) > 0:
         prompts = cast(
             "list[list[int]]",
-            tokenizer.apply_chat_template(
-                [row["prompt"] for *_, row in batch], add_generation_prompt=True, return_dict=False
+            engine.tokenizer.apply_chat_template(
+                jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
             ),
         )
-        seeds = [seed * 2**32 + start + place for place in range(len(batch))]
-        rollouts = rollout.run(prompts, seeds)
-        rows += _grade(batch, rollouts, tokenizer, segmenter)
-        if on_batch is not None:
-            on_batch(len(rollouts), sum(record.sampled_tokens for record in rollouts))
-    return pd.DataFrame(rows)
+        rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
+        draws = [_draw(*job) for job in jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
+        try:
+            rollout.run(prompts, draws, on_rollout=note)
+        finally:
+            made.flush()
+    samples = pd.concat([done, *made.parts], ignore_index=True)
+    return order[KEY].merge(samples, on=KEY, validate="one_to_one")
 
 
-def _grade(
-    jobs: Sequence[tuple[str, int, int, dict]],
-    rollouts: Sequence[Rollout],
-    tokenizer: PreTrainedTokenizerBase,
-    segmenter: TriggerSegmenter,
-) -> list[dict]:
-    texts = tokenizer.batch_decode([record.completion_ids for record in rollouts], skip_special_tokens=True)
-    correct = math_accuracy_reward(texts, solution=[row["solution"] for *_, row in jobs], require_end_of_thinking=True)
-    return [
-        {
-            "benchmark": name,
-            "problem": problem,
-            "sample": sample,
-            "correct": bool(is_correct),
-            "tokens": len(record.completion_ids),
-            "steps": 1 + segmenter.count(record.completion_ids),
-            "truncated": record.truncated,
-            "finished": record.completion_ids[-1] == tokenizer.eos_token_id,
-            "completion": text,
-        }
-        for (name, problem, sample, _), record, text, is_correct in zip(jobs, rollouts, texts, correct, strict=True)
-    ]
+class _Samples:
+    """Completions that have ended, graded and stored a number at a time."""
+
+    def __init__(
+        self,
+        jobs: pd.DataFrame,
+        tokenizer: PreTrainedTokenizerBase,
+        segmenter: TriggerSegmenter,
+        require_end_of_thinking: bool,
+        store: SampleStore | None,
+    ):
+        self.parts: list[pd.DataFrame] = []
+        self._jobs = jobs
+        self._tokenizer = tokenizer
+        self._segmenter = segmenter
+        self._require_end_of_thinking = require_end_of_thinking
+        self._store = store
+        self._waiting: dict[int, Rollout] = {}
+
+    def add(self, place: int, rollout: Rollout) -> None:
+        self._waiting[place] = rollout
+        if len(self._waiting) >= _ROWS_PER_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = self._jobs.iloc[list(self._waiting)].drop(columns=["prompt", "seed"]).reset_index(drop=True)
+        rollouts = list(self._waiting.values())
+        rows["completion"] = self._tokenizer.batch_decode(
+            [rollout.completion_ids for rollout in rollouts], skip_special_tokens=True
+        )
+        rows["correct"] = False
+        for grader, some in rows.groupby("grader"):
+            rows.loc[some.index, "correct"] = grade(
+                cast("str", grader),
+                some["completion"].tolist(),
+                some["solution"].tolist(),
+                self._require_end_of_thinking,
+            )
+        rows["tokens"] = [len(rollout.completion_ids) for rollout in rollouts]
+        rows["steps"] = [1 + self._segmenter.count(rollout.completion_ids) for rollout in rollouts]
+        rows["exit"] = [rollout.truncated for rollout in rollouts]
+        ended = [rollout.completion_ids[-1] == self._tokenizer.eos_token_id for rollout in rollouts]
+        rows["finish_reason"] = ["eos" if eos else "length" for eos in ended]
+        rows["sampled_tokens"] = [rollout.sampled_tokens for rollout in rollouts]
+        part = rows.drop(columns=["solution", "grader"])
+        if self._store is not None:
+            self._store.add(part)
+        self.parts.append(part)
+        self._waiting = {}
 
 
-def summarize(samples: pd.DataFrame, vanilla: pd.DataFrame) -> pd.DataFrame:
-    """
-    Accuracy, tokens, steps, compression rate and AES per benchmark, and overall as the mean over benchmarks.
-
-    Args:
-        samples ([`~pandas.DataFrame`]):
-            Result of [`evaluate`].
-        vanilla ([`~pandas.DataFrame`]):
-            The same of the vanilla model on the same benchmarks.
-
-    Returns:
-        [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`,
-        `cr` and `aes`; the latter is NaN where the vanilla model solves nothing, since it is relative to that.
-    """
-    table, base = _means(samples), _means(vanilla)
-    table["cr"] = table["tokens"] / base["tokens"]
-    table.loc["overall", "cr"] = compression_rate(
-        table["tokens"].drop("overall").to_dict(), base["tokens"].drop("overall").to_dict()
-    )
-    table["aes"] = [
-        accuracy_efficiency_score(row.accuracy, row.tokens, base.accuracy[name], base.tokens[name])
-        if base.accuracy[name] > 0
-        else math.nan
-        for name, row in table.iterrows()
-    ]
-    return table
+def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
+    """`benchmark`, `problem`, `prompt`, `solution`, `grader`."""
+    if isinstance(benchmarks, str):
+        raise ValueError(f"benchmarks: {benchmarks!r} is one name. Pass a list, such as [{benchmarks!r}].")
+    if not isinstance(benchmarks, Mapping):
+        benchmarks = {name: load_benchmark(name) for name in benchmarks}
+    parts = []
+    for name, dataset in benchmarks.items():
+        rows = pd.DataFrame(list(dataset))
+        missing = [column for column in ("prompt", "solution") if column not in rows]
+        if missing:
+            raise ValueError(f"benchmarks: {name} has no column {' and '.join(missing)}. See `load_benchmark`.")
+        defaults = {"problem": [str(place) for place in range(len(rows))], "grader": "math"}
+        part = rows.assign(benchmark=name, **{key: value for key, value in defaults.items() if key not in rows})
+        part["problem"] = part["problem"].astype(str)
+        if part["problem"].duplicated().any():
+            raise ValueError(f"benchmarks: {name} has the problem {part['problem'].mode()[0]!r} more than once.")
+        parts.append(part[["benchmark", "problem", "prompt", "solution", "grader"]])
+    if not parts:
+        raise ValueError("benchmarks: there are none. Name at least one.")
+    return pd.concat(parts, ignore_index=True)
 
 
-def _means(samples: pd.DataFrame) -> pd.DataFrame:
-    columns = {"correct": "accuracy", "tokens": "tokens", "steps": "steps"}
-    per_problem = samples.groupby(["benchmark", "problem"], sort=False)[list(columns)].mean()
-    table = per_problem.groupby("benchmark", sort=False).mean().rename(columns=columns)
-    table.loc["overall"] = table.mean()
-    return table
+def _engine(model: str | Path | PreTrainedModel | Engine, tokenizer: PreTrainedTokenizerBase | None) -> Engine:
+    if isinstance(model, str | Path):
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
+        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", device_map="auto")
+    if isinstance(model, PreTrainedModel):
+        if tokenizer is None:
+            raise ValueError("tokenizer: is missing. Pass the tokenizer of a model that is already loaded.")
+        return TransformersEngine(model, tokenizer)
+    return model
+
+
+def _name_of(model: str | Path | PreTrainedModel | Engine, engine: Engine) -> str:
+    """Which model it is: with a fingerprint of its weights where they are at hand, as training changes them."""
+    if isinstance(engine, TransformersEngine):
+        digest = hashlib.blake2b(digest_size=8)
+        for name, parameter in engine.model.named_parameters():
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 1000)]
+            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+        return f"{engine.model.config.name_or_path} ({digest.hexdigest()})"
+    return repr(model)
+
+
+def _describe(callback: TruncationCallback) -> str:
+    plain = (str, int, float, tuple, list, type(None))
+    options = {name: value for name, value in vars(callback).items() if isinstance(value, plain)}
+    return f"{type(callback).__name__}({options})"
+
+
+def _fingerprint(rows: pd.DataFrame) -> str:
+    text = rows[["problem", "prompt", "solution", "grader"]].to_json(orient="values")
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _draw(seed: int, benchmark: str, problem: str) -> int:
+    digest = hashlib.blake2b(json.dumps([seed, benchmark, problem]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 2  # below 2**62

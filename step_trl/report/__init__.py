@@ -1,6 +1,15 @@
-"""Pictures: figures of evaluation and training."""
+"""Pictures and tables: figures of evaluation and training, and the papers' results table."""
 
-from .figures import demo_report, plot_accuracy_against_tokens, plot_training
+from .figures import demo_report, evaluation_report, plot_accuracy_against_tokens, plot_training
+from .tables import latex_table, markdown_table, results_frame
 
 
-__all__ = ["demo_report", "plot_accuracy_against_tokens", "plot_training"]
+__all__ = [
+    "demo_report",
+    "evaluation_report",
+    "latex_table",
+    "markdown_table",
+    "plot_accuracy_against_tokens",
+    "plot_training",
+    "results_frame",
+]

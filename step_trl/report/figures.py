@@ -72,6 +72,22 @@ def plot_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, floa
     axes.set(xlabel="update", ylabel=label)
 
 
+def evaluation_report(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """
+    The picture of an evaluation: accuracy against tokens.
+
+    Args:
+        path (`Path`):
+            PNG to write.
+        tables (`Mapping[str, DataFrame]`):
+            As in [`plot_accuracy_against_tokens`].
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5, 3.6), layout="constrained")
+        plot_accuracy_against_tokens(figure.subplots(), tables)
+        figure.savefig(path)
+
+
 def demo_report(
     path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, Sequence[Mapping[str, float]]], reward: str
 ) -> None:

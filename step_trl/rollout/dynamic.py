@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -134,7 +134,12 @@ class DynamicTruncatedRollout:
         ]
         self.think_end = DelimiterSegmenter(self.tokenizer, THINK_END)
 
-    def run(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int] | None = None) -> list[Rollout]:
+    def run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int] | None = None,
+        on_rollout: Callable[[int, Rollout], None] | None = None,
+    ) -> list[Rollout]:
         """
         Sample one completion per prompt, all at once.
 
@@ -143,20 +148,31 @@ class DynamicTruncatedRollout:
                 Token ids of the prompts, repeated for several completions of one prompt.
             seeds (`Sequence[int]`, *optional*):
                 One per prompt: its completion is then the same in any company.
+            on_rollout (`Callable[[int, Rollout], None]`, *optional*):
+                Told each rollout as it ends, with the place of its prompt.
 
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
-        return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts)))
+        return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts), on_rollout))
 
-    async def _gather(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int | None]) -> list[Rollout]:
+    async def _gather(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int | None],
+        on_rollout: Callable[[int, Rollout], None] | None = None,
+    ) -> list[Rollout]:
         slots = asyncio.Semaphore(self.max_in_flight or max(1, len(prompts)))
 
-        async def in_slot(prompt: Sequence[int], seed: int | None) -> Rollout:
+        async def in_slot(place: int, prompt: Sequence[int], seed: int | None) -> Rollout:
             async with slots:
-                return await _Path(self, Rollout(prompt), seed).roll_out()
+                rollout = await _Path(self, Rollout(prompt), seed).roll_out()
+            if on_rollout is not None:
+                on_rollout(place, rollout)
+            return rollout
 
-        tasks = [asyncio.ensure_future(in_slot(*each)) for each in zip(prompts, seeds, strict=True)]
+        pairs = zip(prompts, seeds, strict=True)
+        tasks = [asyncio.ensure_future(in_slot(place, *pair)) for place, pair in enumerate(pairs)]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:

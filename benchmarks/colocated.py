@@ -1,0 +1,98 @@
+"""
+Truncated rollouts on a colocated vLLM model, against those on a server.
+
+    python benchmarks/colocated.py --rollouts 16 64
+
+The server is started on the testbed model by `step-trl serve`; the colocated model is the same one with the same
+options, in this process. The one is idle while the other works. Rounds are interleaved, all contenders sample the same
+prompts; medians, and ratios to the server's plain rollouts within each round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, SamplingParams
+from step_trl.rollout.engines import Engine, VLLMColocatedEngine, VLLMServerEngine
+from step_trl.serve import VLLMServer
+from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+
+
+GROUP_SIZE = 8  # completions of one prompt
+Contender = Callable[[list[list[int]]], list[Rollout]]
+
+
+def load_colocated() -> VLLMColocatedEngine:
+    """With what `step-trl serve` gives a server on a CPU."""
+    options = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    os.environ |= options | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM
+
+    llm = LLM(
+        str(MODEL_DIR),
+        dtype="float32",
+        max_model_len=1024,
+        max_num_seqs=512,
+        max_num_batched_tokens=32768,
+        block_size=32,
+        enforce_eager=True,
+        logprobs_mode="processed_logprobs",
+    )
+    return VLLMColocatedEngine(llm, load_tokenizer())
+
+
+def make_contenders(engines: dict[str, Engine], max_tokens: int) -> dict[str, Contender]:
+    tokenizer, sampling = load_tokenizer(), SamplingParams(max_tokens)
+    on = ConfidenceTruncation(tokenizer)
+    contenders: dict[str, Contender] = {}
+    for name, engine in engines.items():
+        contenders[f"{name}, plain"] = DynamicTruncatedRollout(engine, [], sampling).run
+        contenders[f"{name}, exits on, speculative"] = DynamicTruncatedRollout(engine, [on], sampling).run
+        contenders[f"{name}, exits on, pausing"] = DynamicTruncatedRollout(engine, [on], sampling, False).run
+    return contenders
+
+
+def measure(contender: Contender, prompts: list[list[int]]) -> tuple[float, float, float]:
+    """Seconds, tokens per second, exits."""
+    started = time.perf_counter()
+    rollouts = contender(prompts)
+    seconds = time.perf_counter() - started
+    tokens = sum(rollout.sampled_tokens for rollout in rollouts)
+    return seconds, tokens / seconds, statistics.fmean(rollout.truncated for rollout in rollouts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    tokenizer = load_tokenizer()
+    extra = ["--max-num-seqs", "512"]
+    with VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null") as server:
+        engines = {"server": VLLMServerEngine(server.url, tokenizer), "colocated": load_colocated()}
+        contenders = make_contenders(engines, args.max_tokens)
+        for count in args.rollouts:
+            problems = load_dataset("train").select(range(-(-count // GROUP_SIZE)))["prompt"]
+            chats = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
+            prompts = [chats[index // GROUP_SIZE] for index in range(count)]
+            rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
+            for number in range(args.rounds + 1):
+                for name, contender in contenders.items():
+                    row = measure(contender, prompts)
+                    if number > 0:  # the first one warms up
+                        rows[name].append(row)
+            print(f"\n{count} rollouts\n\n| | seconds | seconds / server, plain | tokens/s | exits |")
+            print("|---|---:|---:|---:|---:|")
+            for name, own in rows.items():
+                ratios = [row[0] / plain[0] for row, plain in zip(own, rows["server, plain"])]
+                seconds, speed, exits = (statistics.median(column) for column in zip(*own))
+                print(f"| {name} | {seconds:.2f} | {statistics.median(ratios):.2f} | {speed:.0f} | {exits:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""`step-trl eval`: a model on benchmarks, with samples, a summary and a picture in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from .evaluation import evaluate, load_benchmark, summarize
+from .report import evaluation_report, markdown_table
+from .rollout import ConfidenceTruncation, Rollout
+from .rollout.engines import Engine, VLLMServerEngine
+from .serve import VLLMServer
+
+
+@contextmanager
+def engine_of(model: str, engine: str, urls: Sequence[str] | None, log_file: Path) -> Iterator[str | Engine]:
+    """The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile."""
+    if engine == "transformers":
+        yield model
+        return
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if urls:
+        yield VLLMServerEngine(urls, tokenizer)
+        return
+    with VLLMServer(model, log_file=log_file) as server:
+        yield VLLMServerEngine(server.url, tokenizer)
+
+
+def run_eval(
+    model: str,
+    benchmarks: Sequence[str],
+    report: Path,
+    *,
+    engine: str = "transformers",
+    urls: Sequence[str] | None = None,
+    source: Path | None = None,
+    limit: int | None = None,
+    truncate: float | None = None,
+    vanilla: Path | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """
+    Evaluate; writes `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png`.
+
+    Args:
+        model (`str`):
+            Folder or name on the hub.
+        benchmarks (`Sequence[str]`):
+            Names for [`~step_trl.evaluation.load_benchmark`].
+        report (`Path`):
+            Folder to write to. Samples that it holds are not sampled again.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            In process, or `"vllm"`.
+        urls (`Sequence[str]`, *optional*):
+            Of vLLM servers of the model; without them, one is started.
+        source (`Path`, *optional*):
+            Folder with one folder per benchmark, in place of the hub.
+        limit (`int`, *optional*):
+            First problems of each benchmark only.
+        truncate (`float`, *optional*):
+            Leave a thought where an induced answer is more confident than this (DEER).
+        vanilla (`Path`, *optional*):
+            The `report` of another model, which CR and AES are relative to.
+        **options:
+            Further ones of [`~step_trl.evaluation.evaluate`].
+
+    Returns:
+        [`~pandas.DataFrame`]: the summary.
+    """
+    base = None if vanilla is None else _read_samples(vanilla)
+    problems = {name: load_benchmark(name, None if source is None else source / name) for name in benchmarks}
+    if limit is not None:
+        problems = {name: rows.select(range(min(limit, len(rows)))) for name, rows in problems.items()}
+    callbacks = (
+        [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(model), threshold=truncate)]
+    )
+    report.mkdir(parents=True, exist_ok=True)
+    total = sum(map(len, problems.values())) * options.get("n", 1)
+    with (
+        engine_of(model, engine, urls, report / "vllm.log") as source_of_tokens,
+        tqdm(total=total, unit="sample") as bar,
+    ):
+
+        def on_sample(rollout: Rollout) -> None:
+            bar.update()
+
+        samples = evaluate(
+            source_of_tokens, problems, callbacks=callbacks, save_to=report, on_sample=on_sample, **options
+        )
+    if base is not None:
+        base = samples[["benchmark", "problem"]].drop_duplicates().merge(base, on=["benchmark", "problem"])
+    table = summarize(samples, base)
+    table.to_csv(report / "summary.csv")
+    (report / "summary.md").write_text(markdown_table({Path(model).name: table}) + "\n")
+    evaluation_report(report / "report.png", {Path(model).name: table})
+    print(table.round(3).to_string())
+    return table
+
+
+def _read_samples(report: Path) -> pd.DataFrame:
+    paths = sorted(report.glob("samples-*.parquet"))
+    if not paths:
+        raise ValueError(f"vanilla: {report} holds no samples. Give the --report of an earlier `step-trl eval`.")
+    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)

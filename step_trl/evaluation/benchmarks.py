@@ -1,0 +1,227 @@
+r"""
+The benchmarks of both papers, from the hub or from a local folder in the published format, and the testbed's four.
+
+A benchmark is a [`~datasets.Dataset`] with the columns `problem` (id, text), `prompt` (messages), `solution` (text)
+and `grader` (`"math"`, `"choice"` or `"text"`). One of your own needs no more.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .. import testbed
+from ..data import FILE_FORMATS, clean_answer, read_gsm8k
+
+
+MATH_PROMPT = "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+CHOICE_PROMPT = (
+    "{question}\n\nPlease reason step by step, and put the letter of your answer, and nothing else, within \\boxed{}."
+)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_OPTIONS_SEED = 0  # of the order of GPQA's options
+_SAMPLE_SEED = 0  # of the 500 problems of MMLU
+_LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
+
+
+@dataclass(frozen=True)
+class Published:
+    """
+    How a benchmark is published.
+
+    Attributes:
+        source (`str`), split (`str`), configs (`tuple[str, ...]`):
+            Name on the hub, split, and configurations, all of which belong to it; none for a data set without them.
+        columns (`tuple[str, ...]`):
+            Columns that `read` needs.
+        read (`Callable[[dict], tuple[str, Any] | None]`):
+            Question and solution of a row; `None` for one that does not belong to the benchmark.
+        grader (`str`):
+            `"math"`, `"choice"` or `"text"`.
+        id_column (`str`, *optional*):
+            Column with an id of the problem; by default its place.
+        size (`int`, *optional*):
+            Number of problems drawn from all, with a fixed seed.
+    """
+
+    source: str
+    split: str
+    columns: tuple[str, ...]
+    read: Callable[[dict], tuple[str, Any] | None]
+    grader: str = "math"
+    configs: tuple[str, ...] = ()
+    id_column: str | None = None
+    size: int | None = None
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    lines = [f"({letter}) {str(option).strip()}" for letter, option in zip(LETTERS, options)]
+    return "\n".join([question.strip(), *lines])
+
+
+def read_problem_answer(row: dict) -> tuple[str, Any]:
+    return row["problem"], row["answer"]
+
+
+def read_amc_2023(row: dict) -> tuple[str, Any] | None:
+    """The 40 problems of 2023 among AI-MO's 83 of 2022 and 2023; the year stands in their address only."""
+    return read_problem_answer(row) if "2023_AMC" in row["url"] else None
+
+
+def read_olympiad(row: dict) -> tuple[str, Any]:
+    """A list of answers, in dollar signs; several are one answer together."""
+    return row["question"], ", ".join(str(answer).strip().strip("$") for answer in row["final_answer"])
+
+
+def read_gpqa(row: dict) -> tuple[str, Any]:
+    """The right option is always published first: the options are put in an order that depends on the problem only."""
+    right = row["Correct Answer"]
+    options = [right, *(row[f"Incorrect Answer {number}"] for number in (1, 2, 3))]
+    random.Random(f"{_OPTIONS_SEED} {row['Record ID']}").shuffle(options)
+    return with_options(row["Question"], options), LETTERS[options.index(right)]
+
+
+def read_lsat(row: dict) -> tuple[str, Any]:
+    """Five options, A to E, which the published question holds already; `gold` is a list of the right one's place."""
+    question = _LSAT_ENDING.sub("", row["query"]).removeprefix("Q: ")
+    if "Answer Choices:" not in question:
+        question = with_options(question, [option.split(")", 1)[-1] for option in row["choices"]])
+    gold = row["gold"]
+    return question, LETTERS[gold[0] if isinstance(gold, list) else gold]
+
+
+def read_mmlu(row: dict) -> tuple[str, Any]:
+    return with_options(row["question"], row["choices"]), LETTERS[row["answer"]]
+
+
+def read_bbh(row: dict) -> tuple[str, Any]:
+    return row["input"], row["target"]
+
+
+BBH_TASKS = (
+    "boolean_expressions", "causal_judgement", "date_understanding", "disambiguation_qa", "dyck_languages",
+    "formal_fallacies", "geometric_shapes", "hyperbaton", "logical_deduction_five_objects",
+    "logical_deduction_seven_objects", "logical_deduction_three_objects", "movie_recommendation",
+    "multistep_arithmetic_two", "navigate", "object_counting", "penguins_in_a_table",
+    "reasoning_about_colored_objects", "ruin_names", "salient_translation_error_detection", "snarks",
+    "sports_understanding", "temporal_sequences", "tracking_shuffled_objects_five_objects",
+    "tracking_shuffled_objects_seven_objects", "tracking_shuffled_objects_three_objects", "web_of_lies",
+    "word_sorting",
+)  # fmt: skip
+_GPQA_COLUMNS = ("Question", "Correct Answer", *(f"Incorrect Answer {n}" for n in (1, 2, 3)), "Record ID")
+_AMC = "AI-MO/aimo-validation-amc"
+
+PUBLISHED: dict[str, Published] = {
+    "gsm8k": Published("openai/gsm8k", "test", ("question", "answer"), read_gsm8k, configs=("main",)),
+    "math500": Published(
+        "HuggingFaceH4/MATH-500", "test", ("problem", "answer"), read_problem_answer, id_column="unique_id"
+    ),
+    "amc23": Published(_AMC, "train", ("problem", "answer", "url"), read_amc_2023),
+    "amc": Published(_AMC, "train", ("problem", "answer"), read_problem_answer),
+    "aime24": Published("HuggingFaceH4/aime_2024", "train", ("problem", "answer"), read_problem_answer),
+    "aime25": Published("math-ai/aime25", "test", ("problem", "answer"), read_problem_answer),
+    "gpqa_diamond": Published(
+        "Idavidrein/gpqa", "train", _GPQA_COLUMNS, read_gpqa, "choice", ("gpqa_diamond",), "Record ID"
+    ),
+    "olympiadbench": Published(
+        "Hothan/OlympiadBench", "train", ("question", "final_answer"), read_olympiad, configs=("OE_TO_maths_en_COMP",)
+    ),
+    "lsat_ar": Published("dmayhem93/agieval-lsat-ar", "test", ("query", "choices", "gold"), read_lsat, "choice"),
+    "mmlu": Published("cais/mmlu", "test", ("question", "choices", "answer"), read_mmlu, "choice", ("all",), size=500),
+    "bbh": Published("lukaemon/bbh", "test", ("input", "target"), read_bbh, "text", BBH_TASKS),
+}
+_TESTBED = "testbed-"
+BENCHMARKS = (*PUBLISHED, *(_TESTBED + split for split in testbed.EVALUATION_SPLITS))
+
+
+def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Dataset:
+    """
+    Load a benchmark.
+
+    Args:
+        name (`str`):
+            One of [`BENCHMARKS`].
+        source (`str` or `Path`, *optional*):
+            In place of the hub: a local folder with files in the published format, such as a clone of the hub's. A
+            benchmark of several configurations has a folder, or a file, of each one's name there.
+
+    Returns:
+        [`~datasets.Dataset`]: `problem`, `prompt`, `solution`, `grader`.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"name: {name!r} is no known benchmark. Choose from {', '.join(BENCHMARKS)}.")
+    if name.startswith(_TESTBED):
+        rows = testbed.load_dataset(name.removeprefix(_TESTBED))
+        return rows.add_column("problem", [str(place) for place in range(len(rows))]).add_column(
+            "grader", ["math"] * len(rows)
+        )
+    published = PUBLISHED[name]
+    rows = []
+    for config in published.configs or (None,):
+        part = _open(name, published, config, source)
+        rows += _read(name, published, config if len(published.configs) > 1 else None, part)
+    if not rows:
+        raise ValueError(f"source: {source or published.source} has no problem of {name}. Check its version.")
+    if published.size is not None and len(rows) > published.size:
+        rows = random.Random(_SAMPLE_SEED).sample(rows, published.size)
+    return datasets.Dataset.from_list(rows)
+
+
+def _open(name: str, published: Published, config: str | None, source: str | Path | None) -> datasets.Dataset:
+    if source is None:
+        part = datasets.load_dataset(published.source, config, split=published.split)
+    else:
+        part = _open_folder(Path(source), published.split, config)
+    missing = [column for column in published.columns if column not in part.column_names]
+    if missing:
+        raise ValueError(
+            f"{name}: {source or published.source} lacks the column {', '.join(missing)}; it has "
+            f"{', '.join(part.column_names)}. Give `source` in the format of {published.source} on the hub."
+        )
+    return part
+
+
+def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Dataset:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"source: {folder} is no folder. Give one with files in the published format.")
+    if config is not None:
+        files = [file for ending in FILE_FORMATS if (file := folder / f"{config}{ending}").is_file()]
+        if files:
+            return datasets.load_dataset(FILE_FORMATS[files[0].suffix], data_files=str(files[0]), split="train")
+        if (folder / config).is_dir():
+            folder = folder / config
+    splits = datasets.load_dataset(str(folder))
+    if split in splits:
+        return splits[split]
+    if len(splits) == 1:
+        return next(iter(splits.values()))
+    raise ValueError(f"source: {folder} has the splits {', '.join(splits)}, but not {split}. Rename its files.")
+
+
+def _read(name: str, published: Published, task: str | None, part: datasets.Dataset) -> list[dict]:
+    template = MATH_PROMPT if published.grader != "choice" else CHOICE_PROMPT
+    rows = []
+    for place, row in enumerate(part):
+        read = published.read(row)
+        if read is None:
+            continue
+        question, solution = read[0], clean_answer(read[1])
+        if not question or not solution:
+            raise ValueError(f"{name}: row {place} has no question or no answer. Mend or drop it.")
+        own_id = row.get(published.id_column) if published.id_column else None
+        problem = str(place if own_id is None else own_id)
+        rows.append(
+            {
+                "problem": problem if task is None else f"{task}/{problem}",
+                "prompt": [{"role": "user", "content": template.replace("{question}", question.strip())}],
+                "solution": solution,
+                "grader": published.grader,
+            }
+        )
+    return rows

@@ -1,0 +1,74 @@
+"""Samples on disk, as they are made: a stopped evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+KEY = ["benchmark", "problem", "sample"]
+
+
+class SampleStore:
+    """
+    Rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
+
+    Args:
+        folder (`str` or `Path`):
+            Made if it is not there.
+        settings (`Mapping[str, Any]`):
+            What must not change between two runs, as JSON has it. Under `"benchmarks"`, a mapping of fingerprints, to
+            which later runs may add.
+
+    Raises:
+        `ValueError`: the folder holds samples of other settings; names each that differs.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "settings.json"
+        current: dict[str, Any] = json.loads(json.dumps(settings))
+        if path.exists():
+            current = self._merged(json.loads(path.read_text()), current)
+        _replace(path, (json.dumps(current, indent=2) + "\n").encode())
+
+    def _merged(self, earlier: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+        known = earlier["benchmarks"]
+        differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
+        lines = [f"{key}: {earlier.get(key)!r}, now {settings.get(key)!r}" for key in differing if key != "benchmarks"]
+        lines += [
+            f"benchmarks: the problems of {name} are others"
+            for name, fingerprint in settings["benchmarks"].items()
+            if known.get(name, fingerprint) != fingerprint
+        ]
+        if lines:
+            raise ValueError(
+                f"save_to: {self.folder} holds samples of other settings ({'; '.join(lines)}). Set another folder."
+            )
+        return settings | {"benchmarks": known | settings["benchmarks"]}
+
+    def read(self) -> pd.DataFrame:
+        """All rows that there are, in the order in which they were added."""
+        parts = [pd.read_parquet(path) for path in self._paths()]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+
+    def add(self, rows: pd.DataFrame) -> None:
+        """Write a file of rows, whole or not at all."""
+        paths = self._paths()
+        number = 1 + int(paths[-1].stem.split("-")[1]) if paths else 0
+        _replace(self.folder / f"samples-{number:06d}.parquet", rows.to_parquet(index=False))
+
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob("samples-*.parquet"))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    os.replace(beside, path)

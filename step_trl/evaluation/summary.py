@@ -1,0 +1,110 @@
+"""Samples to the numbers of the papers' tables, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from .metrics import accuracy_efficiency_score
+
+
+MEASURES = {"correct": "accuracy", "tokens": "tokens", "steps": "steps"}
+
+
+def summarize(
+    samples: pd.DataFrame,
+    vanilla: pd.DataFrame | None = None,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """
+    Accuracy, tokens, steps, compression rate and AES per benchmark, and overall, with bootstrap intervals.
+
+    Accuracy is the mean over problems of the share of correct samples, which is Pass@1 over n samples. Overall is the
+    mean over benchmarks; its AES is that of the overall accuracy and tokens. The intervals are percentiles over
+    resamples of the problems of each benchmark (not of the samples of a problem), the same problems for both models.
+
+    Args:
+        samples ([`~pandas.DataFrame`]):
+            Result of [`evaluate`].
+        vanilla ([`~pandas.DataFrame`], *optional*):
+            The same of the vanilla model on the same problems; `cr` and `aes` are relative to it.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Of the intervals.
+        resamples (`int`, *optional*, defaults to `2000`):
+            Number of resamples.
+        seed (`int`, *optional*, defaults to `0`):
+            Of the resamples.
+
+    Returns:
+        [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`, `cr`
+        and `aes`, each followed by its `_low` and `_high`. `aes` is NaN where the vanilla model solves nothing, since
+        it is relative to that.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: {confidence} is no share of the resamples. Set for instance 0.95.")
+    own = _by_problem(samples)
+    base = None if vanilla is None else _by_problem(vanilla)
+    if base is not None and not own.index.sort_values().equals(base.index.sort_values()):
+        raise ValueError(
+            f"samples, vanilla: {len(own)} and {len(base)} problems are not the same ones. Evaluate both models on "
+            "the same benchmarks."
+        )
+    generator = np.random.default_rng(seed)
+    estimates, spreads = {}, {}
+    for name, problems in own.groupby(level="benchmark", sort=False):
+        places = np.vstack(
+            [np.arange(len(problems)), generator.integers(len(problems), size=(resamples, len(problems)))]
+        )
+        means = dict(_means(problems, places))
+        if base is not None:
+            means |= {f"base_{key}": value for key, value in _means(base.loc[problems.index], places)}
+        estimates[name] = _with_ratios(means)
+    estimates["overall"] = _overall(list(estimates.values()))
+    low, high = (1 - confidence) / 2, (1 + confidence) / 2
+    for name, columns in estimates.items():
+        spreads[name] = {
+            column: value
+            for key, values in columns.items()
+            if not key.startswith("base_")
+            for column, value in (
+                (key, values[0]),
+                (f"{key}_low", np.nanquantile(values, low)),
+                (f"{key}_high", np.nanquantile(values, high)),
+            )
+        }
+    return pd.DataFrame.from_dict(spreads, orient="index").rename_axis("benchmark")
+
+
+def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:
+    means = samples.astype({"correct": float}).groupby(["benchmark", "problem"], sort=False)[list(MEASURES)].mean()
+    return means.rename(columns=MEASURES)
+
+
+def _means(problems: pd.DataFrame, places: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Mean over the problems at `places` `(R, P)`: that of all first, then of the resamples."""
+    for column in problems:
+        yield str(column), problems[column].to_numpy()[places].mean(axis=1)
+
+
+def _with_ratios(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if "base_tokens" in means:
+        means["cr"] = means["tokens"] / means["base_tokens"]
+        means["aes"] = _scores(means)
+    return means
+
+
+def _overall(benchmarks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    means = {key: np.mean([benchmark[key] for benchmark in benchmarks], axis=0) for key in benchmarks[0]}
+    if "aes" in means:
+        means["aes"] = _scores(means)
+    return means
+
+
+def _scores(means: dict[str, np.ndarray]) -> np.ndarray:
+    columns = (means[key] for key in ("accuracy", "tokens", "base_accuracy", "base_tokens"))
+    return np.array([accuracy_efficiency_score(*row) if row[2] > 0 else np.nan for row in zip(*columns, strict=True)])

@@ -1,0 +1,67 @@
+"""The papers' results table, from summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+
+def results_frame(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> pd.DataFrame:
+    """
+    One row per model; accuracy in percent and tokens of each benchmark and overall, then CR and AES.
+
+    Args:
+        tables (`Mapping[str, DataFrame]`):
+            Model name to the result of [`~step_trl.evaluation.summarize`].
+        intervals (`bool`, *optional*, defaults to `False`):
+            With half the width of the interval behind each number.
+
+    Returns:
+        [`~pandas.DataFrame`] of text, with columns `(benchmark, measure)`.
+    """
+    rows = {}
+    for model, table in tables.items():
+        row = {}
+        for benchmark in table.index:
+            for measure, label, scale, digits in (("accuracy", "Acc", 100, 1), ("tokens", "Tok", 1, 0)):
+                row[str(benchmark), label] = _number(table, benchmark, measure, scale, digits, intervals)
+        for measure, label in (("cr", "CR"), ("aes", "AES")):
+            if measure in table:
+                row["overall", label] = _number(table, "overall", measure, 1, 2, intervals)
+        rows[model] = row
+    frame = pd.DataFrame.from_dict(rows, orient="index").fillna("")
+    frame.columns = pd.MultiIndex.from_tuples(frame.columns)
+    return frame
+
+
+def _number(table: pd.DataFrame, benchmark, measure: str, scale: float, digits: int, intervals: bool) -> str:
+    value = table.loc[benchmark, measure] * scale
+    if pd.isna(value):
+        return "–"
+    text = f"{value:,.{digits}f}"
+    if intervals:
+        width = (table.loc[benchmark, f"{measure}_high"] - table.loc[benchmark, f"{measure}_low"]) * scale
+        text += f" ± {width / 2:,.{digits}f}"
+    return text
+
+
+def markdown_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:
+    """[`results_frame`] in GitHub's Markdown."""
+    frame = results_frame(tables, intervals)
+    head = ["", *(f"{benchmark} {label}" for benchmark, label in frame.columns)]
+    lines = [[_escaped(model), *row] for model, row in zip(frame.index, frame.to_numpy().tolist())]
+    return "\n".join(
+        f"| {' | '.join(cells)} |"
+        for cells in ([_escaped(cell) for cell in head], ["---"] + ["---:"] * (len(head) - 1), *lines)
+    )
+
+
+def _escaped(cell: object) -> str:
+    return str(cell).replace("|", "\\|")
+
+
+def latex_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:
+    """[`results_frame`] in LaTeX, for the `booktabs` package."""
+    frame = results_frame(tables, intervals)
+    return frame.to_latex(escape=True, multicolumn_format="c", column_format="l" + "r" * frame.shape[1])
