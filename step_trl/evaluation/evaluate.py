@@ -130,8 +130,10 @@ def evaluate(
             rollout.run(prompts, draws, on_rollout=note)
         finally:
             made.flush()
-    samples = pd.concat([done, *made.parts], ignore_index=True)
-    return order[KEY].merge(samples, on=KEY, validate="one_to_one")
+    samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
+    # The same types whether rows were read or made.
+    samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
+    return order[KEY].astype({"benchmark": "str", "problem": "str"}).merge(samples, on=KEY, validate="one_to_one")
 
 
 class _Samples:

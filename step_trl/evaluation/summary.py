@@ -73,11 +73,16 @@ def summarize(
             if not key.startswith("base_")
             for column, value in (
                 (key, values[0]),
-                (f"{key}_low", np.nanquantile(values, low)),
-                (f"{key}_high", np.nanquantile(values, high)),
+                (f"{key}_low", _quantile(values, low)),
+                (f"{key}_high", _quantile(values, high)),
             )
         }
     return pd.DataFrame.from_dict(spreads, orient="index").rename_axis("benchmark")
+
+
+def _quantile(values: np.ndarray, level: float) -> float:
+    defined = values[~np.isnan(values)]
+    return float(np.quantile(defined, level)) if len(defined) else np.nan
 
 
 def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:

@@ -12,13 +12,18 @@ import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from .engines import Engine, Generation
-from .event_loop import run_to_end
+from .event_loop import rare_garbage_collections, run_to_end
 from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
+
+
+# One object per token id, however often it is in completions.
+_TOKEN_IDS: dict[int, int] = {}
 
 
 @dataclass(frozen=True)
@@ -65,14 +70,14 @@ class Rollout:
     discarded_tokens: int = 0
 
     def append(self, generation: Generation, greedy: bool = False) -> None:
-        self.completion_ids += generation.token_ids
+        self.completion_ids.extend(generation.token_ids)
         self.logprobs.extend([math.nan] * len(generation.token_ids) if greedy else generation.logprobs)
-        self.injected += [False] * len(generation.token_ids)
+        self.injected.extend([False] * len(generation.token_ids))
 
     def inject(self, token_ids: Sequence[int]) -> None:
-        self.completion_ids += token_ids
+        self.completion_ids.extend(token_ids)
         self.logprobs.extend([math.nan] * len(token_ids))
-        self.injected += [True] * len(token_ids)
+        self.injected.extend([True] * len(token_ids))
 
     def cut(self, length: int) -> None:
         """Take back the tokens from `length` on."""
@@ -154,7 +159,8 @@ class DynamicTruncatedRollout:
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
-        return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts), on_rollout))
+        with rare_garbage_collections():
+            return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts), on_rollout))
 
     async def _gather(
         self,
@@ -166,7 +172,7 @@ class DynamicTruncatedRollout:
 
         async def in_slot(place: int, prompt: Sequence[int], seed: int | None) -> Rollout:
             async with slots:
-                rollout = await _Path(self, Rollout(prompt), seed).roll_out()
+                rollout = await _Path(self, prompt, seed).roll_out()
             if on_rollout is not None:
                 on_rollout(place, rollout)
             return rollout
@@ -219,12 +225,18 @@ class _Watch:
 
 
 class _Path:
-    """One rollout in the making."""
+    """
+    One rollout in the making.
 
-    def __init__(self, owner: DynamicTruncatedRollout, rollout: Rollout, seed: int | None):
+    Its tokens are in arrays until it ends: Python's garbage collector visits each element of every list, again and
+    again, and thousands of rollouts of thousands of tokens are under way at once.
+    """
+
+    def __init__(self, owner: DynamicTruncatedRollout, prompt_ids: Sequence[int], seed: int | None):
         self.owner = owner
         self.engine = owner.engine
-        self.rollout = rollout
+        self.prompt = array("q", prompt_ids)
+        self.rollout = rollout = Rollout(prompt_ids, cast("list[int]", array("q")), injected=cast("list", array("b")))
         self.seed = seed
         self.watches = [
             _Watch(
@@ -234,6 +246,10 @@ class _Path:
             )
             for callback, segmenter in zip(owner.callbacks, owner.segmenters, strict=True)
         ]
+
+    @property
+    def path(self) -> array[int]:
+        return cast("array[int]", self.rollout.completion_ids)
 
     @property
     def remaining(self) -> int:
@@ -247,6 +263,8 @@ class _Path:
                 if segment.finish_reason == "eos" or self.remaining == 0:
                     break
                 segment = await self._decide(self._boundaries_after(segment))
+        self.rollout.completion_ids = [_TOKEN_IDS.setdefault(id_, id_) for id_ in self.rollout.completion_ids]
+        self.rollout.injected = list(map(bool, self.rollout.injected))
         return self.rollout
 
     def _boundaries_after(self, segment: Generation) -> list[tuple[_Watch, Boundary]]:
@@ -300,7 +318,7 @@ class _Path:
     async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
         answer = await self.engine.generate(
-            [*self.rollout.prompt_ids, *boundary.path_ids[:end], *probe.prompt_ids],
+            self.prompt + self.path[:end] + array("q", probe.prompt_ids),
             max_tokens=probe.max_tokens,
             stop=probe.stop,
             temperature=0.0,
@@ -334,11 +352,11 @@ class _Path:
 
     async def _sample(self, greedy: bool = False) -> Generation:
         """Sample on from the end of the path, up to the next boundary that is watched for."""
-        path, sampling = self.rollout.completion_ids, self.owner.sampling
+        path, sampling = self.path, self.owner.sampling
         positions = [watch.next_position for watch in self.watches if watch.next_position is not None]
         stops = dict.fromkeys(word for watch in self.watches for word in watch.callback.triggers)
         segment = await self.engine.generate(
-            [*self.rollout.prompt_ids, *path],
+            self.prompt + path,
             max_tokens=min([self.remaining, *(position - len(path) for position in positions)]),
             stop=tuple(stops),
             temperature=0.0 if greedy else sampling.temperature,

@@ -1,9 +1,8 @@
 """The papers' metrics, by hand."""
 
-import pandas as pd
 import pytest
 
-from step_trl.evaluation import accuracy_efficiency_score, compression_rate, pass_at_1, summarize
+from step_trl.evaluation import accuracy_efficiency_score, compression_rate, pass_at_1
 
 
 def test_pass_at_1():
@@ -35,20 +34,3 @@ def test_accuracy_efficiency_score_weights():
     assert accuracy_efficiency_score(0.9, 500, 1.0, 1000, alpha=2, gamma=10) == pytest.approx(2 * 0.5 - 10 * 0.1)
     with pytest.raises(ValueError, match="base_accuracy, base_tokens: 0 and 10"):
         accuracy_efficiency_score(0.5, 10, 0, 10)
-
-
-def rows(benchmark, problem, corrects, tokens, steps):
-    return [
-        {"benchmark": benchmark, "problem": problem, "correct": c, "tokens": t, "steps": k}
-        for c, t, k in zip(corrects, tokens, steps)
-    ]
-
-
-def test_summarize_means_over_benchmarks_not_over_samples():
-    vanilla = pd.DataFrame(rows("a", 0, [True], [100], [4]) + rows("b", 0, [True, False], [300, 500], [2, 4]))
-    model = pd.DataFrame(rows("a", 0, [True], [50], [2]) + rows("b", 0, [True, True], [400, 400], [1, 1]))
-    table = summarize(model, vanilla)
-    assert table.loc["a"].tolist() == pytest.approx([1.0, 50, 2, 0.5, 0.5])
-    assert table.loc["b"].tolist() == pytest.approx([1.0, 400, 1, 1.0, 3.0])
-    assert table.loc["overall", ["accuracy", "tokens", "steps", "cr"]].tolist() == pytest.approx([1.0, 225, 1.5, 0.75])
-    assert table.loc["overall", "aes"] == pytest.approx((250 - 225) / 250 + 3 * (1.0 - 0.75) / 0.75)

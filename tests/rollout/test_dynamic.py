@@ -1,6 +1,7 @@
 """The dynamic truncated rollout against a token-by-token oracle, on a scripted engine."""
 
 import asyncio
+import gc
 import itertools
 import math
 import random
@@ -12,7 +13,7 @@ from rollout.scripted_engine import ScriptedEngine
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, GoOn, SamplingParams, TruncationCallback
 from step_trl.steps import TriggerSegmenter
 
 
@@ -225,6 +226,29 @@ def test_runs_inside_a_running_loop(tokenizer):
         return rollout.run([tokenizer.encode("1")])
 
     assert asyncio.run(cell())[0].completion_ids == rollout.run([tokenizer.encode("1")])[0].completion_ids
+
+
+@pytest.mark.parametrize(("threshold", "during"), [(700, 50_000), (90_000, 90_000), (0, 0)])
+def test_garbage_is_collected_less_often_meanwhile(tokenizer, threshold, during):
+    seen = []
+
+    class Looking(TruncationCallback):
+        def positions(self, prompt_ids, max_tokens, seed):
+            return (1,)
+
+        def at_boundary(self, boundary):
+            seen.append(gc.get_threshold())
+            return GoOn()
+
+    inherited = gc.get_threshold()
+    gc.set_threshold(threshold, 7, 8)
+    try:
+        engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
+        DynamicTruncatedRollout(engine, [Looking()], SamplingParams(20)).run([tokenizer.encode("1")])
+        assert seen == [(during, 7, 8)]
+        assert gc.get_threshold() == (threshold, 7, 8)
+    finally:
+        gc.set_threshold(*inherited)
 
 
 @pytest.mark.parametrize("speculative", [False, True])

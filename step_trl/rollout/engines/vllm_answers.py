@@ -16,9 +16,6 @@ from .vllm_http import ConnectionLostError
 
 
 _END_SECONDS = 5.0  # from the last token of a stream to its end
-# One object per token id, however often it is sampled. Of millions of tokens under way at once, each would
-# have its own otherwise, for Python's garbage collector to visit.
-_TOKEN_IDS: dict[int, int] = {}
 
 
 class TokenLogprobs(msgspec.Struct):
@@ -65,9 +62,7 @@ def read_choice(content: bytes) -> Choice:
     answer = _DECODER.decode(content)
     if answer.error is not None:
         raise ConnectionLostError(f"error in the stream: {answer.error}")
-    choice = answer.choices[0]
-    choice.token_ids = [_TOKEN_IDS.setdefault(token_id, token_id) for token_id in choice.token_ids]
-    return choice
+    return answer.choices[0]
 
 
 async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice, None]:

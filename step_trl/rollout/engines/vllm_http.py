@@ -7,6 +7,7 @@ import logging
 import operator
 import ssl
 import time
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +23,14 @@ _T = TypeVar("_T")
 # uvicorn closes connections that were idle for 5 s. Ours end before, so that no call meets one that is being closed.
 _KEEPALIVE_SECONDS = 3.0
 _FIRST_DELAY, _LONGEST_DELAY = 0.25, 5.0  # seconds between two attempts
-_ENCODER = msgspec.json.Encoder(enc_hook=operator.index)  # token ids may be numpy's
+
+
+def _plain(value: Any) -> Any:
+    """Token ids may be in an array, or be numpy's."""
+    return value.tolist() if isinstance(value, array) else operator.index(value)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
 class EngineError(RuntimeError):
