@@ -1,17 +1,26 @@
 """Numbers: sampling benchmarks, grading, and the papers' metrics."""
 
 from .benchmarks import BENCHMARKS, load_benchmark
+from .chat import ChatError
+from .composition import classify_testbed_steps, composition, split_steps
 from .evaluate import evaluate
+from .judge import Estimate, StepJudge
 from .metrics import accuracy_efficiency_score, compression_rate, pass_at_1
 from .summary import summarize
 
 
 __all__ = [
     "BENCHMARKS",
+    "ChatError",
+    "Estimate",
+    "StepJudge",
     "accuracy_efficiency_score",
+    "classify_testbed_steps",
+    "composition",
     "compression_rate",
     "evaluate",
     "load_benchmark",
     "pass_at_1",
+    "split_steps",
     "summarize",
 ]

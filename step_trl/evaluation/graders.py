@@ -17,7 +17,7 @@ from ..rewards.correctness import answer_text, grade_all
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 _AFTER_PHRASE = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
 # `B`, `(B)`, `B. Seven`, `B) because`, but not `Because`, `A or B`, `(A) or (B)`.
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL)
+_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL)
 _MARKS = " \t\r\n*_`$\"'."
 
 
@@ -45,7 +45,7 @@ def stated_answer(text: str) -> str | None:
         return None
     while (plain := _WRAPPER.sub(r"\1", boxed)) != boxed:
         boxed = plain
-    return boxed.replace("\\", "").strip(_MARKS)
+    return boxed.replace("\\", "").replace("**", "").strip(_MARKS)
 
 
 def is_choice(text: str, letter: str) -> bool:

@@ -2,6 +2,7 @@
 
 from .figures import demo_report, evaluation_report, plot_accuracy_against_tokens, plot_training
 from .tables import latex_table, markdown_table, results_frame
+from .trace import render_rollout
 
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "markdown_table",
     "plot_accuracy_against_tokens",
     "plot_training",
+    "render_rollout",
     "results_frame",
 ]

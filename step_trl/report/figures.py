@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
 
 
 STYLE: Any = {
@@ -23,11 +27,34 @@ STYLE: Any = {
 }
 MARKERS = "sD^vP*X<>p"
 COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b")
+# Others than the models'.
+LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
+History = Sequence[Mapping[str, float]]
+
+
+def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """
+    Models that no other one beats: none is at least as accurate with at most as many tokens, and better in one.
+
+    Args:
+        points (`Mapping[str, tuple[float, float]]`):
+            Model name to tokens and accuracy.
+
+    Returns:
+        `list[str]`: from the fewest tokens to the most.
+    """
+    front: list[str] = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not front or points[name][1] > points[front[-1]][1] or points[name] == points[front[-1]]:
+            front.append(name)
+    return front
 
 
 def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
     """
     Accuracy against mean tokens, one colour per model: a large point overall, a small mark per benchmark.
+
+    A dashed line joins the models on the [`pareto_front`] of the overall values.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
@@ -35,11 +62,18 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         tables (`Mapping[str, DataFrame]`):
             Model name to the result of [`~step_trl.evaluation.summarize`].
     """
-    for color, (name, table) in zip(COLORS, tables.items(), strict=False):
+    for color, (name, table) in zip(cycle(COLORS), tables.items(), strict=False):
         benchmarks, overall = table.drop("overall"), table.loc["overall"]
         for marker, (_, row) in zip(MARKERS, benchmarks.iterrows(), strict=False):
             axes.scatter(row["tokens"], row["accuracy"], s=18, marker=marker, color=color, alpha=0.6)
         axes.scatter(overall["tokens"], overall["accuracy"], s=90, color=color, label=name, zorder=3)
+    overalls = {
+        name: (table.at["overall", "tokens"], table.at["overall", "accuracy"]) for name, table in tables.items()
+    }
+    front = pareto_front(overalls)
+    if len(front) > 1:
+        line = [overalls[name] for name in front]
+        axes.plot(*zip(*line, strict=True), "--", color="#999999", linewidth=1, zorder=2, label="Pareto front")
     names = next(iter(tables.values())).index.drop("overall")
     for marker, benchmark in zip(MARKERS, names, strict=False):
         axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
@@ -48,9 +82,31 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
     axes.legend(loc="lower left", fontsize=7)
 
 
-def plot_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, float]]], key: str, label: str) -> None:
+def read_history(run_folder: str | Path) -> list[dict[str, float]]:
     """
-    One logged quantity over training steps.
+    What a trainer logged.
+
+    Args:
+        run_folder (`str` or `Path`):
+            Output folder of a trainer. Where its training did not come to its end, the latest checkpoint is read.
+
+    Returns:
+        `list[dict[str, float]]`: `trainer.state.log_history`.
+    """
+    folder = Path(run_folder)
+    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
+    for path in (folder / "trainer_state.json", *reversed(checkpoints)):
+        if path.exists():
+            return json.loads(path.read_text())["log_history"]
+    raise FileNotFoundError(
+        f"run_folder: {folder} holds no trainer_state.json and no checkpoint. Give the output folder of a trainer, "
+        "which writes the file at a checkpoint or by `trainer.save_state()`."
+    )
+
+
+def plot_training(axes: Axes, histories: Mapping[str, History], key: str, label: str) -> None:
+    """
+    One logged quantity over training steps, such as `"entropy"`, or `"kl"` (logged for a `beta` above 0).
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
@@ -63,13 +119,129 @@ def plot_training(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, floa
             What it is, for the axis.
     """
     # The first colour is the vanilla model's, which is not trained.
-    for color, (name, history) in zip(COLORS[1:], histories.items(), strict=False):
-        points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
-        steps, values = zip(*points, strict=True) if points else ((), ())
-        axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
-        smooth = pd.Series(values, dtype=float).rolling(5, min_periods=1, center=True).mean()
-        axes.plot(steps, smooth, color=color, label=name)
+    for color, (name, history) in zip(cycle(COLORS[1:]), histories.items(), strict=False):
+        _plot_history(axes, history, key, color, name)
     axes.set(xlabel="update", ylabel=label)
+
+
+def plot_training_dynamics(
+    axes: Axes,
+    history: History,
+    accuracy: str = "rewards/math_accuracy_reward/mean",
+    length: str = "completions/mean_length",
+) -> Axes:
+    """
+    Accuracy (left axis) and length (right axis) of the rollouts of one training.
+
+    Args:
+        axes ([`~matplotlib.axes.Axes`]):
+            Where to draw.
+        history (`Sequence[Mapping[str, float]]`):
+            `trainer.state.log_history`, or the result of [`read_history`].
+        accuracy (`str`), length (`str`):
+            Metrics of the log.
+
+    Returns:
+        [`~matplotlib.axes.Axes`]: the right axis.
+    """
+    for key in (accuracy, length):
+        if not any(entry.get(key) is not None for entry in history):
+            logged = sorted({name for entry in history for name in entry})
+            raise ValueError(f"history: {key!r} was not logged. Set `accuracy` and `length` to two of {logged}.")
+    other = axes.twinx()
+    sides = ((axes, accuracy, COLORS[1], "accuracy"), (other, length, COLORS[2], "tokens per rollout"))
+    for side, key, color, label in sides:
+        _plot_history(side, history, key, color)
+        side.set_ylabel(label, color=color)
+        side.tick_params(axis="y", colors=color)
+    axes.set_xlabel("update")
+    # The lines of one grid would cross those of the other.
+    other.grid(False)
+    other.spines["right"].set_visible(True)
+    other.set_ylim(bottom=0)
+    return other
+
+
+def _plot_history(axes: Axes, history: History, key: str, color: str, label: str | None = None) -> None:
+    points = [(entry["step"], entry[key]) for entry in history if entry.get(key) is not None]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
+    smooth = pd.Series(values, dtype=float).rolling(5, min_periods=1, center=True).mean()
+    axes.plot(steps, smooth, color=color, label=label)
+
+
+def plot_composition(axes: Axes, shares: pd.DataFrame) -> None:
+    """
+    What the steps of completions are for: one bar per model (below the name of each benchmark), stacked by label.
+
+    Args:
+        axes ([`~matplotlib.axes.Axes`]):
+            Where to draw; about 0.25 inches of height per row of `shares`, and per benchmark, are enough.
+        shares ([`~pandas.DataFrame`]):
+            Result of [`~step_trl.evaluation.composition`], or some rows of it.
+    """
+    if shares.index.nlevels > 1:
+        groups = {str(name): rows.droplevel("benchmark") for name, rows in shares.groupby("benchmark", sort=False)}
+    else:
+        groups = {"": shares}
+    heads = shares.index.nlevels > 1
+    place, places, names = 0.0, [], []
+    for benchmark, rows in groups.items():
+        if heads:
+            axes.text(0.005, place, benchmark, va="center", fontweight="bold", fontsize="small")
+            place += 0.8
+        for name, row in rows.iterrows():
+            _stack(axes, place, row)
+            places.append(place)
+            names.append(str(name))
+            place += 1
+    axes.set_yticks(places, names)
+    axes.set_ylim(place - 0.4, -0.5)
+    axes.set(xlim=(0, 1), xlabel="share of steps")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    shown = [label for label in LABEL_COLORS if label in shares and shares[label].sum() > 0]
+    handles = [Patch(color=LABEL_COLORS[label], label=label) for label in shown]
+    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown), handlelength=1, fontsize=8)
+
+
+def _stack(axes: Axes, place: float, row: pd.Series) -> None:
+    left = 0.0
+    for label, color in LABEL_COLORS.items():
+        share = row.get(label, 0.0)
+        axes.barh(place, share, 0.8, left, color=color)
+        # A narrower part has no room for its number.
+        if share >= 0.07:
+            axes.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize="small")
+        left += share
+
+
+def plot_semantic_density(axes: Axes, samples_by_model: Mapping[str, pd.DataFrame]) -> None:
+    """
+    Tokens per semantic step of each completion (Step-GRPO, eq. 9), one box per model.
+
+    A box spans the middle half of the completions, with the median in it; whiskers end at the last completion within
+    1.5 box lengths, and those beyond are not shown.
+
+    Args:
+        axes ([`~matplotlib.axes.Axes`]):
+            Where to draw.
+        samples_by_model (`Mapping[str, DataFrame]`):
+            Model name to the result of [`~step_trl.evaluation.evaluate`].
+    """
+    densities = [(samples["tokens"] / samples["steps"]).to_numpy() for samples in samples_by_model.values()]
+    boxes = axes.boxplot(densities, showfliers=False, patch_artist=True, widths=0.5, medianprops={"color": "black"})
+    for box, color in zip(boxes["boxes"], cycle(COLORS), strict=False):
+        box.set(facecolor=color, alpha=0.6)
+    names = list(samples_by_model)
+    crowded = len(names) * max(map(len, names), default=0) > 40
+    rotation: dict[str, Any] = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    axes.set_xticks(range(1, len(names) + 1), names, **rotation)
+    axes.set_ylabel("tokens per step")
+    axes.set_ylim(bottom=0)
+    axes.grid(False, axis="x")
 
 
 def evaluation_report(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -88,9 +260,7 @@ def evaluation_report(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         figure.savefig(path)
 
 
-def demo_report(
-    path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, Sequence[Mapping[str, float]]], reward: str
-) -> None:
+def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, History], reward: str) -> None:
     """
     The demo's picture: accuracy against tokens, and accuracy and length of the rollouts over training.
 

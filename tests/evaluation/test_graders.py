@@ -30,6 +30,8 @@ def test_last_boxed(text, boxed):
         "The answer is (B).",
         "The final answer is: **B**",
         "Answer: B",
+        "The correct answer is option B.",
+        "So the answer is **B**: seven.",
         "A is wrong and C too.\n\n(B)",
         "A is wrong and C too.\nB",
     ],
