@@ -71,7 +71,7 @@ def main() -> None:
     overall["seconds"] = pd.Series(rows)
     print(pd.concat(tables, names=["model"]).round(3).to_string())
     print()
-    print(overall.round(3).to_string())
+    print(overall.round(3).T.to_string())
 
 
 if __name__ == "__main__":

@@ -167,14 +167,12 @@ def run_demo(
         histories[name] = trainer.state.log_history
         samples[name] = evaluate_testbed(trainer.model, tokenizer, name, range(problems))
     tables = {name: summarize(rows, samples["vanilla"]) for name, rows in samples.items()}
-    summary = {
-        name: {column: float(table.loc["overall", column]) for column in ("accuracy", "tokens", "steps", "cr", "aes")}
-        for name, table in tables.items()
-    }
+    measures = ["accuracy", "tokens", "steps", "cr", "aes"]
+    summary = {name: table.loc["overall", measures].astype(float).to_dict() for name, table in tables.items()}
     pd.concat(samples, names=["model"]).reset_index(level=0).to_parquet(output_dir / "samples.parquet")
     demo_report(output_dir / "report.png", tables, histories, REWARD)
     result = {**summary, "seconds": round(time.monotonic() - started, 1)}
     (output_dir / "summary.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(pd.concat(tables, names=["model"]).round(3).to_string())
+    print(pd.concat(tables, names=["model"])[measures].round(3).to_string())
     print(f"\n{result['seconds']:.0f} seconds; see {output_dir / 'summary.json'} and {output_dir / 'report.png'}")
     return result

@@ -17,7 +17,9 @@ from ..rewards.correctness import answer_text, grade_all
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 _AFTER_PHRASE = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
 # `B`, `(B)`, `B. Seven`, `B) because`, but not `Because`, `A or B`, `(A) or (B)`.
-_LETTER = re.compile(r"(?:(?i:option|choice)\s+)?\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL)
+_LETTER = re.compile(
+    r"(?:(?i:option|choice)\s+)?\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL
+)
 _MARKS = " \t\r\n*_`$\"'."
 
 

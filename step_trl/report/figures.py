@@ -26,7 +26,7 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MARKERS = "sD^vP*X<>p"
-COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b")
+COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b", "#2aa5a0", "#d67fb4", "#7c4a21", "#9bb03c")
 # Others than the models'.
 LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
 History = Sequence[Mapping[str, float]]
@@ -79,7 +79,8 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)
-    axes.legend(loc="lower left", fontsize=7)
+    # Beside the axes: points may lie anywhere in them.
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
 
 
 def read_history(run_folder: str | Path) -> list[dict[str, float]]:
@@ -204,7 +205,9 @@ def plot_composition(axes: Axes, shares: pd.DataFrame) -> None:
     axes.tick_params(axis="y", length=0)
     shown = [label for label in LABEL_COLORS if label in shares and shares[label].sum() > 0]
     handles = [Patch(color=LABEL_COLORS[label], label=label) for label in shown]
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown), handlelength=1, fontsize=8)
+    axes.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(shown), handlelength=1, fontsize=8
+    )
 
 
 def _stack(axes: Axes, place: float, row: pd.Series) -> None:
@@ -255,7 +258,7 @@ def evaluation_report(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
             As in [`plot_accuracy_against_tokens`].
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5, 3.6), layout="constrained")
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
         plot_accuracy_against_tokens(figure.subplots(), tables)
         figure.savefig(path)
 
@@ -273,7 +276,7 @@ def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mappi
             Key of the accuracy in the histories.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
+        figure = Figure(figsize=(12, 3.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         plot_accuracy_against_tokens(left, tables)
         plot_training(middle, histories, reward, "accuracy of training rollouts")

@@ -1,0 +1,119 @@
+"""Questions to a model behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.25, 20.0  # seconds between two attempts
+
+
+class ChatError(RuntimeError):
+    """The endpoint refuses a call, or does not answer."""
+
+
+class ChatClient:
+    """
+    Asks one question at a time, and again while the server is down or overwhelmed.
+
+    Args:
+        base_url (`str`):
+            With or without `/v1`.
+        model (`str`):
+            Its name there.
+        api_key (`str`, *optional*):
+            Sent as bearer token; never shown.
+        options (`Mapping[str, Any]`):
+            Further fields of the request's body; those that are `None` are not sent.
+        timeout (`float`):
+            Seconds for one answer.
+        retry_window (`float`):
+            Seconds from the first failure of a call until it is given up.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None,
+        options: Mapping[str, Any],
+        timeout: float,
+        retry_window: float,
+    ):
+        base_url = base_url.rstrip("/")
+        if not base_url.startswith(("http://", "https://")):
+            raise ValueError(f"base_url: {base_url!r} is no address. Set for instance http://localhost:8000/v1.")
+        self.url = f"{base_url if base_url.endswith('/v1') else base_url + '/v1'}/chat/completions"
+        self.model, self.retry_window = model, retry_window
+        self.options = {name: value for name, value in options.items() if value is not None}
+        self._api_key = api_key
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+
+    def session(self, max_connections: int) -> aiohttp.ClientSession:
+        """For the calls of one event loop, to be closed by the caller."""
+        headers = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
+        connector = aiohttp.TCPConnector(limit=max_connections)
+        return aiohttp.ClientSession(headers=headers, timeout=self._timeout, connector=connector)
+
+    async def ask(self, session: aiohttp.ClientSession, content: str) -> str:
+        """
+        The model's answer; empty where it gave none.
+
+        Raises:
+            `ChatError`: the server refused the call, or failed for `retry_window`.
+        """
+        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **self.options}
+        delay, attempts, failed_at = _FIRST_DELAY, 0, 0.0
+        while True:
+            try:
+                async with session.post(self.url, json=body, allow_redirects=False) as response:
+                    text = self._hide_key(await response.text(errors="replace"))
+                answer = _answer(text) if response.status < 300 else None
+                if answer is not None:
+                    return answer
+                reason = f"status {response.status}: {text[:500]}"
+                if 300 <= response.status < 500 and response.status not in (408, 429):
+                    raise self._refusal(response.status, reason)
+            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+                reason = f"{type(error).__name__}: {error}"
+            now = time.monotonic()
+            attempts += 1
+            failed_at = failed_at or now
+            left = failed_at + self.retry_window - now
+            if left <= 0:
+                raise self._error(
+                    f"base_url: {self.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
+                    f"(retry_window={self.retry_window:g}), the last one ended with {reason}. Check that the server "
+                    "runs, ask for fewer answers at once, or set a longer `retry_window`."
+                )
+            await asyncio.sleep(min(delay, left))
+            delay = min(2 * delay, _LONGEST_DELAY)
+
+    def _refusal(self, status: int, reason: str) -> ChatError:
+        if status in (401, 403):
+            given = "the one given" if self._api_key else "none was given"
+            return self._error(f"api_key: {self.url} refuses the call ({given}; {reason}). Set the server's key.")
+        return self._error(
+            f"{self.url} refuses the call ({reason}). Check `base_url`, model={self.model!r} and the options "
+            f"{self.options}."
+        )
+
+    def _error(self, text: str) -> ChatError:
+        return ChatError(self._hide_key(text))
+
+    def _hide_key(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+
+def _answer(text: str) -> str | None:
+    """Empty where the model said nothing, `None` where there is no answer: gateways report errors as successes."""
+    try:
+        return str(json.loads(text)["choices"][0]["message"]["content"] or "")
+    except (ValueError, LookupError, TypeError):
+        return None
