@@ -34,6 +34,13 @@ def main(arguments: list[str] | None = None) -> None:
         help="leave a thought where an induced answer is more confident than this (DEER)",
     )  # fmt: skip
     evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
+    study = commands.add_parser("study", help="run every comparison of both papers on the testbed, or go on with it")
+    study.add_argument("--output-dir", type=Path, default=Path("runs/study"), help="of models and samples")
+    study.add_argument("--page", type=Path, default=Path("benchmarks/study"), help="of tables, figures and claims")
+    study.add_argument("--arms", nargs="*", default=[], metavar="NAME", help="by default all")
+    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    study.add_argument("--max-steps", type=int, default=40, help="updates of an arm")
+    study.add_argument("--page-only", action="store_true", help="write the page of what is done")
     server = commands.add_parser("serve", help="start a vLLM server for rollouts; further arguments go to vLLM")
     server.add_argument("model", help="folder or name of the model")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
@@ -52,6 +59,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments_of_eval = vars(options)
         del arguments_of_eval["command"]
         run_eval(**arguments_of_eval)
+        return
+    if options.command == "study":
+        from .study import study as run_study
+
+        run_study(options.output_dir, options.page, options.arms, options.seeds, options.max_steps, options.page_only)
         return
     from .demo import run_demo  # imports torch and TRL, which `--help` does without
 

@@ -1,0 +1,100 @@
+"""
+What is compared. An arm is a trainer with options; all share a budget of updates and what `demo.TRAINING` holds.
+
+Tuning protocol, fixed before the runs: learning rate, schedule, batch and the short context are those of the demo.
+They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study evaluates on
+the first 128. No arm has an option of its own that is not the comparison itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ..rollout import ConfidenceTruncation
+
+
+SHORT_CONTEXT = 224  # tokens: about the vanilla model's mean length
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One way to train.
+
+    Attributes:
+        name (`str`):
+            Of its folder and its row.
+        method (`"grpo"`, `"step_grpo"` or `"sas"`):
+            The trainer.
+        options (`dict[str, Any]`):
+            Fields of its configuration.
+        tables (`tuple[str, ...]`):
+            Where it appears.
+        budget (`float`):
+            Updates, relative to those of the study.
+        sweep (`bool`):
+            Whether one seed will do when time is short.
+    """
+
+    name: str
+    method: Literal["grpo", "step_grpo", "sas"]
+    options: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    budget: float = 1.0
+    sweep: bool = False
+
+
+_STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
+_OPEN = "Step-GRPO, open choices"
+_SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
+_LATER_RULE = {"failed_step_advantage": 0.0}
+
+ARMS: tuple[Arm, ...] = (
+    Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
+    Arm("grpo-short", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_STEP_GRPO, _SAS, _SAS_PARTS)),
+    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
+    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
+    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
+    Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
+    Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO, _SAS)),
+    Arm("no-step-reward", "step_grpo", {"step_reward": False}, (_PARTS,)),
+    Arm("no-truncation", "step_grpo", {"truncated_rollout": False}, (_PARTS,)),
+    Arm("mean-of-all", "step_grpo", {"step_baseline": "all"}, (_PARTS,)),
+    Arm("sas-correct", "sas", {**_LATER_RULE, "selection": "correct"}, (_SAS_PARTS,)),
+    Arm("sas-random", "sas", {**_LATER_RULE, "criterion": "random"}, (_SAS_PARTS,)),
+    Arm("sas-token", "sas", {**_LATER_RULE, "granularity": "token"}, (_SAS_PARTS,)),
+    Arm("sas-released-slip", "sas", {**_LATER_RULE, "selection_bug_compatible": True}, (_SAS_PARTS,)),
+    Arm("trigger-dropped", "step_grpo", {"keep_trigger": False}, (_OPEN,), sweep=True),
+    Arm("injected-not-trained", "step_grpo", {"train_on_injected_tokens": False}, (_OPEN,), sweep=True),
+    *(
+        Arm(f"threshold-{threshold}", "step_grpo", {"confidence_threshold": threshold}, (_THRESHOLD,), sweep=True)
+        for threshold in (0.8, 0.9, 0.99)
+    ),
+    *(
+        Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
+        for ratio in (0.1, 0.5, 0.7, 0.9)
+    ),
+    Arm("grpo-short-long", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_LONG,), 5.0, sweep=True),
+    Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, sweep=True),
+)
+
+
+def jobs(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Arm, int]]:
+    """
+    Arms and seeds in the order in which they are run: arms of the tables first, a seed at a time, then the sweeps.
+
+    Args:
+        seeds (`Sequence[int]`):
+            The first one is that of the sweeps; the others follow at the end.
+        names (`Sequence[str]`, *optional*):
+            Of the arms to run, by default all.
+    """
+    unknown = set(names) - {arm.name for arm in ARMS}
+    if unknown:
+        raise ValueError(f"arms: {sorted(unknown)} are not known. Choose from {', '.join(arm.name for arm in ARMS)}.")
+    chosen = [arm for arm in ARMS if not names or arm.name in names]
+    tables, sweeps = [arm for arm in chosen if not arm.sweep], [arm for arm in chosen if arm.sweep]
+    order = [(arm, seed) for seed in seeds for arm in tables]
+    return order + [(arm, seed) for seed in seeds for arm in sweeps]

@@ -1,0 +1,96 @@
+"""What the papers claim, and whether it holds at the testbed's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from .results import Difference, Results
+
+
+MARGIN = 0.02  # of accuracy: less than this counts as kept
+Direction = Literal["higher", "lower", "kept"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """
+    That an arm is `"higher"` or `"lower"` than another in a measure, or that a measure is `"kept"`.
+
+    Attributes:
+        source (`str`):
+            Where it stands.
+        text (`str`):
+            The claim.
+        left (`str`), right (`str`):
+            Arms.
+        measure (`str`):
+            `"accuracy"`, `"tokens"` or `"steps"`.
+        direction (`"higher"`, `"lower"` or `"kept"`):
+            Of `left` against `right`.
+    """
+
+    source: str
+    text: str
+    left: str
+    right: str
+    measure: str
+    direction: Direction
+
+
+def verdict(difference: Difference, direction: Direction) -> str:
+    """
+    By the 95 % interval of the difference: a claim holds where all of it agrees, and does not where none does.
+
+    Something is kept where the interval lies above -[`MARGIN`], and is not where it lies below 0.
+    """
+    rules: dict[str, tuple[Callable[[Difference], bool], Callable[[Difference], bool]]] = {
+        "higher": (lambda d: d.low > 0, lambda d: d.high <= 0),
+        "lower": (lambda d: d.high < 0, lambda d: d.low >= 0),
+        "kept": (lambda d: d.low > -MARGIN, lambda d: d.high < 0),
+    }
+    holds, does_not = rules[direction]
+    return "holds" if holds(difference) else "does not hold" if does_not(difference) else "cannot be told"
+
+
+_STEP, _SAS = "Step-GRPO", "SAS"
+CLAIMS: tuple[Claim, ...] = (
+    Claim(_STEP, "it uses fewer tokens than the vanilla model", "step-grpo", "vanilla", "tokens", "lower"),
+    Claim(_STEP, "it keeps the vanilla model's accuracy", "step-grpo", "vanilla", "accuracy", "kept"),
+    Claim(_STEP, "it uses fewer tokens than GRPO", "step-grpo", "grpo", "tokens", "lower"),
+    Claim(_STEP, "it is more accurate than GRPO in a short context", "step-grpo", "grpo-short", "accuracy", "higher"),
+    Claim(_STEP, "without the step reward it is longer", "no-step-reward", "step-grpo", "tokens", "higher"),
+    Claim(_STEP, "without truncated rollouts it is longer", "no-truncation", "step-grpo", "tokens", "higher"),
+    Claim(_STEP, "the mean over all completions is less accurate", "mean-of-all", "step-grpo", "accuracy", "lower"),
+    Claim(_STEP, "a threshold of 0.8 is less accurate than 0.95", "threshold-0.8", "step-grpo", "accuracy", "lower"),
+    Claim(_STEP, "a threshold of 0.99 is longer than 0.95", "threshold-0.99", "step-grpo", "tokens", "higher"),
+    Claim(_SAS, "GRPO in a short context shortens", "grpo-short", "vanilla", "tokens", "lower"),
+    Claim(_SAS, "SAS is more accurate than GRPO in a short context", "sas", "grpo-short", "accuracy", "higher"),
+    Claim(_SAS, "SAS is shorter than GRPO in a short context", "sas", "grpo-short", "tokens", "lower"),
+    Claim(_SAS, "selecting in correct completions only is less accurate", "sas-correct", "sas", "accuracy", "lower"),
+    Claim(_SAS, "random steps are less accurate than unsure ones", "sas-random", "sas", "accuracy", "lower"),
+    Claim(_SAS, "tokens instead of steps are less accurate", "sas-token", "sas", "accuracy", "lower"),
+    Claim(
+        _SAS, "trained for long, GRPO in a short context loses accuracy",
+        "grpo-short-long", "grpo-short", "accuracy", "lower",
+    ),
+    Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
+)  # fmt: skip
+
+
+def claim_lines(results: Results) -> list[str]:
+    """One Markdown line per claim whose arms are done, and one that names the others."""
+    lines, missing = [], []
+    for claim in CLAIMS:
+        if claim.left not in results.samples or claim.right not in results.samples:
+            missing.append(claim.text)
+            continue
+        found = results.difference(claim.left, claim.right, claim.measure)
+        scale, unit = (100, "points") if claim.measure == "accuracy" else (1, claim.measure)
+        numbers = f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
+        compared = f"`{claim.left}` against `{claim.right}`"
+        lines.append(f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared}, {numbers}.")
+    if missing:
+        lines.append(f"- Not run yet: {'; '.join(missing)}.")
+    return lines

@@ -1,0 +1,110 @@
+"""The study's page: tables, figures and claims, made from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..report import markdown_table, plot_accuracy_against_tokens, plot_training
+from ..report.figures import STYLE
+from .arms import ARMS, Arm
+from .claims import claim_lines
+from .results import Results
+from .run import SAMPLES, VANILLA
+
+
+_MEASURES = {"accuracy": (100, 1), "tokens": (1, 0), "steps": (1, 2), "cr": (1, 2), "aes": (1, 2)}
+_HEAD = ["", "seeds", "accuracy, %", "tokens", "steps", "CR", "AES", "± accuracy", "± tokens"]
+
+
+def write_page(folder: Path, page: Path, max_steps: int) -> None:
+    """
+    Write `README.md`, `summary.csv` and the pictures.
+
+    Args:
+        folder (`Path`):
+            Of the study's runs.
+        page (`Path`):
+            Folder to write to.
+        max_steps (`int`):
+            Of the study.
+    """
+    results = Results(folder)
+    page.mkdir(parents=True, exist_ok=True)
+    done = [arm for arm in ARMS if arm.name in results.samples]
+    tables = {name: results.table(name) for name in (VANILLA, *(arm.name for arm in done))}
+    pd.concat(tables, names=["arm"]).to_csv(page / "summary.csv", float_format="%.5g")
+    lines = [
+        "# The testbed study",
+        "",
+        f"Made by `step-trl study`. {max_steps} updates per arm (times its budget), 64 completions each; the first "
+        f"{results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} samples per "
+        f"problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours. Brackets hold 95 % bootstrap "
+        "intervals over problems, ± the standard deviation over seeds. The tuning protocol is in "
+        "`step_trl/study/arms.py`.",
+        "",
+        "## Claims",
+        "",
+        *claim_lines(results),
+        "",
+    ]
+    for title in dict.fromkeys(table for arm in done for table in arm.tables):
+        members = [arm for arm in done if title in arm.tables]
+        lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
+    lines += ["## Seconds per update and phase", "", *_phase_rows(results, done), ""]
+    lines += ["## By benchmark", "", markdown_table(tables), ""]
+    lines += [f"![{name}]({name}.png)" for name in _draw(results, tables, done, page)]
+    (page / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
+    lines = [f"| {' | '.join(_HEAD)} |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
+    for name in (VANILLA, *(arm.name for arm in arms)):
+        row = tables[name].loc["overall"]
+        cells = [name, str(len(results.seeds[name]))]
+        for measure, (scale, digits) in _MEASURES.items():
+            low, high = (f"{scale * row[f'{measure}_{end}']:.{digits}f}" for end in ("low", "high"))
+            cells.append(f"{scale * row[measure]:.{digits}f} [{low}, {high}]")
+        spreads = (100 * results.spread(name, "accuracy"), results.spread(name, "tokens"))
+        cells += ["–" if pd.isna(spread) else f"{spread:.1f}" for spread in spreads]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
+    phases = ["generation", "reward", "old", "reference", "update"]
+    lines = [f"| | | {' | '.join(phases)} | sum |", "|---|---" + "|---:" * (len(phases) + 1) + "|"]
+    for arm in arms:
+        if arm.sweep:
+            continue
+        for time, row in results.phases(arm.name).reindex(columns=phases, fill_value=0.0).iterrows():
+            lines.append(f"| {arm.name} | {time} | {' | '.join(f'{value:.2f}' for value in row)} | {row.sum():.2f} |")
+    return lines
+
+
+def _draw(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
+    """Names of the pictures that were written."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        main = {name: tables[name] for name in (VANILLA, *(arm.name for arm in arms if not arm.sweep))}
+        plot_accuracy_against_tokens(figure.subplots(), main)
+        figure.savefig(page / "accuracy.png")
+        histories = {arm.name: results.history(arm.name, results.seeds[arm.name][0]) for arm in arms if arm.budget > 1}
+        if not histories:
+            return ["accuracy"]
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        curves = {
+            "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
+            "completions/mean_length": "tokens per rollout",
+            "kl": "KL to the vanilla model",
+            "entropy": "entropy",
+        }
+        for axes, (key, label) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+            plot_training(axes, histories, key, label)
+        figure.axes[0].legend()
+        figure.savefig(page / "training.png")
+    return ["accuracy", "training"]

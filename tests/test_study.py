@@ -1,0 +1,85 @@
+"""The study at its smallest: two arms, one update each."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from step_trl import study
+from step_trl.study import run
+from step_trl.study.arms import ARMS, jobs
+from step_trl.study.claims import CLAIMS, verdict
+from step_trl.study.results import Difference, Results
+
+
+def test_tables_come_before_sweeps_and_seeds_one_after_another():
+    order = [(arm.name, seed) for arm, seed in jobs([5, 6])]
+    assert len(order) == len(set(order)) == 2 * len(ARMS)
+    tables = sum(not arm.sweep for arm in ARMS)
+    assert [seed for _, seed in order[: 2 * tables]] == [5] * tables + [6] * tables
+    assert [name for name, _ in order[: tables // 2]] == [arm.name for arm in ARMS if not arm.sweep][: tables // 2]
+    with pytest.raises(ValueError, match=r"arms: \['dapo'\] are not known"):
+        jobs([0], ["dapo"])
+
+
+def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path):
+    assert len({arm.name for arm in ARMS}) == len(ARMS)
+    for arm in ARMS:
+        trainer = run.build_trainer(arm, 3, str(tmp_path / arm.name), 40)
+        assert trainer.args.max_steps == 40 * arm.budget and trainer.args.seed == 3
+        for name, value in arm.options.items():
+            assert getattr(trainer.args, name) == value
+
+
+def test_claims_are_about_arms():
+    names = {arm.name for arm in ARMS} | {run.VANILLA}
+    assert all({claim.left, claim.right} <= names for claim in CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("interval", "direction", "expected"),
+    [
+        ((1, 2), "higher", "holds"),
+        ((-1, 2), "higher", "cannot be told"),
+        ((-2, -1), "higher", "does not hold"),
+        ((-2, -1), "lower", "holds"),
+        ((1, 2), "lower", "does not hold"),
+        ((-0.01, 0.03), "kept", "holds"),
+        ((-0.05, 0.03), "kept", "cannot be told"),
+        ((-0.05, -0.03), "kept", "does not hold"),
+    ],
+)
+def test_verdicts(interval, direction, expected):
+    assert verdict(Difference(sum(interval) / 2, *interval), direction) == expected
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(run, "PROBLEMS", 2)
+    monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
+
+
+@pytest.mark.timeout(600)
+def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
+    folder, page = tmp_path / "runs", tmp_path / "page"
+    study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    results = Results(folder)
+    assert results.seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0, 1]}
+    samples = results.samples["sas"]
+    assert len(samples) == 2 * 4 * 2 * run.SAMPLES and not samples.duplicated(["benchmark", "problem", "sample"]).any()
+    text = (page / "README.md").read_text()
+    assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
+    assert "Not run yet: " in text
+    assert {path.name for path in page.iterdir()} == {"README.md", "summary.csv", "accuracy.png"}
+    assert set(pd.read_csv(page / "summary.csv")["arm"]) == {"vanilla", "grpo-short", "sas"}
+    updates = json.loads((folder / "sas" / "0" / "model" / "phases.json").read_text())["updates"]
+    assert len(updates) == 1 and all(updates[0][phase] > 0 for phase in ("generation", "reward", "update"))
+    assert updates[0]["reference"] > 0  # beta is above 0
+    # Nothing is done again; an arm that is under way is left out.
+    monkeypatch.setattr(run, "build_trainer", None)
+    study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    assert (page / "README.md").read_text() == text
+    next((folder / "sas" / "1" / "samples").glob("samples-*.parquet")).unlink()
+    assert "sas" not in Results(folder).samples
+    with pytest.raises(ValueError, match=r"output: .* holds a study"):
+        study.study(folder, page, ["sas"], [0], max_steps=2)
