@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,23 @@ from .evaluation import evaluate, load_benchmark, summarize
 from .report import evaluation_report, markdown_table
 from .rollout import ConfidenceTruncation, Rollout
 from .rollout.engines import Engine, VLLMServerEngine
+from .rollout.event_loop import run_to_end
 from .serve import VLLMServer
 
 
 @contextmanager
-def engine_of(model: str, engine: str, urls: Sequence[str] | None, log_file: Path) -> Iterator[str | Engine]:
+def engine_of(
+    model: str, engine: str, urls: Sequence[str] | None, max_tokens: int, log_file: Path
+) -> Iterator[str | Engine]:
     """The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile."""
     if engine == "transformers":
         yield model
         return
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if urls:
-        yield VLLMServerEngine(urls, tokenizer)
-        return
-    with VLLMServer(model, log_file=log_file) as server:
-        yield VLLMServerEngine(server.url, tokenizer)
+    with nullcontext() if urls else VLLMServer(model, log_file=log_file) as server:
+        servers = VLLMServerEngine(server.url if server is not None else list(urls or ()), tokenizer)
+        run_to_end(servers.check(max_length=1 + max_tokens))
+        yield servers
 
 
 def run_eval(
@@ -40,6 +42,7 @@ def run_eval(
     engine: str = "transformers",
     urls: Sequence[str] | None = None,
     source: Path | None = None,
+    max_tokens: int = 32_768,
     limit: int | None = None,
     truncate: float | None = None,
     vanilla: Path | None = None,
@@ -61,6 +64,8 @@ def run_eval(
             Of vLLM servers of the model; without them, one is started.
         source (`Path`, *optional*):
             Folder with one folder per benchmark, in place of the hub.
+        max_tokens (`int`, *optional*, defaults to `32768`):
+            Of a completion.
         limit (`int`, *optional*):
             First problems of each benchmark only.
         truncate (`float`, *optional*):
@@ -83,7 +88,7 @@ def run_eval(
     report.mkdir(parents=True, exist_ok=True)
     total = sum(map(len, problems.values())) * options.get("n", 1)
     with (
-        engine_of(model, engine, urls, report / "vllm.log") as source_of_tokens,
+        engine_of(model, engine, urls, max_tokens, report / "vllm.log") as source_of_tokens,
         tqdm(total=total, unit="sample") as bar,
     ):
 
@@ -91,7 +96,14 @@ def run_eval(
             bar.update()
 
         samples = evaluate(
-            source_of_tokens, problems, callbacks=callbacks, save_to=report, on_sample=on_sample, **options
+            source_of_tokens,
+            problems,
+            max_tokens=max_tokens,
+            callbacks=callbacks,
+            save_to=report,
+            name=None if engine == "transformers" else model,  # a server's address may be another one next time
+            on_sample=on_sample,
+            **options,
         )
     if base is not None:
         base = samples[["benchmark", "problem"]].drop_duplicates().merge(base, on=["benchmark", "problem"])

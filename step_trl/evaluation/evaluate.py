@@ -43,6 +43,7 @@ def evaluate(
     require_end_of_thinking: bool = True,
     max_in_flight: int = 64,
     save_to: str | Path | None = None,
+    name: str | None = None,
     on_sample: Callable[[Rollout], None] | None = None,
 ) -> pd.DataFrame:
     """
@@ -76,6 +77,9 @@ def evaluate(
         save_to (`str` or `Path`, *optional*):
             Folder for the samples, written as they are made. What is there is not sampled again; other settings, or
             another model, are refused.
+        name (`str`, *optional*):
+            What the model is called in `save_to`, so that another one is refused. By default a name with a fingerprint
+            of the weights, or the engine's `repr`.
         on_sample (`Callable[[Rollout], None]`, *optional*):
             Told each completion that ends.
 
@@ -95,7 +99,7 @@ def evaluate(
         store = SampleStore(
             save_to,
             {
-                "model": _name_of(model, engine),
+                "model": name or _name_of(model, engine),
                 "sampling": asdict(sampling),
                 "callbacks": [_describe(callback) for callback in callbacks],
                 "triggers": list(triggers),

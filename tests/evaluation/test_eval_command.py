@@ -7,6 +7,7 @@ import pytest
 
 from step_trl import testbed
 from step_trl.cli import main
+from step_trl.rollout.engines import EngineError
 
 
 @pytest.fixture
@@ -58,3 +59,9 @@ def test_on_a_server(tmp_path, source, vllm_server):
     run(report, source, "--engine", "vllm", "--urls", vllm_server.url, "--truncate")
     samples = pd.read_parquet(report / "samples-000000.parquet")
     assert len(samples) == 8 and samples["exit"].any() and samples["correct"].any()
+    # The same server under another address goes on; one with too short a context is refused.
+    other = vllm_server.url.replace("127.0.0.1", "localhost")
+    run(report, source, "--engine", "vllm", "--urls", other, "--truncate", "--n", "2")
+    assert len(pd.read_parquet(report / "samples-000001.parquet")) == 8
+    with pytest.raises(EngineError, match=r"max_length: .* up to 5001 tokens"):
+        run(tmp_path / "long", source, "--engine", "vllm", "--urls", other, "--max-tokens", "5000")
