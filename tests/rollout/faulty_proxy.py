@@ -20,8 +20,8 @@ class FaultyProxy:
         url (`str`):
             Of the server.
         fate (`Callable[[int, bytes], Fate]`, *optional*):
-            Asked for each piece of an answer, with the number of the completion request that it answers, from 1, and
-            the piece: it is forwarded, or the connection forwards nothing more for good, or is cut.
+            Asked for each piece of an answer to a completion request, with the request's number, from 1, and the piece:
+            it is forwarded, or the connection forwards nothing more for good, or is cut. Other answers pass.
 
     Attributes:
         url (`str`):
@@ -81,7 +81,7 @@ class FaultyProxy:
         pumps: list[asyncio.Task] = []
         try:
             server, to_server = await asyncio.open_connection(self._target.hostname, self._target.port)
-            number = [0]  # of the completion request that this connection carries
+            number = [0]  # of the completion request that this connection carries, 0 for another request
             pumps = [
                 asyncio.ensure_future(self._pass_requests(client, to_server, number)),
                 asyncio.ensure_future(self._pass_answers(server, to_client, number)),
@@ -105,6 +105,8 @@ class FaultyProxy:
             if piece.startswith(b"POST /v1/completions"):
                 self._completions += 1
                 number[0] = self._completions
+            elif piece.startswith((b"GET ", b"POST ")):
+                number[0] = 0
             to_server.write(piece)
             await to_server.drain()
 
@@ -112,7 +114,7 @@ class FaultyProxy:
         self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter, number: list[int]
     ) -> None:
         while piece := await server.read(2**16):
-            fate = self._fate(number[0], piece)
+            fate: Fate = self._fate(number[0], piece) if number[0] else "forward"
             if fate != "forward":
                 self.fates.append((number[0], fate))
             if fate == "cut":
