@@ -7,9 +7,10 @@ import pytest
 
 from step_trl import study
 from step_trl.study import run
-from step_trl.study.arms import ARMS, jobs
+from step_trl.study.arms import ARMS, Arm, jobs
 from step_trl.study.claims import CLAIMS, verdict
-from step_trl.study.results import Difference, Results
+from step_trl.study.pictures import draw
+from step_trl.study.results import Difference, Results, step_labels
 
 
 def test_tables_come_before_sweeps_and_seeds_one_after_another():
@@ -70,7 +71,16 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     text = (page / "README.md").read_text()
     assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
     assert "Not run yet: " in text
-    assert {path.name for path in page.iterdir()} == {"README.md", "summary.csv", "accuracy.png"}
+    assert {path.name for path in page.iterdir()} == {
+        *("README.md", "summary.csv", "samples.parquet"),
+        *("accuracy.png", "steps.png", "training.png"),
+    }
+    raw = pd.read_parquet(page / "samples.parquet")
+    means = raw[raw["arm"] == "sas"].astype({"correct": float}).groupby("benchmark")[["correct", "tokens"]].mean()
+    overall = pd.read_csv(page / "summary.csv").set_index(["arm", "benchmark"]).loc[("sas", "overall")]
+    assert means["correct"].mean() == pytest.approx(overall["accuracy"], abs=1e-4)
+    assert means["tokens"].mean() == pytest.approx(overall["tokens"], rel=1e-4)
+    assert raw.groupby(["arm", "seed"]).size().eq(len(samples) // 2).all()
     assert set(pd.read_csv(page / "summary.csv")["arm"]) == {"vanilla", "grpo-short", "sas"}
     updates = json.loads((folder / "sas" / "0" / "model" / "phases.json").read_text())["updates"]
     assert len(updates) == 1 and all(updates[0][phase] > 0 for phase in ("generation", "reward", "update"))
@@ -83,3 +93,28 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert "sas" not in Results(folder).samples
     with pytest.raises(ValueError, match=r"output: .* holds a study"):
         study.study(folder, page, ["sas"], [0], max_steps=2)
+
+
+@pytest.mark.timeout(600)
+def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
+    arm = Arm("long", "sas", {"learning_rate": 1e-3}, budget=1.5, checkpoints=2)
+    run.run_study(tmp_path, [(arm, 0)], max_steps=2)
+    results = Results(tmp_path)
+    progress = results.progress("long", 0)
+    assert progress.index.tolist() == [0, 1, 2, 3]
+    assert progress["tokens"].nunique() == 4  # no two of them are the same model
+    assert progress.at[0, "accuracy"] == results.table(run.VANILLA).at["overall", "accuracy"]
+    assert progress.at[3, "tokens"] == results.table("long").at["overall", "tokens"]
+    tables = {name: results.table(name) for name in (run.VANILLA, "long")}
+    assert draw(results, tables, [arm], tmp_path) == ["accuracy", "long"]
+
+    # Differences are of any measure and benchmark.
+    labels = step_labels(results.samples["long"])
+    shares = pd.Series([row.count("redundancy") / len(row) for row in labels], index=results.samples["long"].index)
+    unseen = (results.samples["long"]["benchmark"] == "unseen").to_numpy()
+    expected = shares[unseen].mean()
+    assert results.difference("long", "long", "redundancy", "unseen").value == 0
+    results.samples["none"] = results.samples["long"].assign(completion="This gives 5.")
+    assert results.difference("long", "none", "redundancy", "unseen").value == pytest.approx(expected)
+    right = results.samples[run.VANILLA].query("correct")["tokens"].sort_values()
+    assert results.cut_off(right.iloc[0]) == (right > right.iloc[0]).mean() < 1 and results.cut_off(512) == 0

@@ -36,6 +36,8 @@ class Arm:
             Updates, relative to those of the study.
         sweep (`bool`):
             Whether one seed will do when time is short.
+        checkpoints (`int`):
+            How often the model is evaluated while it is trained, besides its end.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Arm:
     tables: tuple[str, ...] = ()
     budget: float = 1.0
     sweep: bool = False
+    checkpoints: int = 0
 
 
 _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
@@ -76,8 +79,8 @@ ARMS: tuple[Arm, ...] = (
         Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
-    Arm("grpo-short-long", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_LONG,), 5.0, sweep=True),
-    Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, sweep=True),
+    Arm("grpo-short-long", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_LONG,), 5.0, True, 4),
+    Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..evaluation import summarize
+from .. import testbed
+from ..evaluation import classify_testbed_steps, summarize
 from ..report import read_history
 from .run import SAMPLES, VANILLA
 
 
 RESAMPLES = 2000
+COLUMNS = {"accuracy": "correct"}  # of the samples, where a measure is called otherwise
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,18 @@ class Difference:
     value: float
     low: float
     high: float
+
+
+def step_labels(samples: pd.DataFrame) -> list[list[str]]:
+    """What each step of each completion is for, see [`~step_trl.evaluation.classify_testbed_steps`]."""
+    solutions = {name: testbed.load_dataset(name)["solution"] for name in samples["benchmark"].unique()}
+    rows = samples[["benchmark", "problem", "completion"]].itertuples(index=False)
+    return [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in rows]
+
+
+def _read(folder: Path) -> pd.DataFrame:
+    parts = [pd.read_parquet(path) for path in sorted(folder.glob("samples-*.parquet"))]
+    return pd.concat(parts) if parts else pd.DataFrame(columns=["sample"])
 
 
 class Results:
@@ -47,8 +61,7 @@ class Results:
         self.samples: dict[str, pd.DataFrame] = {}
         for path in sorted(folder.glob("*/samples")) + sorted(folder.glob("*/*/samples")):
             name, seed = path.relative_to(folder).parts[0], path.parent.name
-            parts = [pd.read_parquet(file) for file in sorted(path.glob("samples-*.parquet"))]
-            rows = pd.concat(parts) if parts else pd.DataFrame(columns=["sample"])
+            rows = _read(path)
             number = len(self.seeds.setdefault(name, []))
             self.seeds[name].append(0 if name == VANILLA else int(seed))
             rows["sample"] += number * SAMPLES
@@ -65,18 +78,31 @@ class Results:
     def spread(self, name: str, measure: str) -> float:
         """Standard deviation over seeds of the overall value; NaN for one seed."""
         rows = self.samples[name]
-        column = {"accuracy": "correct"}.get(measure, measure)
+        column = COLUMNS.get(measure, measure)
         seeds = rows["sample"] // SAMPLES
         means = rows.astype({"correct": float}).groupby([seeds, rows["benchmark"]])[column].mean()
         return float(means.groupby(level=0).mean().std())
 
-    def difference(self, left: str, right: str, measure: str) -> Difference:
-        """Of the overall `"accuracy"`, `"tokens"` or `"steps"`, over resamples of the problems."""
-        column = {"accuracy": "correct"}.get(measure, measure)
-        means = [
-            self.samples[name].astype({"correct": float}).groupby(["benchmark", "problem"])[column].mean()
-            for name in (left, right)
-        ]
+    def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
+        """
+        Of the `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` of two arms, over resamples of the problems.
+
+        Args:
+            left (`str`), right (`str`):
+                Arms.
+            measure (`str`):
+                `"redundancy"` is the share of a completion's steps that are redundant.
+            benchmark (`str`, *optional*):
+                One of them; by default the mean over all.
+        """
+        means = []
+        for name in (left, right):
+            rows = self.samples[name].astype({"correct": float})
+            if benchmark is not None:
+                rows = rows[rows["benchmark"] == benchmark]
+            if measure == "redundancy":
+                rows["redundancy"] = [labels.count("redundancy") / len(labels) for labels in step_labels(rows)]
+            means.append(rows.groupby(["benchmark", "problem"])[COLUMNS.get(measure, measure)].mean())
         generator = np.random.default_rng(0)
         estimates = []
         for _, problems in (means[0] - means[1]).groupby(level="benchmark"):
@@ -89,6 +115,18 @@ class Results:
     def history(self, name: str, seed: int) -> list[dict[str, float]]:
         return read_history(self.folder / name / str(seed) / "model")
 
+    def progress(self, name: str, seed: int) -> pd.DataFrame:
+        """Overall accuracy and tokens by update, from the vanilla model to the trained one."""
+        own = self.folder / name / str(seed)
+        last = max(entry["step"] for entry in self.history(name, seed))
+        folders = {int(path.name): path for path in own.glob("checkpoints/*")} | {last: own / "samples"}
+        samples = {0: self.samples[VANILLA]} | {update: _read(folders[update]) for update in sorted(folders)}
+        means = {
+            update: rows.astype({"correct": float}).groupby("benchmark")[["correct", "tokens"]].mean().mean()
+            for update, rows in samples.items()
+        }
+        return pd.DataFrame(means).T.rename(columns={"correct": "accuracy"})
+
     def phases(self, name: str) -> pd.DataFrame:
         """Mean seconds per update and phase of the first and the last tenth of the updates, over seeds."""
         parts = []
@@ -98,6 +136,20 @@ class Results:
             few = max(1, len(updates) // 10)
             parts.append(pd.DataFrame({"early": updates.head(few).mean(), "late": updates.tail(few).mean()}))
         return pd.concat(parts).groupby(level=0).mean().T
+
+    def cut_off(self, context: int) -> float:
+        """Share of the vanilla model's correct completions with more tokens than `context`."""
+        rows = self.samples[VANILLA]
+        return float((rows.loc[rows["correct"].astype(bool), "tokens"] > context).mean())
+
+    def without_texts(self) -> pd.DataFrame:
+        """All samples of all arms, with the seed of the training."""
+        parts = []
+        for name, rows in self.samples.items():
+            seeds = [self.seeds[name][number] for number in rows["sample"] // SAMPLES]
+            columns = rows[["benchmark", "problem", "correct", "tokens", "steps", "finish_reason"]]
+            parts.append(columns.assign(arm=name, seed=seeds, sample=rows["sample"] % SAMPLES))
+        return pd.concat(parts, ignore_index=True).astype({"tokens": "int32", "steps": "int16", "problem": "int16"})
 
     def seconds(self) -> float:
         """Of all trainings."""

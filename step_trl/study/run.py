@@ -29,7 +29,11 @@ VANILLA = "vanilla"
 
 def build_trainer(arm: Arm, seed: int, output_dir: str, max_steps: int) -> GRPOTrainer:
     """The trainer of an arm on the testbed."""
-    options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": round(max_steps * arm.budget)} | arm.options
+    updates = round(max_steps * arm.budget)
+    options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options
+    if arm.checkpoints:
+        every = max(1, updates // (arm.checkpoints + 1))
+        options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
     shared = {
         "train_dataset": testbed.load_dataset("train"),
         "processing_class": testbed.load_tokenizer(),
@@ -56,7 +60,8 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
         arm ([`Arm`]), seed (`int`):
             What to run.
         folder (`Path`):
-            Of the study. Writes `model/` (with the trainer's state and `phases.json`) below `ARM/SEED`, and samples.
+            Of the study. Writes `model/` (with the trainer's state and `phases.json`) below `ARM/SEED`, and samples:
+            `samples/`, and `checkpoints/UPDATE/` where the arm has checkpoints.
         max_steps (`int`):
             Updates of an arm of budget 1.
     """
@@ -74,15 +79,17 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
         phases = {"seconds": seconds, "updates": timer.seconds}
         (unfinished / "phases.json").write_text(json.dumps(phases))
         unfinished.rename(model)
+    for checkpoint in model.glob("checkpoint-*"):
+        evaluate_model(checkpoint, own / "checkpoints" / checkpoint.name.removeprefix("checkpoint-"), samples=1)
     evaluate_model(model, own / "samples")
 
 
-def evaluate_model(model: Path, save_to: Path) -> pd.DataFrame:
+def evaluate_model(model: Path, save_to: Path, samples: int = SAMPLES) -> pd.DataFrame:
     """Samples of a model on the testbed's evaluation sets, as far as they are not there."""
     benchmarks = {
         name: load_benchmark(f"testbed-{name}").select(range(PROBLEMS)) for name in testbed.EVALUATION_SPLITS
     }
-    return evaluate(model, benchmarks, n=SAMPLES, save_to=save_to, **EVALUATION)
+    return evaluate(model, benchmarks, n=samples, save_to=save_to, **EVALUATION)
 
 
 def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None:

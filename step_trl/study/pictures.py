@@ -1,0 +1,105 @@
+"""The study's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..evaluation import composition
+from ..report import plot_accuracy_against_tokens, plot_composition, plot_semantic_density, plot_training
+from ..report.figures import COLORS, STYLE
+from .arms import Arm
+from .results import Results, step_labels
+from .run import VANILLA
+
+
+MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # those whose steps and training are looked at
+CURVES = {
+    "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
+    "completions/mean_length": "tokens per rollout",
+    "kl": "KL to the vanilla model",
+    "entropy": "entropy",
+}
+
+
+def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
+    """
+    Write the pictures that can be made of what is done.
+
+    Args:
+        results ([`Results`]):
+            Of the study.
+        tables (`Mapping[str, DataFrame]`):
+            Arm to the result of [`Results.table`].
+        arms (`Sequence[Arm]`):
+            Those that are done.
+        page (`Path`):
+            Folder to write to.
+
+    Returns:
+        `list[str]`: their names, without `.png`.
+    """
+    main = [arm.name for arm in arms if arm.name in MAIN]
+    figures = {"accuracy": _accuracy(tables, [arm.name for arm in arms if not arm.sweep])}
+    if main:
+        figures["steps"] = _steps(results, [VANILLA, *main])
+        figures["training"] = _training(results, main)
+    if long := [arm.name for arm in arms if arm.checkpoints]:
+        figures["long"] = _long(results, long)
+    for name, figure in figures.items():
+        with matplotlib.rc_context(STYLE):
+            figure.savefig(page / f"{name}.png")
+    return list(figures)
+
+
+def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Figure:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        plot_accuracy_against_tokens(figure.subplots(), {name: tables[name] for name in (VANILLA, *arms)})
+    return figure
+
+
+def _steps(results: Results, models: Sequence[str]) -> Figure:
+    parts = []
+    for name in models:
+        rows = results.samples[name].reset_index(drop=True)
+        labels = rows[["benchmark"]].assign(model=name, label=step_labels(rows)).explode("label")
+        parts.append(labels)
+    shares = composition(pd.concat(parts)).xs("overall", level="benchmark")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        plot_composition(left, shares)
+        plot_semantic_density(right, {name: results.samples[name] for name in models})
+    return figure
+
+
+def _training(results: Results, arms: Sequence[str]) -> Figure:
+    histories = {name: results.history(name, results.seeds[name][0]) for name in arms}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 6), layout="constrained")
+        for axes, (key, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+            plot_training(axes, histories, key, label)
+        figure.axes[0].legend()
+    return figure
+
+
+def _long(results: Results, arms: Sequence[str]) -> Figure:
+    histories = {name: results.history(name, results.seeds[name][0]) for name in arms}
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 8), layout="constrained")
+        accuracy, tokens, *others = figure.subplots(3, 2).flat
+        for color, name in zip(COLORS[1:], arms, strict=False):
+            progress = results.progress(name, results.seeds[name][0])
+            accuracy.plot(progress["accuracy"], "o-", color=color, label=name)
+            tokens.plot(progress["tokens"], "o-", color=color)
+        accuracy.set(xlabel="update", ylabel="accuracy, held-out problems")
+        tokens.set(xlabel="update", ylabel="tokens, held-out problems", ylim=(0, None))
+        accuracy.legend()
+        for axes, (key, label) in zip(others, CURVES.items(), strict=True):
+            plot_training(axes, histories, key, label)
+    return figure
