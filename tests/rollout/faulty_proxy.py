@@ -20,7 +20,7 @@ class FaultyProxy:
         url (`str`):
             Of the server.
         fate (`Callable[[int, bytes], Fate]`, *optional*):
-            Asked for each piece of an answer to a completion request, with the request's number, from 1, and the piece:
+            Asked for each piece of an answer to a completion request, with its number, from 1, and the piece:
             it is forwarded, or the connection forwards nothing more for good, or is cut. Other answers pass.
 
     Attributes:
