@@ -9,8 +9,8 @@ from .figures import (
     plot_semantic_density,
     plot_training,
     plot_training_dynamics,
-    read_history,
 )
+from .history import read_history
 from .tables import latex_table, markdown_table, results_frame
 from .trace import render_rollout
 

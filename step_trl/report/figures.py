@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
+
+from .history import History
 
 
 STYLE: Any = {
@@ -29,7 +30,6 @@ MARKERS = "sD^vP*X<>p"
 COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b", "#2aa5a0", "#d67fb4", "#7c4a21", "#9bb03c")
 # Others than the models'.
 LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
-History = Sequence[Mapping[str, float]]
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
@@ -81,28 +81,6 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
     axes.set_xlim(left=0)
     # Beside the axes: points may lie anywhere in them.
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
-
-
-def read_history(run_folder: str | Path) -> list[dict[str, float]]:
-    """
-    What a trainer logged.
-
-    Args:
-        run_folder (`str` or `Path`):
-            Output folder of a trainer. Where its training did not come to its end, the latest checkpoint is read.
-
-    Returns:
-        `list[dict[str, float]]`: `trainer.state.log_history`.
-    """
-    folder = Path(run_folder)
-    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
-    for path in (folder / "trainer_state.json", *reversed(checkpoints)):
-        if path.exists():
-            return json.loads(path.read_text())["log_history"]
-    raise FileNotFoundError(
-        f"run_folder: {folder} holds no trainer_state.json and no checkpoint. Give the output folder of a trainer, "
-        "which writes the file at a checkpoint or by `trainer.save_state()`."
-    )
 
 
 def plot_training(axes: Axes, histories: Mapping[str, History], key: str, label: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -20,7 +18,6 @@ from step_trl.report import (
     plot_semantic_density,
     plot_training,
     plot_training_dynamics,
-    read_history,
 )
 from step_trl.report.figures import COLORS, STYLE
 
@@ -140,15 +137,3 @@ def test_training_dynamics(axes, history):
 def test_training_of_many_models(axes, history):
     plot_training(axes, {str(place): history for place in range(15)}, "entropy", "entropy")
     assert len(axes.lines) == 30
-
-
-def test_read_history(tmp_path, history):
-    with pytest.raises(FileNotFoundError, match=r"holds no trainer_state\.json and no checkpoint"):
-        read_history(tmp_path)
-    for step in (2, 10):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history[:step]}))
-    assert read_history(tmp_path) == history[:10]
-    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history}))
-    assert read_history(str(tmp_path)) == history

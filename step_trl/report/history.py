@@ -1,0 +1,95 @@
+"""What a trainer logged, from its output folder or from Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+History = Sequence[Mapping[str, float]]
+WANDB = "wandb:"  # before a run that is on a W&B server
+# A run's file is a LevelDB log: blocks of this size, in which records lie in one or several pieces, each behind a
+# header of checksum, length and kind (1 whole, 2 first, 3 middle, 4 last); the file has a header as long.
+_BLOCK, _HEADER = 32768, 7
+
+
+def read_history(run: str | Path) -> list[dict[str, float]]:
+    """
+    What a trainer logged.
+
+    Args:
+        run (`str` or `Path`):
+            The output folder of a trainer, of which the latest checkpoint is read where training did not come to its
+            end; or the folder of a W&B run on this machine, `wandb/run-...` or `wandb/offline-run-...`, which may be
+            under way; or `"wandb:entity/project/run"`, for a run on the W&B server.
+
+    Returns:
+        `list[dict[str, float]]`: as `trainer.state.log_history`; from W&B, without what is no number, TRL's profile, and the
+        totals at the end of a training.
+    """
+    if str(run).startswith(WANDB):
+        import wandb
+
+        return _as_logged(wandb.Api().run(str(run).removeprefix(WANDB)).scan_history())
+    folder = Path(run)
+    for path in folder.glob("run-*.wandb"):
+        return _as_logged(_history_records(path))
+    checkpoints = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name[11:]))
+    for path in (folder / "trainer_state.json", *reversed(checkpoints)):
+        if path.exists():
+            return json.loads(path.read_text())["log_history"]
+    raise FileNotFoundError(
+        f"run: {folder} holds no trainer_state.json, no checkpoint and no run of W&B. Give the output folder of a "
+        "trainer, which writes the file at a checkpoint or by `trainer.save_state()`; the folder of a W&B run; or "
+        f"{WANDB}entity/project/run."
+    )
+
+
+def _as_logged(rows: Iterator[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Undo what transformers' `WandbCallback` does to names, and W&B to numbers that JSON does not have."""
+    history = []
+    for row in rows:
+        entry = {
+            _logged_name(key): float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+            for key, value in row.items()
+            if not key.startswith(("_", "profiling/"))
+        }
+        entry = {key: value for key, value in entry.items() if isinstance(value, int | float)}
+        if "global_step" in entry and entry.keys() - {"global_step", "epoch"}:
+            history.append({"step": entry.pop("global_step")} | entry)
+    return history
+
+
+def _logged_name(key: str) -> str:
+    return "eval_" + key.removeprefix("eval/") if key.startswith("eval/") else key.removeprefix("train/")
+
+
+def _history_records(path: Path) -> Iterator[dict[str, Any]]:
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+    for content in _records(path.read_bytes()):
+        record = Record.FromString(content)
+        if record.WhichOneof("record_type") == "history":
+            yield {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+def _records(log: bytes) -> Iterator[bytes]:
+    """Records of a LevelDB log, up to the first that is not yet whole."""
+    place, record = _HEADER, b""
+    while place + _HEADER <= len(log):
+        left = _BLOCK - place % _BLOCK
+        if left < _HEADER:  # the end of a block is empty where no header fits
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", log, place)
+        piece = log[place + _HEADER : place + _HEADER + length]
+        if len(piece) < length:
+            return
+        record += piece
+        place += _HEADER + length
+        if kind in (1, 4):
+            yield record
+            record = b""
