@@ -27,8 +27,8 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
             under way; or `"wandb:entity/project/run"`, for a run on the W&B server.
 
     Returns:
-        `list[dict[str, float]]`: as `trainer.state.log_history`; from W&B, without what is no number, TRL's profile, and the
-        totals at the end of a training.
+        `list[dict[str, float]]`: as `trainer.state.log_history`; from W&B, without what is no number, TRL's profile,
+        and the totals at the end of a training.
     """
     if str(run).startswith(WANDB):
         import wandb
