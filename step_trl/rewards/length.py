@@ -1,4 +1,4 @@
-"""Rewards for short completions that the papers compare with. All work on groups, after the gather."""
+"""Rewards for completions that are short for their group. All work on groups, after the gather."""
 
 from __future__ import annotations
 
@@ -86,10 +86,90 @@ def grpo_lambda_reward(
     if not 0 < top_ratio <= 1:
         raise ValueError(f"top_ratio: {top_ratio} is not in (0, 1]. Set a share of the groups, for example 0.2.")
     tokens, right = _group(lengths, correct, num_generations)
+    rewards = torch.where(_top_groups(right, top_ratio), 1 - alpha * _relative_length(tokens, right), 1)
+    return torch.where(right, rewards, 0).view(-1)
+
+
+def _relative_length(tokens: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`sigmoid((length - mean) / std)` `(B / G, G)` of the correct completions, over those of their group."""
     number = right.sum(1, keepdim=True).clamp(min=1)
     mean = torch.where(right, tokens, 0).sum(1, keepdim=True) / number
-    deviation = torch.where(right, tokens - mean, 0)  # (B/G, G)
+    deviation = torch.where(right, tokens - mean, 0)
     std = (deviation.square().sum(1, keepdim=True) / number).sqrt()
-    penalty = alpha * torch.sigmoid(deviation / torch.where(std > 0, std, 1))
-    rewards = torch.where(_top_groups(right, top_ratio), 1 - penalty, 1)
-    return torch.where(right, rewards, 0).view(-1)
+    return torch.sigmoid(deviation / torch.where(std > 0, std, 1))
+
+
+def train_efficiently_reward(
+    lengths: torch.Tensor,
+    correct: torch.Tensor,
+    num_generations: int,
+    ended: torch.Tensor | None = None,
+    alpha: float = 0.1,
+) -> torch.Tensor:
+    """
+    Reward of "Training language models to reason efficiently" (arXiv 2502.04463).
+
+    A correct completion gets `1 - alpha * sigmoid((length - mean) / std)`, with the mean and (population) standard
+    deviation of the correct completions of its group; where these are equally long, or there is only one, the sigmoid
+    is that of 0. Wrong completions get 0, and so do those that were cut off, which do not count in mean and deviation.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Tokens of each completion; groups of `num_generations` follow each other.
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        num_generations (`int`):
+            Completions per group.
+        ended (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            Whether the completion ended with the EOS token. By default all did.
+        alpha (`float`, *optional*, defaults to `0.1`):
+            Most that length can cost.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+    """
+    tokens, right = _group(lengths, correct if ended is None else correct.bool() & ended.bool(), num_generations)
+    return torch.where(right, 1 - alpha * _relative_length(tokens, right), 0).view(-1)
+
+
+def lapo_discovery_reward(
+    lengths: torch.Tensor,
+    correct: torch.Tensor,
+    num_generations: int,
+    weight: float = 0.7,
+    low: float = 0.3,
+    high: float = 0.7,
+    decay: float = 100,
+) -> torch.Tensor:
+    """
+    Reward of LAPO's first stage (arXiv 2507.15758, eq. 2, 4 and 5): of a length that is usual for the problem.
+
+    A correct completion gets `1 + weight` where its length lies between two quantiles of the lengths of the correct
+    completions of its group (interpolated linearly), and less outside of them, down to 1 at a distance of `decay`
+    tokens. Wrong ones get 0.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Tokens of each completion; groups of `num_generations` follow each other.
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        num_generations (`int`):
+            Completions per group.
+        weight (`float`, *optional*, defaults to `0.7`):
+            Most that length earns.
+        low (`float`, *optional*, defaults to `0.3`), high (`float`, *optional*, defaults to `0.7`):
+            The quantiles.
+        decay (`float`, *optional*, defaults to `100`):
+            Tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: rewards between 0 and `1 + weight`, the correctness included.
+    """
+    if not 0 <= low <= high <= 1:
+        raise ValueError(f"low, high: {low} and {high} are no two quantiles. Set 0 <= low <= high <= 1.")
+    tokens, right = _group(lengths, correct, num_generations)
+    shortest, longest = (
+        torch.where(right, tokens, torch.nan).nanquantile(quantile, dim=1, keepdim=True) for quantile in (low, high)
+    )
+    distance = torch.maximum(shortest - tokens, tokens - longest).clamp(min=0)
+    return torch.where(right, 1 + weight * (1 - distance / decay).clamp(min=0), 0).view(-1)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import wandb
+from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, testbed
 from step_trl.report import read_history
-from tests.small_runs import SMALL_RUN
 
 
 HISTORY = [{"step": step, "entropy": step / 10} for step in range(1, 12)]

@@ -10,7 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_trl.rewards import grpo_lambda_reward, kimi_length_reward
+from step_trl.rewards import (
+    grpo_lambda_reward,
+    kimi_length_reward,
+    lapo_discovery_reward,
+    train_efficiently_reward,
+)
 
 
 def sigmoid(x):
@@ -46,6 +51,43 @@ def reference_lambda(lengths, correct, num_generations, percent, alpha):
             z = (lengths[i] - statistics.mean(of_correct)) / std if std else 0.0
             rewards.append(1 - alpha * sigmoid(z))
     return rewards
+
+
+def reference_train_efficiently(lengths, correct, ended, num_generations, alpha):
+    rewards = []
+    for start in range(0, len(lengths), num_generations):
+        group = range(start, start + num_generations)
+        counted = [lengths[i] for i in group if correct[i] and ended[i]]
+        for i in group:
+            if not (correct[i] and ended[i]):
+                rewards.append(0.0)
+                continue
+            std = statistics.pstdev(counted)
+            z = (lengths[i] - statistics.mean(counted)) / std if std else 0.0
+            rewards.append(1 - alpha * sigmoid(z))
+    return rewards
+
+
+def reference_discovery(lengths, correct, num_generations):
+    rewards = []
+    for start in range(0, len(lengths), num_generations):
+        group = range(start, start + num_generations)
+        of_correct = sorted(lengths[i] for i in group if correct[i])
+        for i in group:
+            if not correct[i]:
+                rewards.append(0.0)
+                continue
+            low, high = (quantile(of_correct, q) for q in (0.3, 0.7))
+            far = 0 if low <= lengths[i] <= high else min(abs(lengths[i] - low), abs(lengths[i] - high))
+            rewards.append(1 + 0.7 * max(0, 1 - far / 100))
+    return rewards
+
+
+def quantile(values, q):
+    place = q * (len(values) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(values) - 1)
+    return values[below] + (place - below) * (values[above] - values[below])
 
 
 def test_kimi_by_hand():
@@ -86,7 +128,36 @@ def test_lambda_takes_at_least_one_group_and_rounds_down():
         assert (rewards.view(10, 2) < 1).all(1).tolist() == [True] * groups + [False] * (10 - groups)
 
 
-@pytest.mark.parametrize("reward", [kimi_length_reward, grpo_lambda_reward])
+def test_train_efficiently_by_hand():
+    lengths = torch.tensor([100, 300, 50, 999, 10, 20, 30, 40])
+    correct = torch.tensor([1, 1, 0, 1, 0, 0, 1, 0]).bool()
+    ended = torch.tensor([1, 1, 1, 0, 1, 1, 1, 1]).bool()
+    rewards = train_efficiently_reward(lengths, correct, 4, ended)
+    short, long = 1 - 0.1 * sigmoid(-1), 1 - 0.1 * sigmoid(1)
+    torch.testing.assert_close(rewards, torch.tensor([short, long, 0, 0, 0, 0, 0.95, 0]))  # one correct: sigmoid of 0
+    everywhere = train_efficiently_reward(lengths, correct, 4, alpha=0.4)
+    assert everywhere[3] > 0 and everywhere[:2].min() > 1 - 0.4 / 2
+
+
+def test_lapo_discovery_by_hand():
+    # of 100, 200, ..., 1100 the quantiles are 400 and 800
+    lengths = torch.tensor([*range(100, 1200, 100), 5])
+    correct = torch.tensor([True] * 11 + [False])
+    rewards = lapo_discovery_reward(lengths, correct, 12)
+    torch.testing.assert_close(rewards, torch.tensor([1, 1, 1, 1.7, 1.7, 1.7, 1.7, 1.7, 1, 1, 1, 0]))
+    rewards = lapo_discovery_reward(lengths, correct, 12, decay=200)
+    torch.testing.assert_close(rewards[[2, 8, 9]], torch.tensor([1.35, 1.35, 1.0]))
+    assert lapo_discovery_reward(torch.tensor([7, 9]), torch.tensor([True, False]), 2).tolist() == pytest.approx(
+        [1.7, 0]
+    )
+    assert lapo_discovery_reward(torch.tensor([7, 9]), torch.zeros(2), 2).tolist() == [0, 0]
+    with pytest.raises(ValueError, match=r"low, high: 0\.8 and 0\.7"):
+        lapo_discovery_reward(lengths, correct, 12, low=0.8)
+
+
+@pytest.mark.parametrize(
+    "reward", [kimi_length_reward, grpo_lambda_reward, train_efficiently_reward, lapo_discovery_reward]
+)
 def test_sizes_are_checked(reward):
     with pytest.raises(ValueError, match=r"lengths: 3 completions.*num_generations=2"):
         reward(torch.ones(3), torch.ones(3), 2)
@@ -109,3 +180,10 @@ def test_equal_the_references(data, num_generations, groups, percent):
     torch.testing.assert_close(kimi_length_reward(*tensors), expected)
     expected = torch.tensor(reference_lambda(lengths, correct, num_generations, percent, 0.1), dtype=torch.float64)
     torch.testing.assert_close(grpo_lambda_reward(*tensors, top_ratio=percent / 100), expected)
+    ended = data.draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    expected = reference_train_efficiently(lengths, correct, ended, num_generations, 0.1)
+    rewards = train_efficiently_reward(*tensors, torch.tensor(ended))
+    torch.testing.assert_close(rewards, torch.tensor(expected, dtype=torch.float64))
+    longer = [10 * length for length in lengths]  # so that some are far from the others
+    expected = torch.tensor(reference_discovery(longer, correct, num_generations), dtype=torch.float64)
+    torch.testing.assert_close(lapo_discovery_reward(10 * tensors[0], *tensors[1:]), expected)
