@@ -11,9 +11,26 @@ from ._version import __version__
 check_trl_version()
 
 if TYPE_CHECKING:
-    from .trainers import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, StepSelection
+    from .trainers import (
+        EfficientReasoningConfig,
+        EfficientReasoningTrainer,
+        SASConfig,
+        SASTrainer,
+        StepGRPOConfig,
+        StepGRPOTrainer,
+        StepSelection,
+    )
 
-__all__ = ["SASConfig", "SASTrainer", "StepGRPOConfig", "StepGRPOTrainer", "StepSelection", "__version__"]
+__all__ = [
+    "EfficientReasoningConfig",
+    "EfficientReasoningTrainer",
+    "SASConfig",
+    "SASTrainer",
+    "StepGRPOConfig",
+    "StepGRPOTrainer",
+    "StepSelection",
+    "__version__",
+]
 
 
 def __getattr__(name: str):

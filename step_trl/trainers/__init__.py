@@ -1,9 +1,19 @@
 """Trainers: a configuration and the wiring of three overrides each."""
 
+from .base import EfficientReasoningTrainer
+from .base_config import EfficientReasoningConfig
 from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
 from .step_grpo import StepGRPOTrainer
 from .step_grpo_config import StepGRPOConfig
 
 
-__all__ = ["SASConfig", "SASTrainer", "StepGRPOConfig", "StepGRPOTrainer", "StepSelection"]
+__all__ = [
+    "EfficientReasoningConfig",
+    "EfficientReasoningTrainer",
+    "SASConfig",
+    "SASTrainer",
+    "StepGRPOConfig",
+    "StepGRPOTrainer",
+    "StepSelection",
+]

@@ -12,8 +12,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
+from ..budgets import TARGET_COLUMN, validate_targets
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
+from ..rewards.terms import WITH_TARGETS, length_term
 from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.ranks import failing_together
@@ -77,6 +79,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
         finally:
             args.use_vllm = args.use_vllm or by_disk
         self.add_callback(SignalWarnings())
+        if self.args.length_reward is not None:
+            name = f"{self.args.length_reward}_length_reward"
+            self._add_reward_column(name, filled_in_after_the_gather, self.args.length_reward_weight)
         self._server_engine = self._connect() if on_servers else None
         self._weights_checked_at: int | None = None
         if self._server_engine is not None and by_disk:
@@ -168,6 +173,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
             if dataset is None:
                 continue
             validate_rows(dataset, needs_solution=needs_solution, name=name)
+            if args.length_reward in WITH_TARGETS:
+                validate_targets(dataset, args.length_reward, name=name)
             if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
                 validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
 
@@ -197,7 +204,37 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
+        if self.args.length_reward is not None:
+            column = self.reward_func_names.index(f"{self.args.length_reward}_length_reward")
+            rewards_per_func[:, column] = self._length_term(inputs, completion_ids_list)
         return rewards_per_func
+
+    def _length_term(self, inputs, completion_ids_list) -> torch.Tensor:
+        """The chosen length reward of the global batch `(B_global,)`."""
+        rows = [
+            (len(ids), ids[-1] in self.eos_token_ids, row.get(TARGET_COLUMN, 0))
+            for ids, row in zip(completion_ids_list, inputs, strict=True)
+        ]
+        lengths, ended, targets = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device)).T
+        return length_term(
+            cast("str", self.args.length_reward),
+            lengths,
+            self._correct,
+            self._group_size,
+            ended.bool(),
+            targets,
+            **self.args.length_options(),
+        )
+
+    def _add_reward_column(self, name: str, reward_func: Callable[..., Any], weight: float) -> None:
+        self.reward_func_names.append(name)
+        self.reward_funcs.append(reward_func)
+        self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
+        self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
+
+    @property
+    def _group_size(self) -> int:
+        return cast("int", self.num_generations if self.model.training else self.num_generations_eval)
 
     @property
     def _mode(self) -> str:
@@ -207,3 +244,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _local(self, gathered: torch.Tensor) -> torch.Tensor:
         """This process's part of a tensor gathered over all of them."""
         return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+
+def filled_in_after_the_gather(completions, **kwargs) -> list[float]:
+    """Placeholder of a column that is relative to a group: a process may see only a part of one."""
+    return [0.0] * len(completions)

@@ -1,10 +1,13 @@
-"""Options that the trainers share: micro-batches, vLLM servers and how they receive the policy's weights."""
+"""Options that the trainers share: length rewards, micro-batches, vLLM servers and how they receive weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from trl import GRPOConfig
+
+from ..rewards.terms import check_length_reward
 
 
 @dataclass
@@ -15,6 +18,15 @@ class EfficientReasoningConfig(GRPOConfig):
     Args:
         vllm_server_base_url (`list[str]`, *optional*):
             URL of the vLLM server, as in [`~trl.GRPOConfig`], or several of them: the prompts are spread over them.
+        length_reward (`str`, *optional*):
+            A reward for short completions that is added to the correctness: `"kimi"`, `"grpo_lambda"`,
+            `"train_efficiently"`, `"l1_exact"`, `"l1_max"`, `"lapo_discovery"` or `"lapo_internalization"`, see
+            [`~step_trl.rewards`]. It is computed over the global batch, and logged in a column of its own without the
+            correctness.
+        length_reward_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of that column.
+        length_reward_options (`dict`, *optional*):
+            Options of that reward, such as `{"alpha": 0.2}`.
         sort_by_length (`bool`, *optional*, defaults to `True`):
             Put completions of like length into one micro-batch of an update, which saves padding and does not change
             the gradient. Ignored where it would: loss types `"bnpo"` and `"luspo"`, `top_entropy_quantile` below 1,
@@ -33,6 +45,15 @@ class EfficientReasoningConfig(GRPOConfig):
             log-probabilities are compared with the policy's; `0` never compares.
     """
 
+    _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "length_reward_options"]
+
+    length_reward: str | None = field(
+        default=None, metadata={"help": "Reward for short completions that is added to the correctness, by its name."}
+    )
+    length_reward_weight: float = field(default=1.0, metadata={"help": "Weight of the length reward."})
+    length_reward_options: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of the length reward."}
+    )
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
         default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
     )
@@ -52,6 +73,10 @@ class EfficientReasoningConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.length_reward is not None:
+            check_length_reward(self.length_reward, self.length_options())
+        elif self.length_reward_options is not None:
+            raise ValueError("length_reward_options: there is no length_reward. Set one, or drop its options.")
         if self.weight_sync not in ("nccl", "disk"):
             raise ValueError(f"weight_sync: {self.weight_sync!r} is not known. Set 'nccl' or 'disk'.")
         if self.weight_sync_check_every < 0:
@@ -72,6 +97,11 @@ class EfficientReasoningConfig(GRPOConfig):
                     "one. Set weight_sync='disk' and a folder that all of them read."
                 )
             self.vllm_server_base_url = self.vllm_server_base_url[0]  # type: ignore[assignment]
+
+    def length_options(self) -> dict[str, Any]:
+        """`length_reward_options`, which may be none."""
+        # The parent's __post_init__ has read a JSON text from the command line.
+        return self.length_reward_options if isinstance(self.length_reward_options, dict) else {}
 
     def server_urls(self) -> list[str]:
         """The servers of `vllm_mode="server"`."""

@@ -11,9 +11,9 @@ Departures from GRPO:
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import ProcessorMixin
@@ -25,6 +25,7 @@ from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingPar
 from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
 from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
+from .base import filled_in_after_the_gather
 from .metrics import rollout_metrics
 from .sas import StepSelectionMixin
 from .step_grpo_config import StepGRPOConfig
@@ -111,17 +112,11 @@ class StepGRPOTrainer(StepSelectionMixin):
     def _add_reward_columns(self) -> None:
         """Eq. 5 as TRL columns: alpha * accuracy, alpha * efficiency, (1 - alpha) * format; further ones stay."""
         alpha = self.args.accuracy_weight
-        columns: list[tuple[str, Callable[..., Any], float]] = []
         self.reward_weights[0] *= alpha
         if self.args.step_reward:
-            columns.append(("step_efficiency", _filled_in_after_the_gather, alpha))
+            self._add_reward_column("step_efficiency", filled_in_after_the_gather, alpha)
         if self.args.format_reward:
-            columns.append(("format_reward", format_reward, 1 - alpha))
-        for name, reward_func, weight in columns:
-            self.reward_func_names.append(name)
-            self.reward_funcs.append(reward_func)
-            self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
-            self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
+            self._add_reward_column("format_reward", format_reward, 1 - alpha)
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if not (self.args.truncated_rollout and self.model.training):
@@ -209,7 +204,7 @@ class StepGRPOTrainer(StepSelectionMixin):
             rewards_per_func[:, column] = step_efficiency_reward(
                 num_steps,
                 self._correct,
-                cast("int", self.num_generations if self.model.training else self.num_generations_eval),
+                self._group_size,
                 self.args.step_penalty,
                 cast("Baseline", self.args.step_baseline),
             )
@@ -229,8 +224,3 @@ class StepGRPOTrainer(StepSelectionMixin):
         if "step_ids" in output:  # a step's confidence is that of its sampled tokens
             output["step_ids"] = output["step_ids"].masked_fill(~sampled, -1)
         return output
-
-
-def _filled_in_after_the_gather(completions, **kwargs) -> list[float]:
-    """Placeholder of a column that is relative to a group: a process may see only a part of one."""
-    return [0.0] * len(completions)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from small_runs import SMALL_RUN
 
-from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
+from step_trl import (
+    EfficientReasoningConfig,
+    EfficientReasoningTrainer,
+    SASConfig,
+    SASTrainer,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+    testbed,
+)
 
 
 OPTIONS = SMALL_RUN | {
@@ -15,7 +23,11 @@ OPTIONS = SMALL_RUN | {
     "max_completion_length": 96,
     "seed": 1,
 }
-CLASSES = {"step_grpo": (StepGRPOTrainer, StepGRPOConfig), "sas": (SASTrainer, SASConfig)}
+CLASSES = {
+    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
+    "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
+    "sas": (SASTrainer, SASConfig),
+}
 
 
 @pytest.fixture(scope="session")

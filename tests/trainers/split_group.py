@@ -24,7 +24,7 @@ def main(path: str) -> None:
     config = StepGRPOConfig(
         f"{path}.run", num_generations=8, per_device_train_batch_size=4, max_completion_length=320, max_steps=1,
         save_strategy="no", report_to="none", disable_tqdm=True, bf16=False, gradient_checkpointing=False,
-        use_cpu=True, seed=3, advantage_selection={"selection_ratio": 0.5}, logging_steps=1,
+        use_cpu=True, seed=3, length_reward="kimi", advantage_selection={"selection_ratio": 0.5}, logging_steps=1,
     )  # fmt: skip
     trainer = RecordingTrainer(
         testbed.load_model(), args=config, train_dataset=testbed.load_dataset("easy"),

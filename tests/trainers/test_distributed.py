@@ -28,7 +28,11 @@ def test_a_group_split_over_ranks(tmp_path, tokenizer):
     steps = [1 + segmenter.count(ids) for ids in first["ids"] + second["ids"]]
     mu = sum(k for k, right in zip(steps, correct) if right) / sum(correct)
     efficiency = [-0.5 * math.tanh((k - mu) / mu) if right else 0.0 for k, right in zip(steps, correct)]
-    assert [row[1] for row in first["columns"]] == pytest.approx(efficiency, abs=1e-6)
+    assert [row[2] for row in first["columns"]] == pytest.approx(efficiency, abs=1e-6)
+    lengths = [len(ids) for ids in first["ids"] + second["ids"]]
+    lam = [0.5 - (length - min(lengths)) / (max(lengths) - min(lengths)) for length in lengths]
+    kimi = [value if right else min(0.0, value) for value, right in zip(lam, correct)]
+    assert [row[1] for row in first["columns"]] == pytest.approx(kimi, abs=1e-6)
 
     rewards = [sum(w * r for w, r in zip(first["weights"], row)) for row in first["columns"]]
     mean = sum(rewards) / 8

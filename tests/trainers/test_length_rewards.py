@@ -1,0 +1,111 @@
+"""Length rewards by their name, in training."""
+
+import pytest
+import torch
+
+from step_trl import EfficientReasoningConfig, StepGRPOConfig, rewards
+from step_trl.budgets import add_token_targets
+
+
+FUNCTIONS = {
+    "kimi": rewards.kimi_length_reward,
+    "grpo_lambda": rewards.grpo_lambda_reward,
+    "train_efficiently": rewards.train_efficiently_reward,
+    "lapo_discovery": rewards.lapo_discovery_reward,
+    "l1_exact": rewards.l1_exact_reward,
+    "l1_max": rewards.l1_max_reward,
+    "lapo_internalization": rewards.lapo_internalization_reward,
+}
+OPTIONS = {"train_efficiently": {"alpha": 0.4}, "grpo_lambda": {"top_ratio": 1.0}}
+
+
+@pytest.fixture
+def record(monkeypatch):
+    """`record(trainer)` trains for an update; returns rows, token ids and the matrix of rewards."""
+
+    def record(trainer):
+        records, original = [], trainer._calculate_rewards
+
+        def recording(inputs, prompts, completions, ids):
+            matrix = original(inputs, prompts, completions, ids)
+            records.append((inputs, ids, matrix.clone()))
+            return matrix
+
+        monkeypatch.setattr(trainer, "_calculate_rewards", recording)
+        trainer.train()
+        (only,) = records
+        return only
+
+    return record
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_correctness_and_term_make_the_reward(build, record, easy_problems, tokenizer, name):
+    trainer = build(
+        "grpo",
+        length_reward=name,
+        length_reward_weight=0.5,
+        length_reward_options=OPTIONS.get(name),
+        train_dataset=add_token_targets(easy_problems, 50, 150),
+        max_completion_length=140,
+        temperature=0.8,
+    )
+    rows, ids, matrix = record(trainer)
+    assert trainer.reward_func_names == ["math_accuracy_reward", f"{name}_length_reward"]
+    assert trainer.reward_weights.tolist() == [1.0, 0.5]
+    correct, term = matrix[:, 0] > 0.5, matrix[:, 1]
+    lengths = torch.tensor([len(completion) for completion in ids])
+    ended = torch.tensor([completion[-1] == tokenizer.eos_token_id for completion in ids])
+    assert 0 < correct.sum() and lengths.unique().numel() > 1
+    function = FUNCTIONS[name]
+    if name in ("l1_exact", "l1_max", "lapo_internalization"):
+        expected = function(lengths, correct, torch.tensor([row["target_tokens"] for row in rows]))
+    elif name == "train_efficiently":
+        assert not ended.all()
+        expected = function(lengths, correct, 4, ended, alpha=0.4)
+    else:
+        expected = function(lengths, correct, 4, **OPTIONS.get(name, {}))
+    torch.testing.assert_close(term if name == "kimi" else correct + term, expected)
+    assert f"rewards/{name}_length_reward/mean" in trainer.state.log_history[0]
+
+
+def test_with_step_grpo_it_is_one_more_column(build, record):
+    trainer = build("step_grpo", length_reward="kimi", accuracy_weight=0.8)
+    _, ids, matrix = record(trainer)
+    assert trainer.reward_func_names[1:] == ["kimi_length_reward", "step_efficiency", "format_reward"]
+    assert trainer.reward_weights.tolist() == pytest.approx([0.8, 1.0, 0.8, 0.2])
+    lengths = torch.tensor([len(completion) for completion in ids])
+    torch.testing.assert_close(matrix[:, 1], rewards.kimi_length_reward(lengths, matrix[:, 0] > 0.5, 4))
+
+
+def test_rows_without_targets_are_refused(build, easy_problems):
+    with pytest.raises(ValueError, match=r"train_dataset: length_reward='l1_max' needs a column 'target_tokens'"):
+        build("grpo", length_reward="l1_max")
+    with pytest.raises(ValueError, match=r"eval_dataset: length_reward='l1_exact'.*add_token_targets"):
+        build(
+            "grpo",
+            length_reward="l1_exact",
+            train_dataset=add_token_targets(easy_problems),
+            trainer_options={"eval_dataset": easy_problems},
+        )
+
+
+def test_options(tmp_path):
+    config = EfficientReasoningConfig(
+        str(tmp_path),
+        length_reward="train_efficiently",
+        length_reward_options='{"alpha": 0.2}',
+        use_cpu=True,
+        bf16=False,
+    )
+    assert config.length_options() == {"alpha": 0.2}
+    for options, message in (
+        ({"length_reward": "short"}, r"length_reward: 'short' is not known\. Set one of kimi, grpo_lambda"),
+        (
+            {"length_reward": "l1_max", "length_reward_options": {"beta": 1}},
+            r"length_reward_options: 'l1_max' has no beta\. Set alpha, delta",
+        ),
+        ({"length_reward_options": {"alpha": 1}}, "length_reward_options: there is no length_reward"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StepGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
