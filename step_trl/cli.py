@@ -16,6 +16,9 @@ def main(arguments: list[str] | None = None) -> None:
     demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
     demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of the rollouts")
     demo.add_argument("--max-steps", type=int, default=40, help="updates of each training")
+    commands.add_parser(
+        "train", add_help=False, help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field"
+    )
     evaluation = commands.add_parser("eval", help="sample and grade a model on benchmarks")
     evaluation.add_argument("--model", required=True, help="folder or name of the model")
     evaluation.add_argument("--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24")
@@ -51,6 +54,11 @@ def main(arguments: list[str] | None = None) -> None:
         from .serve import serve
 
         sys.exit(serve(options.model, options.host, options.port, options.max_model_len, further))
+    if options.command == "train":
+        from .train import run_train
+
+        run_train(further)
+        return
     if further:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
     if options.command == "eval":

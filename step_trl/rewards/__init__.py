@@ -1,6 +1,6 @@
 """Rewards: correctness, format, step efficiency and length baselines."""
 
-from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward
+from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 from .correctness import math_accuracy_reward
 from .efficiency import step_efficiency_reward
 from .format import format_reward
@@ -16,6 +16,7 @@ __all__ = [
     "lapo_discovery_reward",
     "lapo_internalization_reward",
     "math_accuracy_reward",
+    "soft_overlong_reward",
     "step_efficiency_reward",
     "train_efficiently_reward",
 ]

@@ -15,6 +15,31 @@ def _floats(lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor)
     return lengths.to(kind), correct.to(kind), targets.to(kind)
 
 
+def soft_overlong_reward(
+    lengths: torch.Tensor, max_completion_length: int, soft_punish_cache: int | None = None
+) -> torch.Tensor:
+    """
+    Punishment of completions near the end of their budget (DAPO, arXiv 2503.14476, eq. 13); TRL's own.
+
+    Args:
+        lengths (`torch.Tensor` of shape `(B,)`):
+            Tokens of each completion.
+        max_completion_length (`int`):
+            The budget.
+        soft_punish_cache (`int`, *optional*):
+            Last tokens of the budget, over which the punishment grows from 0 to -1. By default a fifth of it, as in
+            DAPO.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: between -1 and 0, to be added to the correctness.
+    """
+    from trl.rewards import get_soft_overlong_punishment  # takes seconds
+
+    cache = max_completion_length // 5 if soft_punish_cache is None else soft_punish_cache
+    punish = get_soft_overlong_punishment(max_completion_length, cache)
+    return torch.tensor(punish([range(length) for length in lengths.tolist()]), device=lengths.device)
+
+
 def l1_exact_reward(
     lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor, alpha: float = 0.0003
 ) -> torch.Tensor:

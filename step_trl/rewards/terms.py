@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward
+from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 from .length import grpo_lambda_reward, kimi_length_reward, lapo_discovery_reward, train_efficiently_reward
 
 
 LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
     "kimi": kimi_length_reward,
+    "soft_overlong": soft_overlong_reward,
     "grpo_lambda": grpo_lambda_reward,
     "train_efficiently": train_efficiently_reward,
     "l1_exact": l1_exact_reward,
@@ -71,10 +72,12 @@ def length_term(
             Of the function.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: Kimi's is a term already; of the others the correctness is taken away.
+        `torch.Tensor` of shape `(B,)`: the first two are terms already; of the others the correctness is taken away.
     """
     if name == "kimi":
         return kimi_length_reward(lengths, correct, num_generations, **options)
+    if name == "soft_overlong":
+        return soft_overlong_reward(lengths, **options)
     if name in WITH_TARGETS:
         rewards = LENGTH_REWARDS[name](lengths, correct, targets, **options)
     elif name == "train_efficiently":

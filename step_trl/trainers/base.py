@@ -216,6 +216,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
             for ids, row in zip(completion_ids_list, inputs, strict=True)
         ]
         lengths, ended, targets = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device)).T
+        options = self.args.length_options()
+        if self.args.length_reward == "soft_overlong":
+            options = {"max_completion_length": self.max_completion_length} | options
         return length_term(
             cast("str", self.args.length_reward),
             lengths,
@@ -223,7 +226,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             self._group_size,
             ended.bool(),
             targets,
-            **self.args.length_options(),
+            **options,
         )
 
     def _add_reward_column(self, name: str, reward_func: Callable[..., Any], weight: float) -> None:

@@ -19,10 +19,10 @@ class EfficientReasoningConfig(GRPOConfig):
         vllm_server_base_url (`list[str]`, *optional*):
             URL of the vLLM server, as in [`~trl.GRPOConfig`], or several of them: the prompts are spread over them.
         length_reward (`str`, *optional*):
-            A reward for short completions that is added to the correctness: `"kimi"`, `"grpo_lambda"`,
-            `"train_efficiently"`, `"l1_exact"`, `"l1_max"`, `"lapo_discovery"` or `"lapo_internalization"`, see
-            [`~step_trl.rewards`]. It is computed over the global batch, and logged in a column of its own without the
-            correctness.
+            A reward for short completions that is added to the correctness: `"kimi"`, `"soft_overlong"`,
+            `"grpo_lambda"`, `"train_efficiently"`, `"l1_exact"`, `"l1_max"`, `"lapo_discovery"` or
+            `"lapo_internalization"`, see [`~step_trl.rewards`]. It is computed over the global batch, and logged in a
+            column of its own, without the correctness.
         length_reward_weight (`float`, *optional*, defaults to `1.0`):
             Weight of that column.
         length_reward_options (`dict`, *optional*):

@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from step_trl.rewards import l1_exact_reward, l1_max_reward, lapo_internalization_reward
+from step_trl.rewards import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
+
+
+def test_soft_overlong_by_hand():
+    rewards = soft_overlong_reward(torch.tensor([10, 80, 90, 100, 101]), 100)
+    torch.testing.assert_close(rewards, torch.tensor([0, 0, -0.5, -1.0, -1.0]))
+    assert soft_overlong_reward(torch.tensor([75]), 100, 50).tolist() == [-0.5]
 
 
 def test_l1_exact_by_hand():

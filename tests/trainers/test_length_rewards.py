@@ -9,6 +9,7 @@ from step_trl.budgets import add_token_targets
 
 FUNCTIONS = {
     "kimi": rewards.kimi_length_reward,
+    "soft_overlong": rewards.soft_overlong_reward,
     "grpo_lambda": rewards.grpo_lambda_reward,
     "train_efficiently": rewards.train_efficiently_reward,
     "lapo_discovery": rewards.lapo_discovery_reward,
@@ -16,7 +17,11 @@ FUNCTIONS = {
     "l1_max": rewards.l1_max_reward,
     "lapo_internalization": rewards.lapo_internalization_reward,
 }
-OPTIONS = {"train_efficiently": {"alpha": 0.4}, "grpo_lambda": {"top_ratio": 1.0}}
+OPTIONS = {
+    "soft_overlong": {"soft_punish_cache": 100},
+    "train_efficiently": {"alpha": 0.4},
+    "grpo_lambda": {"top_ratio": 1.0},
+}
 
 
 @pytest.fixture
@@ -60,12 +65,15 @@ def test_correctness_and_term_make_the_reward(build, record, easy_problems, toke
     function = FUNCTIONS[name]
     if name in ("l1_exact", "l1_max", "lapo_internalization"):
         expected = function(lengths, correct, torch.tensor([row["target_tokens"] for row in rows]))
+    elif name == "soft_overlong":
+        expected = function(lengths, 140, 100)
+        assert expected.unique().numel() > 2
     elif name == "train_efficiently":
         assert not ended.all()
         expected = function(lengths, correct, 4, ended, alpha=0.4)
     else:
         expected = function(lengths, correct, 4, **OPTIONS.get(name, {}))
-    torch.testing.assert_close(term if name == "kimi" else correct + term, expected)
+    torch.testing.assert_close(term if name in ("kimi", "soft_overlong") else correct + term, expected)
     assert f"rewards/{name}_length_reward/mean" in trainer.state.log_history[0]
 
 
@@ -100,7 +108,7 @@ def test_options(tmp_path):
     )
     assert config.length_options() == {"alpha": 0.2}
     for options, message in (
-        ({"length_reward": "short"}, r"length_reward: 'short' is not known\. Set one of kimi, grpo_lambda"),
+        ({"length_reward": "short"}, r"length_reward: 'short' is not known\. Set one of kimi, soft_overlong"),
         (
             {"length_reward": "l1_max", "length_reward_options": {"beta": 1}},
             r"length_reward_options: 'l1_max' has no beta\. Set alpha, delta",
