@@ -1,5 +1,6 @@
 """Each recipe says what it means to, and trains."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import yaml
 from small_runs import SMALL_RUN
 
 from step_trl import StepGRPOConfig, StepSelection
+from step_trl.recipe import parse, read_recipe
 from step_trl.rollout import ConfidenceTruncation
-from step_trl.train import parse, run_train
+from step_trl.train import run_train
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -37,14 +39,16 @@ def test_a_recipe_trains(path, tmp_path):
     overrides = TESTBED | {"output_dir": tmp_path / "run"}
     if "token_targets" in fields:
         overrides["token_targets"] = [20, 40]
-    command = ["--config", str(path), *flags(overrides)]
-    for found in parse(command):
-        for name in fields.keys() & vars(found).keys() - overrides.keys() - {"model_init_kwargs"}:
-            value = getattr(found, name)
-            assert (list(value) if isinstance(value, tuple) else value) == fields[name], name
-    trainer = run_train(command)
-    assert trainer.state.global_step == 1
-    assert (tmp_path / "run" / "model.safetensors").is_file()
+    recipe, stages, rest = read_recipe(["--config", str(path), *flags(overrides)])
+    for stage in stages:
+        meant = recipe | stage
+        for found in parse(meant, rest):
+            for name in meant.keys() & vars(found).keys() - overrides.keys() - {"model_init_kwargs"}:
+                value = getattr(found, name)
+                assert (list(value) if isinstance(value, tuple) else value) == meant[name], name
+    folder = run_train(["--config", str(path), *rest])
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
+    assert (folder / "model.safetensors").is_file()
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
 
 

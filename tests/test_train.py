@@ -1,12 +1,17 @@
 """`step-trl train`: recipes, flags, and what is refused before anything is loaded."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from small_runs import SMALL_RUN
 
+from step_trl import testbed, train
 from step_trl.cli import main
-from step_trl.train import load_rows, parse
+from step_trl.recipe import parse, read_recipe
+from step_trl.train import load_rows
 
 
 SMALL = SMALL_RUN | {
@@ -17,6 +22,11 @@ SMALL = SMALL_RUN | {
     "per_device_train_batch_size": 4,
     "num_generations": 2,
 }
+
+
+def parsed(arguments):
+    recipe, _, rest = read_recipe(arguments)
+    return parse(recipe, rest)
 
 
 @pytest.fixture
@@ -33,7 +43,7 @@ def command(tmp_path):
 def test_a_recipe_is_overridden_by_flags(tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: sas\nselection_ratio: 0.7\nlearning_rate: 0.5\ndataset: other\n")
-    arguments, model, config = parse(
+    arguments, model, config = parsed(
         ["--config", str(recipe), "--dataset=testbed", "--learning-rate", "0.1", "--bf16", "0"]
     )
     assert (arguments.trainer, arguments.dataset, config.selection_ratio, config.learning_rate) == (
@@ -53,31 +63,31 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
 )
 def test_what_is_refused(command, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message.replace("?", r"\?")):
-        parse(command(**options))
+        parsed(command(**options))
 
 
 def test_unknown_keys_of_a_recipe_are_refused(tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("step_penality: 0.5\n")
     with pytest.raises(ValueError, match=r"step_penality: no option.* Did you mean step_penalty\?"):
-        parse(["--config", str(recipe), *command(trainer="step_grpo")])
+        parsed(["--config", str(recipe), *command(trainer="step_grpo")])
     recipe.write_text("- a list")
     with pytest.raises(ValueError, match=r"config: .*recipe\.yaml is no mapping"):
-        parse(["--config", str(recipe), *command()])
+        parsed(["--config", str(recipe), *command()])
 
 
 def test_rows(tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text(json.dumps({"problem": "1 + 1", "answer": "2"}) + "\n")
     flags = ["--trainer", "grpo", "--dataset", str(file), "--prompt_template", "{problem} =", "--bf16", "0"]
-    (row,) = load_rows(parse([*flags, "--token_targets", "7", "7"])[0])
+    (row,) = load_rows(parsed([*flags, "--token_targets", "7", "7"])[0])
     assert row == {
         "prompt": [{"role": "user", "content": "1 + 1 = Think for 7 tokens."}],
         "solution": "2",
         "target_tokens": 7,
     }
     with pytest.raises(ValueError, match=r"token_targets: \[7\] are not two"):
-        load_rows(parse([*flags, "--token_targets", "7"])[0])
+        load_rows(parsed([*flags, "--token_targets", "7"])[0])
 
 
 def test_a_run_is_never_overwritten_and_goes_on(tmp_path, command):
@@ -102,3 +112,52 @@ def test_help_lists_the_fields(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "--confidence_threshold" in capsys.readouterr().out
+
+
+def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "max_steps: 2\nstages:\n"
+        "- {max_completion_length: 40, learning_rate: 1.0e-2}\n"
+        "- {max_completion_length: 24, learning_rate: 0.0, system_prompt: Within 24 tokens.}\n"
+    )
+    flags = command(save_strategy="steps", save_steps=1)
+    for name in ("--max_completion_length", "--max_steps"):
+        del flags[flags.index(name) : flags.index(name) + 2]
+    built = []
+    original = train.build_trainer
+
+    def recording(*parsed):
+        trainer = original(*parsed)
+        built.append(trainer)
+        return trainer
+
+    monkeypatch.setattr(train, "build_trainer", recording)
+    folder = train.run_train(["--config", str(recipe), *flags])
+    first, second = built
+    assert folder == tmp_path / "run" / "stage-2"
+    assert (first.args.max_completion_length, second.args.max_completion_length) == (40, 24)
+    assert second.train_dataset[0]["prompt"][0] == {"role": "system", "content": "Within 24 tokens."}
+    vanilla = testbed.load_model().state_dict()
+    after_first, after_second = (
+        load_file(tmp_path / "run" / f"stage-{number}" / "model.safetensors") for number in (1, 2)
+    )
+    assert any((after_first[name] != vanilla[name]).any() for name in after_first)
+    assert all(
+        torch.equal(after_first[name], after_second[name]) for name in after_first
+    )  # the second learned nothing
+
+    # The second stage was stopped after its first update: the first is left alone, the second goes on.
+    shutil.rmtree(folder / "checkpoint-2")
+    (folder / "trainer_state.json").unlink()
+    assert train.run_train(["--config", str(recipe), *flags]) == folder
+    assert len(built) == 3
+    assert [entry["step"] for entry in built[2].state.log_history if "loss" in entry] == [1, 2]
+    assert train.run_train(["--config", str(recipe), *flags]) == folder and len(built) == 3
+
+
+def test_stages_are_a_list(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages: 3\n")
+    with pytest.raises(ValueError, match="stages: 3 is no list of mappings"):
+        read_recipe([f"--config={recipe}"])
