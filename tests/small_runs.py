@@ -1,4 +1,4 @@
-"""Training options of the smallest run on a CPU, for both trainers."""
+"""Training options of the smallest run on a CPU, for all trainers."""
 
 SMALL_RUN = {
     "max_steps": 1,
@@ -10,3 +10,20 @@ SMALL_RUN = {
     "gradient_checkpointing": False,
     "use_cpu": True,
 }
+# The testbed in place of the model and data of a recipe, and lengths that fit it.
+TESTBED_RUN = SMALL_RUN | {
+    "model_name_or_path": "testbed",
+    "dtype": "float32",
+    "dataset": "testbed",
+    "max_completion_length": 48,
+    "per_device_train_batch_size": 10,
+    "gradient_accumulation_steps": 1,
+    "steps_per_generation": 1,
+    "num_generations": 5,
+}
+
+
+def flags(options):
+    """Options as a command line has them."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [text for name, values in lists.items() for text in (f"--{name}", *map(str, values))]

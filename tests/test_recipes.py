@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import SMALL_RUN
+from small_runs import TESTBED_RUN, flags
 
 from step_trl import StepGRPOConfig, StepSelection
 from step_trl.recipe import parse, read_recipe
@@ -15,28 +15,12 @@ from step_trl.train import run_train
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PATHS = sorted(RECIPES.rglob("*.yaml"))
-# The testbed in place of the model and data of a recipe, and lengths that fit it.
-TESTBED = SMALL_RUN | {
-    "model_name_or_path": "testbed",
-    "dtype": "float32",
-    "dataset": "testbed",
-    "max_completion_length": 48,
-    "per_device_train_batch_size": 10,
-    "gradient_accumulation_steps": 1,
-    "steps_per_generation": 1,
-    "num_generations": 5,
-}
-
-
-def flags(options):
-    lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
-    return [text for name, values in lists.items() for text in (f"--{name}", *map(str, values))]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_trains(path, tmp_path):
     fields = yaml.safe_load(path.read_text())
-    overrides = TESTBED | {"output_dir": tmp_path / "run"}
+    overrides = TESTBED_RUN | {"output_dir": tmp_path / "run"}
     if "token_targets" in fields:
         overrides["token_targets"] = [20, 40]
     recipe, stages, rest = read_recipe(["--config", str(path), *flags(overrides)])

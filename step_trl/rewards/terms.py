@@ -22,7 +22,8 @@ LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
     "lapo_discovery": lapo_discovery_reward,
     "lapo_internalization": lapo_internalization_reward,
 }
-WITH_TARGETS = ("l1_exact", "l1_max", "lapo_internalization")  # the rows say how long completions should be
+WITH_TARGETS = ("l1_exact", "l1_max", "lapo_internalization")
+TARGETS_IN_ROWS = WITH_TARGETS[:2]  # LAPO's are measured
 
 
 def check_length_reward(name: str, options: Mapping[str, Any]) -> None:
@@ -67,7 +68,7 @@ def length_term(
         ended (`torch.BoolTensor` of shape `(B,)`):
             Whether the completion ended with the EOS token.
         targets (`torch.Tensor` of shape `(B,)`):
-            Tokens that the rows ask for; only looked at by the rewards of `WITH_TARGETS`.
+            Tokens that the prompts ask for; only looked at by the rewards of `WITH_TARGETS`.
         **options:
             Of the function.
 

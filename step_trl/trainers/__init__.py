@@ -1,7 +1,7 @@
 """Trainers: a configuration and the wiring of three overrides each."""
 
-from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
+from .efficient import EfficientReasoningTrainer
 from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
 from .step_grpo import StepGRPOTrainer

@@ -12,10 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedT
 from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
-from ..budgets import TARGET_COLUMN, validate_targets
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
-from ..rewards.terms import WITH_TARGETS, length_term
 from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.ranks import failing_together
@@ -28,7 +26,7 @@ from .signals import SignalWarnings
 logger = logging.getLogger(__name__)
 
 
-class EfficientReasoningTrainer(GRPOTrainer):
+class BaseTrainer(GRPOTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
@@ -79,9 +77,6 @@ class EfficientReasoningTrainer(GRPOTrainer):
         finally:
             args.use_vllm = args.use_vllm or by_disk
         self.add_callback(SignalWarnings())
-        if self.args.length_reward is not None:
-            name = f"{self.args.length_reward}_length_reward"
-            self._add_reward_column(name, filled_in_after_the_gather, self.args.length_reward_weight)
         self._server_engine = self._connect() if on_servers else None
         self._weights_checked_at: int | None = None
         if self._server_engine is not None and by_disk:
@@ -152,13 +147,16 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 )
         return output
 
-    def _check_datasets(self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]) -> None:
-        """Fail on unusable rows before a model is loaded."""
+    def _check_datasets(
+        self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Fail on unusable rows before a model is loaded. Returns the data sets by what errors call them."""
         if kwargs.get("environment_factory") is not None:
-            return  # the environment owns the prompts
+            return {}  # the environment owns the prompts
         evaluation = kwargs.get("eval_dataset")
         datasets = {"train_dataset": train_dataset}
         datasets |= evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
+        datasets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
         loading = {"trust_remote_code": args.trust_remote_code} | {
             name: value
             for name, value in (args.model_init_kwargs or {}).items()
@@ -170,13 +168,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
         if tokenizer is None and isinstance(model, str):
             tokenizer = AutoTokenizer.from_pretrained(model, **loading)
         for name, dataset in datasets.items():
-            if dataset is None:
-                continue
             validate_rows(dataset, needs_solution=needs_solution, name=name)
-            if args.length_reward in WITH_TARGETS:
-                validate_targets(dataset, args.length_reward, name=name)
             if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
                 validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
+        return datasets
 
     def _prepare_inputs(self, generation_batch):
         steps_per_generation = cast("int", self.args.steps_per_generation)  # TRL has filled it in
@@ -204,30 +199,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
-        if self.args.length_reward is not None:
-            column = self.reward_func_names.index(f"{self.args.length_reward}_length_reward")
-            rewards_per_func[:, column] = self._length_term(inputs, completion_ids_list)
         return rewards_per_func
-
-    def _length_term(self, inputs, completion_ids_list) -> torch.Tensor:
-        """The chosen length reward of the global batch `(B_global,)`."""
-        rows = [
-            (len(ids), ids[-1] in self.eos_token_ids, row.get(TARGET_COLUMN, 0))
-            for ids, row in zip(completion_ids_list, inputs, strict=True)
-        ]
-        lengths, ended, targets = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device)).T
-        options = self.args.length_options()
-        if self.args.length_reward == "soft_overlong":
-            options = {"max_completion_length": self.max_completion_length} | options
-        return length_term(
-            cast("str", self.args.length_reward),
-            lengths,
-            self._correct,
-            self._group_size,
-            ended.bool(),
-            targets,
-            **options,
-        )
 
     def _add_reward_column(self, name: str, reward_func: Callable[..., Any], weight: float) -> None:
         self.reward_func_names.append(name)

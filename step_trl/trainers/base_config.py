@@ -27,6 +27,9 @@ class EfficientReasoningConfig(GRPOConfig):
             Weight of that column.
         length_reward_options (`dict`, *optional*):
             Options of that reward, such as `{"alpha": 0.2}`.
+        lapo_lengths (`str`, *optional*):
+            File of the lengths that LAPO's first stage found, for `length_reward="lapo_internalization"`. By default
+            `lapo_lengths.json` in the model's folder, where the first stage saves it.
         sort_by_length (`bool`, *optional*, defaults to `True`):
             Put completions of like length into one micro-batch of an update, which saves padding and does not change
             the gradient. Ignored where it would: loss types `"bnpo"` and `"luspo"`, `top_entropy_quantile` below 1,
@@ -54,6 +57,7 @@ class EfficientReasoningConfig(GRPOConfig):
     length_reward_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the length reward."}
     )
+    lapo_lengths: str | None = field(default=None, metadata={"help": "File of the lengths of LAPO's first stage."})
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
         default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
     )

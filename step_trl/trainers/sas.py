@@ -20,7 +20,7 @@ from ..advantages import select_step_advantages, step_confidences
 from ..rewards import math_accuracy_reward
 from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter
-from .base import EfficientReasoningTrainer
+from .efficient import EfficientReasoningTrainer
 from .sas_config import SASConfig, StepSelection
 
 

@@ -15,7 +15,6 @@ FUNCTIONS = {
     "lapo_discovery": rewards.lapo_discovery_reward,
     "l1_exact": rewards.l1_exact_reward,
     "l1_max": rewards.l1_max_reward,
-    "lapo_internalization": rewards.lapo_internalization_reward,
 }
 OPTIONS = {
     "soft_overlong": {"soft_punish_cache": 100},
@@ -63,7 +62,7 @@ def test_correctness_and_term_make_the_reward(build, record, easy_problems, toke
     ended = torch.tensor([completion[-1] == tokenizer.eos_token_id for completion in ids])
     assert 0 < correct.sum() and lengths.unique().numel() > 1
     function = FUNCTIONS[name]
-    if name in ("l1_exact", "l1_max", "lapo_internalization"):
+    if name in ("l1_exact", "l1_max"):
         expected = function(lengths, correct, torch.tensor([row["target_tokens"] for row in rows]))
     elif name == "soft_overlong":
         expected = function(lengths, 140, 100)
