@@ -4,7 +4,13 @@ from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward,
 from .correctness import math_accuracy_reward
 from .efficiency import step_efficiency_reward
 from .format import format_reward
-from .length import grpo_lambda_reward, kimi_length_reward, lapo_discovery_reward, train_efficiently_reward
+from .length import (
+    grpo_lambda_reward,
+    kimi_length_reward,
+    lapo_discovery_reward,
+    s_grpo_reward,
+    train_efficiently_reward,
+)
 
 
 __all__ = [
@@ -16,6 +22,7 @@ __all__ = [
     "lapo_discovery_reward",
     "lapo_internalization_reward",
     "math_accuracy_reward",
+    "s_grpo_reward",
     "soft_overlong_reward",
     "step_efficiency_reward",
     "train_efficiently_reward",

@@ -173,3 +173,24 @@ def lapo_discovery_reward(
     )
     distance = torch.maximum(shortest - tokens, tokens - longest).clamp(min=0)
     return torch.where(right, 1 + weight * (1 - distance / decay).clamp(min=0), 0).view(-1)
+
+
+def s_grpo_reward(correct: torch.Tensor, num_generations: int, decay: float = 0.5) -> torch.Tensor:
+    """
+    Reward of S-GRPO (arXiv 2505.07686): the earliest right exit from a thought earns most.
+
+    A right completion gets `decay ** (number of right ones up to it - 1)`, a wrong one 0.
+
+    Args:
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right; groups of `num_generations` follow each other, each in the order of its exits.
+        num_generations (`int`):
+            Completions per group.
+        decay (`float`, *optional*, defaults to `0.5`):
+            Of the reward, from one right exit to the next.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+    """
+    right = _group(correct, correct, num_generations)[1]
+    return torch.where(right, decay ** (right.cumsum(1) - 1.0), 0).view(-1)

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 
 from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
-from .length import grpo_lambda_reward, kimi_length_reward, lapo_discovery_reward, train_efficiently_reward
+from .length import (
+    grpo_lambda_reward,
+    kimi_length_reward,
+    lapo_discovery_reward,
+    s_grpo_reward,
+    train_efficiently_reward,
+)
 
 
 LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
@@ -21,6 +27,7 @@ LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
     "l1_max": l1_max_reward,
     "lapo_discovery": lapo_discovery_reward,
     "lapo_internalization": lapo_internalization_reward,
+    "s_grpo": s_grpo_reward,
 }
 WITH_TARGETS = ("l1_exact", "l1_max", "lapo_internalization")
 TARGETS_IN_ROWS = WITH_TARGETS[:2]  # LAPO's are measured
@@ -79,7 +86,9 @@ def length_term(
         return kimi_length_reward(lengths, correct, num_generations, **options)
     if name == "soft_overlong":
         return soft_overlong_reward(lengths, **options)
-    if name in WITH_TARGETS:
+    if name == "s_grpo":
+        rewards = s_grpo_reward(correct, num_generations, **options)
+    elif name in WITH_TARGETS:
         rewards = LENGTH_REWARDS[name](lengths, correct, targets, **options)
     elif name == "train_efficiently":
         rewards = train_efficiently_reward(lengths, correct, num_generations, ended, **options)

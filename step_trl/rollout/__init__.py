@@ -2,6 +2,7 @@
 
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
 from .dynamic import DynamicTruncatedRollout, Rollout, SamplingParams
+from .serial import SerialGroupRollout
 from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCallback
 
 
@@ -17,6 +18,7 @@ __all__ = [
     "RandomCut",
     "Rollout",
     "SamplingParams",
+    "SerialGroupRollout",
     "TokenBudget",
     "TruncationCallback",
 ]

@@ -21,8 +21,8 @@ class EfficientReasoningConfig(GRPOConfig):
         length_reward (`str`, *optional*):
             A reward for short completions that is added to the correctness: `"kimi"`, `"soft_overlong"`,
             `"grpo_lambda"`, `"train_efficiently"`, `"l1_exact"`, `"l1_max"`, `"lapo_discovery"` or
-            `"lapo_internalization"`, see [`~step_trl.rewards`]. It is computed over the global batch, and logged in a
-            column of its own, without the correctness.
+            `"lapo_internalization"`, see [`~step_trl.rewards`]; with [`StepGRPOConfig`] also `"s_grpo"`. It is
+            computed over the global batch, and logged in a column of its own, without the correctness.
         length_reward_weight (`float`, *optional*, defaults to `1.0`):
             Weight of that column.
         length_reward_options (`dict`, *optional*):
@@ -79,6 +79,8 @@ class EfficientReasoningConfig(GRPOConfig):
         super().__post_init__()
         if self.length_reward is not None:
             check_length_reward(self.length_reward, self.length_options())
+            if self.length_reward == "s_grpo" and not hasattr(self, "serial_group"):
+                raise ValueError("length_reward: 's_grpo' needs StepGRPOConfig and its serial_group=True.")
         elif self.length_reward_options is not None:
             raise ValueError("length_reward_options: there is no length_reward. Set one, or drop its options.")
         if self.weight_sync not in ("nccl", "disk"):

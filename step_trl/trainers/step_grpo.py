@@ -21,7 +21,7 @@ from trl.models import unwrap_model_for_generation
 
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.efficiency import Baseline
-from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
+from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams, SerialGroupRollout
 from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
 from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
@@ -126,20 +126,25 @@ class StepGRPOTrainer(StepSelectionMixin):
         seeded = not self.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
         # With tools, processes call this in different numbers, and cannot wait for each other.
         with nullcontext() if self.tools else failing_together(), self._generating_engine() as engine:
-            rollouts = DynamicTruncatedRollout(
-                engine,
-                self.truncation_callbacks,
-                SamplingParams(
-                    cast("int", self.max_completion_length),
-                    self.temperature,
-                    self.top_p,
-                    self.top_k or 0,
-                    self.min_p or 0.0,
-                ),
+            sampling = SamplingParams(
+                cast("int", self.max_completion_length),
+                self.temperature,
+                self.top_p,
+                self.top_k or 0,
+                self.min_p or 0.0,
+            )
+            seeds = self._rollout_seeds(len(prompt_ids)) if seeded else None
+            most = self.args.max_rollouts_in_flight
+            if self.args.serial_group:
+                rollouts = SerialGroupRollout(engine, sampling, max_in_flight=most).run(
+                    prompt_ids, num_generations, seeds
+                )
+            else:
                 # TRL gives a colocated model one slot per rollout: a probe beside a thought would wait for another.
-                self.args.speculative_probing and self._colocated_engine is None,
-                max_in_flight=self.args.max_rollouts_in_flight,
-            ).run(prompt_ids, self._rollout_seeds(len(prompt_ids)) if seeded else None)
+                speculative = self.args.speculative_probing and self._colocated_engine is None
+                rollouts = DynamicTruncatedRollout(
+                    engine, self.truncation_callbacks, sampling, speculative, max_in_flight=most
+                ).run(prompt_ids, seeds)
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)

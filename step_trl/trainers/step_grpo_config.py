@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from ..rollout import ConfidenceTruncation
 from .base_config import EfficientReasoningConfig
@@ -53,6 +53,9 @@ class StepGRPOConfig(EfficientReasoningConfig):
             Completions of the group whose mean number of steps is mu: `"correct"` or `"all"`.
         truncated_rollout (`bool`, *optional*, defaults to `True`):
             Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself.
+        serial_group (`bool`, *optional*, defaults to `False`):
+            S-GRPO (arXiv 2505.07686): the completions of a group are exits from random places of one thought, and the
+            whole of it last. In place of the truncation callbacks; for `length_reward="s_grpo"`.
         step_reward (`bool`, *optional*, defaults to `True`):
             Use the efficiency term.
         format_reward (`bool`, *optional*, defaults to `True`):
@@ -68,7 +71,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
     _VALID_DICT_FIELDS = [*EfficientReasoningConfig._VALID_DICT_FIELDS, "advantage_selection"]
 
     triggers: list[str] = field(
-        default=("Wait", "Alternatively"),  # type: ignore[arg-type]  # the command line needs a list type
+        default_factory=lambda: ["Wait", "Alternatively"],
         metadata={"help": "Words that open a semantic step."},
     )
     confidence_threshold: float = field(
@@ -93,6 +96,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
     step_penalty: float = field(default=0.5, metadata={"help": "Beta: most that steps change a correct reward."})
     step_baseline: str = field(default="correct", metadata={"help": "Mean steps of the 'correct' or of 'all' ones."})
     truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
+    serial_group: bool = field(default=False, metadata={"help": "Groups are exits from one thought (S-GRPO)."})
     step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
     format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
     train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep unsampled tokens in the loss."})
@@ -105,10 +109,25 @@ class StepGRPOConfig(EfficientReasoningConfig):
         self._check_ranges()
         if self.truncated_rollout:
             self._check_rollout()
+        self._check_serial_group()
         selection = self.step_selection()
         if selection is not None:
             selection.validate()
             check_loss_type(self)
+
+    def _check_serial_group(self) -> None:
+        if self.length_reward == "s_grpo" and not self.serial_group:
+            raise ValueError("length_reward: 's_grpo' is for groups of exits from one thought. Set serial_group=True.")
+        if not self.serial_group:
+            return
+        if not self.truncated_rollout:
+            raise ValueError("serial_group: truncated_rollout=False samples no exits. Set one of the two.")
+        local = self.per_device_train_batch_size * cast("int", self.steps_per_generation)
+        if local % cast("int", self.num_generations):
+            raise ValueError(
+                f"serial_group: {local} completions per process, which is per_device_train_batch_size * "
+                f"steps_per_generation, are no whole groups of num_generations={self.num_generations}. Set a multiple."
+            )
 
     def step_selection(self) -> StepSelection | None:
         """`advantage_selection` as an object."""

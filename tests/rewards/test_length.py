@@ -14,6 +14,7 @@ from step_trl.rewards import (
     grpo_lambda_reward,
     kimi_length_reward,
     lapo_discovery_reward,
+    s_grpo_reward,
     train_efficiently_reward,
 )
 
@@ -153,6 +154,15 @@ def test_lapo_discovery_by_hand():
     assert lapo_discovery_reward(torch.tensor([7, 9]), torch.zeros(2), 2).tolist() == [0, 0]
     with pytest.raises(ValueError, match=r"low, high: 0\.8 and 0\.7"):
         lapo_discovery_reward(lengths, correct, 12, low=0.8)
+
+
+def test_s_grpo_by_hand():
+    correct = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])
+    expected = torch.tensor([0, 1, 0.5, 0, 0.25, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])
+    torch.testing.assert_close(s_grpo_reward(correct, 5), expected)
+    assert s_grpo_reward(torch.ones(3), 3, decay=0.9).tolist() == pytest.approx([1, 0.9, 0.81])
+    with pytest.raises(ValueError, match="3 completions"):
+        s_grpo_reward(torch.ones(3), 2)
 
 
 @pytest.mark.parametrize(

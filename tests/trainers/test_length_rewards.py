@@ -5,6 +5,7 @@ import torch
 
 from step_trl import EfficientReasoningConfig, StepGRPOConfig, rewards
 from step_trl.budgets import add_token_targets
+from step_trl.rollout import RandomCut
 
 
 FUNCTIONS = {
@@ -116,3 +117,41 @@ def test_options(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             StepGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+def test_s_grpo(build, record, tokenizer):
+    """Exits from one thought, in their order, of which the first right one earns most."""
+    trainer = build(
+        "step_grpo",
+        serial_group=True,
+        length_reward="s_grpo",
+        step_reward=False,
+        format_reward=False,
+        accuracy_weight=1.0,
+        scale_rewards="none",
+        max_completion_length=300,
+    )
+    _, ids, matrix = record(trainer)
+    assert trainer.reward_func_names == ["math_accuracy_reward", "s_grpo_length_reward"]
+    closing = tokenizer.encode(RandomCut.closing, add_special_tokens=False)
+    for group in (ids[:4], ids[4:]):
+        places = [len(tokenizer.decode(one).partition("Time is limited")[0]) for one in group]
+        assert places == sorted(places) and len(group[0]) > len(closing)
+    correct = matrix[:, 0] > 0.5
+    assert correct.any()
+    torch.testing.assert_close(matrix.sum(1), rewards.s_grpo_reward(correct, 4))
+
+
+def test_s_grpo_needs_its_groups(tmp_path):
+    base = {"length_reward": "s_grpo", "use_cpu": True, "bf16": False}
+    with pytest.raises(ValueError, match=r"length_reward: 's_grpo' needs StepGRPOConfig"):
+        EfficientReasoningConfig(str(tmp_path), **base)
+    with pytest.raises(ValueError, match=r"length_reward: 's_grpo' is for groups.*Set serial_group=True"):
+        StepGRPOConfig(str(tmp_path), **base)
+    base["serial_group"] = True
+    with pytest.raises(ValueError, match="serial_group: truncated_rollout=False"):
+        StepGRPOConfig(str(tmp_path), truncated_rollout=False, **base)
+    config = StepGRPOConfig(str(tmp_path), **base)
+    config.per_device_train_batch_size, config.steps_per_generation, config.num_generations = 2, 2, 8
+    with pytest.raises(ValueError, match=r"serial_group: 4 completions per process.*num_generations=8"):
+        config._check_serial_group()  # with more processes, a batch may be whole groups where its parts are not
