@@ -37,6 +37,25 @@ def main(arguments: list[str] | None = None) -> None:
         help="leave a thought where an induced answer is more confident than this (DEER)",
     )  # fmt: skip
     evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
+    distillation = commands.add_parser(
+        "distill", help="learn from one's own truncated completions that are right and short (DEER+SFT)"
+    )
+    distillation.add_argument("--model", required=True, help="folder or name of the model, or 'testbed'")
+    distillation.add_argument("--dataset", required=True, help="name on the hub, folder, file, or 'testbed'")
+    distillation.add_argument("--dataset-name", help="configuration of the data set")
+    distillation.add_argument("--dataset-split", default="train")
+    distillation.add_argument("--output-dir", type=Path, required=True, help="for samples, kept rows and the model")
+    distillation.add_argument("--limit", type=int, help="first problems only")
+    distillation.add_argument("--n", type=int, default=4, help="samples per problem")
+    distillation.add_argument("--per-problem", type=int, default=1, help="most completions that are kept of a problem")
+    distillation.add_argument("--confidence", type=float, default=0.95, help="above which a thought is left")
+    distillation.add_argument("--temperature", type=float, default=1.0)
+    distillation.add_argument("--max-tokens", type=int, default=16_384, help="of a completion")
+    distillation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    distillation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
+    distillation.add_argument("--learning-rate", type=float, default=1e-5)
+    distillation.add_argument("--num-train-epochs", type=float, default=3)
+    distillation.add_argument("--per-device-train-batch-size", type=int, default=8)
     study = commands.add_parser("study", help="run every comparison of both papers on the testbed, or go on with it")
     study.add_argument("--output-dir", type=Path, default=Path("runs/study"), help="of models and samples")
     study.add_argument("--page", type=Path, default=Path("benchmarks/study"), help="of tables, figures and claims")
@@ -67,6 +86,13 @@ def main(arguments: list[str] | None = None) -> None:
         arguments_of_eval = vars(options)
         del arguments_of_eval["command"]
         run_eval(**arguments_of_eval)
+        return
+    if options.command == "distill":
+        from .distill import distill
+
+        arguments_of_distill = vars(options)
+        del arguments_of_distill["command"]
+        distill(**arguments_of_distill)
         return
     if options.command == "study":
         from .study import study as run_study

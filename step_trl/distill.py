@@ -1,0 +1,192 @@
+"""`step-trl distill` (DEER+SFT): learn from one's own truncated completions that are right and short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+
+from . import testbed
+from .eval import engine_of
+from .evaluation import evaluate
+from .recipe import TrainArguments
+from .rollout import ConfidenceTruncation, Rollout
+from .train import TESTBED, load_rows
+
+
+# As DEER+SFT is trained in Step-GRPO's comparison.
+TRAINING: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 3}
+
+
+def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
+    """
+    Rejection sampling: of each problem, the shortest right completions.
+
+    Args:
+        samples ([`~pandas.DataFrame`]):
+            Result of [`~step_trl.evaluation.evaluate`].
+        per_problem (`int`, *optional*, defaults to `1`):
+            Most of one problem. Equal ones are kept once.
+
+    Returns:
+        [`~pandas.DataFrame`]: rows of `samples` that are right and ended by themselves, problem by problem, in
+        ascending order of tokens.
+    """
+    right = samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
+    right = right.drop_duplicates(["benchmark", "problem", "completion"])
+    shortest = (
+        right.sort_values("tokens", kind="stable").groupby(["benchmark", "problem"], sort=False).head(per_problem)
+    )
+    return shortest.sort_values(["benchmark", "problem", "tokens"], kind="stable").reset_index(drop=True)
+
+
+def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
+    """
+    What was sampled, and what of it was kept.
+
+    Args:
+        samples ([`~pandas.DataFrame`]), kept ([`~pandas.DataFrame`]):
+            All samples, and those of [`keep_short`].
+    """
+    return {
+        "problems": samples["problem"].nunique(),
+        "samples": len(samples),
+        "accuracy": float(samples["correct"].mean()),
+        "exit rate": float(samples["exit"].mean()),
+        "tokens": float(samples["tokens"].mean()),
+        "kept": len(kept),
+        "problems kept": kept["problem"].nunique(),
+        "tokens kept": float(kept["tokens"].mean()),
+        "exit rate kept": float(kept["exit"].mean()),
+    }
+
+
+def training_rows(
+    kept: pd.DataFrame, problems: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+) -> datasets.Dataset:
+    """
+    Kept completions as rows for [`~trl.SFTTrainer`]: the loss is on the completion only.
+
+    Args:
+        kept ([`~pandas.DataFrame`]):
+            Of [`keep_short`].
+        problems ([`~datasets.Dataset`]):
+            Rows with `prompt`, in the order in which they were sampled.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the model.
+
+    Returns:
+        [`~datasets.Dataset`]: rows with `input_ids` and `completion_mask`.
+    """
+    rows = []
+    for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
+        # Tokenized here: a chat template may open the thought in the prompt, or drop it from a message.
+        prompt = tokenizer.apply_chat_template(
+            problems[int(problem)]["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+        rows.append({"input_ids": [*prompt, *answer], "completion_mask": [0] * len(prompt) + [1] * len(answer)})
+    return datasets.Dataset.from_list(rows)
+
+
+def distill(
+    model: str,
+    dataset: str,
+    output_dir: Path,
+    *,
+    dataset_name: str | None = None,
+    dataset_split: str = "train",
+    limit: int | None = None,
+    n: int = 4,
+    per_problem: int = 1,
+    confidence: float = 0.95,
+    temperature: float = 1.0,
+    max_tokens: int = 16_384,
+    engine: str = "transformers",
+    urls: Sequence[str] | None = None,
+    **training: Any,
+) -> dict[str, float]:
+    """
+    Sample with the truncated rollout, keep what is right and short, and train on it.
+
+    Args:
+        model (`str`):
+            Folder, name on the hub, or `"testbed"`.
+        dataset (`str`), dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
+            As in [`~step_trl.recipe.TrainArguments`].
+        output_dir (`Path`):
+            Samples go to `samples/`, where they are not made twice; kept rows to `kept.parquet`; the model beside.
+        limit (`int`, *optional*):
+            First problems only.
+        n (`int`, *optional*, defaults to `4`):
+            Samples per problem.
+        per_problem (`int`, *optional*, defaults to `1`):
+            Most that is kept of a problem.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            Of an induced answer, above which a thought is left.
+        temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
+            Sampling and budget of a completion.
+        engine (`str`, *optional*, defaults to `"transformers"`), urls (`Sequence[str]`, *optional*):
+            As in `step-trl eval`.
+        **training:
+            Fields of [`~trl.SFTConfig`].
+
+    Returns:
+        `dict[str, float]`: see [`statistics`].
+    """
+    if any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
+    name = str(testbed.MODEL_DIR) if model == TESTBED else model
+    rows = load_rows(TrainArguments("grpo", dataset, dataset_name, dataset_split))
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        engine_of(name, engine, urls, max_tokens, output_dir / "vllm.log") as source_of_tokens,
+        tqdm(total=len(rows) * n, unit="sample") as bar,
+    ):
+
+        def on_sample(rollout: Rollout) -> None:
+            bar.update()
+
+        samples = evaluate(
+            source_of_tokens,
+            {"train": rows},
+            n=n,
+            temperature=temperature,
+            top_p=1.0,
+            max_tokens=max_tokens,
+            callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
+            save_to=output_dir / "samples",
+            name=None if engine == "transformers" else name,
+            on_sample=on_sample,
+        )
+    kept = keep_short(samples, per_problem)
+    kept.to_parquet(output_dir / "kept.parquet", index=False)
+    figures = statistics(samples, kept)
+    for what, value in figures.items():
+        print(f"{what:16}{value:10.3f}" if isinstance(value, float) else f"{what:16}{value:10d}")
+    if kept.empty:
+        raise ValueError(
+            f"n: of {len(samples)} samples none is right and ended by itself. Set a larger n or max_tokens."
+        )
+    trainer = SFTTrainer(
+        name,
+        args=SFTConfig(
+            str(output_dir),
+            **TRAINING | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True} | training,
+        ),
+        train_dataset=training_rows(kept, rows, tokenizer),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    return figures

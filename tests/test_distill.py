@@ -1,0 +1,81 @@
+"""DEER+SFT on the testbed."""
+
+import pandas as pd
+import pytest
+from safetensors.torch import load_file
+from small_runs import SMALL_RUN
+
+from step_trl import testbed
+from step_trl.distill import distill, keep_short, statistics, training_rows
+
+
+SAMPLES = pd.DataFrame(
+    {
+        "benchmark": "train",
+        "problem": ["0", "0", "0", "0", "1", "1", "2"],
+        "sample": [0, 1, 2, 3, 0, 1, 0],
+        "completion": ["long", "short", "short", "open", "wrong", "fine", "wrong"],
+        "correct": [True, True, True, True, False, True, False],
+        "tokens": [30, 10, 10, 5, 3, 40, 9],
+        "steps": 1,
+        "exit": [False, True, True, False, True, False, True],
+        "finish_reason": ["eos", "eos", "eos", "length", "eos", "eos", "eos"],
+    }
+)
+
+
+def test_the_shortest_right_ones_are_kept():
+    assert keep_short(SAMPLES)["completion"].tolist() == ["short", "fine"]
+    kept = keep_short(SAMPLES, per_problem=3)
+    assert kept["completion"].tolist() == ["short", "long", "fine"]
+    assert statistics(SAMPLES, kept) == pytest.approx(
+        {
+            "problems": 3,
+            "samples": 7,
+            "accuracy": 5 / 7,
+            "exit rate": 4 / 7,
+            "tokens": 107 / 7,
+            "kept": 3,
+            "problems kept": 2,
+            "tokens kept": 80 / 3,
+            "exit rate kept": 1 / 3,
+        }
+    )
+    assert keep_short(SAMPLES[SAMPLES["problem"] == "2"]).empty
+
+
+def test_rows_end_in_eos_and_mask_their_prompt():
+    tokenizer, problems = testbed.load_tokenizer(), testbed.load_dataset("easy")
+    kept = pd.DataFrame({"problem": ["3"], "completion": ["1 + 1 = 2.\n</think>\n\nThe final answer is \\boxed{2}."]})
+    (row,) = training_rows(kept, problems, tokenizer)
+    start = row["completion_mask"].index(1)
+    prompt = tokenizer.apply_chat_template(problems[3]["prompt"], add_generation_prompt=True, return_dict=False)
+    assert row["input_ids"][:start] == prompt and row["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(row["input_ids"][start:-1]) == kept["completion"][0]
+    assert set(row["completion_mask"][start:]) == {1}
+
+
+@pytest.mark.timeout(600)
+def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
+    options = SMALL_RUN | {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
+    sampling = {"limit": 24, "n": 2, "max_tokens": 300, "dataset_split": "easy"}
+    figures = distill("testbed", "testbed", tmp_path / "run", **sampling, **options)
+    assert 0 < figures["kept"] <= 24 and figures["tokens kept"] < figures["tokens"] and figures["exit rate"] > 0
+    assert "tokens kept" in capsys.readouterr().out
+    kept = pd.read_parquet(tmp_path / "run" / "kept.parquet")
+    assert len(kept) == figures["kept"] and kept["correct"].all()
+    trained, vanilla = load_file(tmp_path / "run" / "model.safetensors"), testbed.load_model().state_dict()
+    assert any((trained[name] != vanilla[name]).any() for name in trained)
+
+    with pytest.raises(ValueError, match=r"output_dir: .*run holds a model"):
+        distill("testbed", "testbed", tmp_path / "run", **sampling, **options)
+    # Samples that are there are not made again.
+    (tmp_path / "run" / "model.safetensors").unlink()
+    files = sorted((tmp_path / "run" / "samples").glob("*.parquet"))
+    assert distill("testbed", "testbed", tmp_path / "run", **sampling, **options) == figures
+    assert sorted((tmp_path / "run" / "samples").glob("*.parquet")) == files
+
+
+def test_nothing_to_learn_from(tmp_path):
+    with pytest.raises(ValueError, match="n: of 2 samples none is right"):
+        distill("testbed", "testbed", tmp_path / "run", limit=2, n=1, max_tokens=10, **SMALL_RUN)
