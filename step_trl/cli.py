@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     distillation.add_argument("--max-tokens", type=int, default=16_384, help="of a completion")
     distillation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     distillation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
+    distillation.add_argument("--seed", type=int, default=0)
     distillation.add_argument("--learning-rate", type=float, default=1e-5)
     distillation.add_argument("--num-train-epochs", type=float, default=3)
     distillation.add_argument("--per-device-train-batch-size", type=int, default=8)

@@ -110,6 +110,7 @@ def distill(
     max_tokens: int = 16_384,
     engine: str = "transformers",
     urls: Sequence[str] | None = None,
+    seed: int = 0,
     **training: Any,
 ) -> dict[str, float]:
     """
@@ -134,8 +135,10 @@ def distill(
             Sampling and budget of a completion.
         engine (`str`, *optional*, defaults to `"transformers"`), urls (`Sequence[str]`, *optional*):
             As in `step-trl eval`.
+        seed (`int`, *optional*, defaults to `0`):
+            Of samples and training.
         **training:
-            Fields of [`~trl.SFTConfig`].
+            Further fields of [`~trl.SFTConfig`].
 
     Returns:
         `dict[str, float]`: see [`statistics`].
@@ -160,6 +163,7 @@ def distill(
             source_of_tokens,
             {"train": rows},
             n=n,
+            seeds=range(seed * n, (seed + 1) * n),
             temperature=temperature,
             top_p=1.0,
             max_tokens=max_tokens,
@@ -181,7 +185,9 @@ def distill(
         name,
         args=SFTConfig(
             str(output_dir),
-            **TRAINING | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True} | training,
+            **TRAINING
+            | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True, "seed": seed}
+            | training,
         ),
         train_dataset=training_rows(kept, rows, tokenizer),
         processing_class=tokenizer,

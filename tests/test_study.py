@@ -1,9 +1,11 @@
 """The study at its smallest: two arms, one update each."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from step_trl import study
 from step_trl.study import run
@@ -25,11 +27,20 @@ def test_tables_come_before_sweeps_and_seeds_one_after_another():
 
 def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path):
     assert len({arm.name for arm in ARMS}) == len(ARMS)
+    (tmp_path / "lapo_lengths.json").write_text("{}")  # as the first stage leaves it
     for arm in ARMS:
-        trainer = run.build_trainer(arm, 3, str(tmp_path / arm.name), 40)
-        assert trainer.args.max_steps == 40 * arm.budget and trainer.args.seed == 3
-        for name, value in arm.options.items():
-            assert getattr(trainer.args, name) == value
+        if arm.method == "distill":
+            continue
+        for stage, further in enumerate(arm.stages):
+            options = arm.options | further
+            if options.get("length_reward") == "lapo_internalization":
+                arm = replace(arm, options=arm.options | {"lapo_lengths": str(tmp_path / "lapo_lengths.json")})
+            trainer = run.build_trainer(arm, 3, str(tmp_path / arm.name), 36, stage)
+            assert len(arm.stages) * trainer.args.max_steps == 36 * arm.budget and trainer.args.seed == 3
+            assert trainer.model.dtype == torch.float32
+            for name, value in options.items():
+                if name != "system_prompt":
+                    assert getattr(trainer.args, name) == value
 
 
 def test_claims_are_about_arms():
@@ -118,3 +129,30 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
     assert results.difference("long", "none", "redundancy", "unseen").value == pytest.approx(expected)
     right = results.samples[run.VANILLA].query("correct")["tokens"].sort_values()
     assert results.cut_off(right.iloc[0]) == (right > right.iloc[0]).mean() < 1 and results.cut_off(512) == 0
+
+
+@pytest.mark.timeout(600)
+def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
+    """What differs from a plain training: several models after each other, prompts that say more, and SFT."""
+    chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
+    asked = []
+    original = run.evaluate
+
+    def recording(model, benchmarks, **options):
+        asked.append(benchmarks["easy"][0]["prompt"])
+        return original(model, benchmarks, **options)
+
+    monkeypatch.setattr(run, "evaluate", recording)
+    run.run_study(tmp_path, [(arm, 0) for arm in chosen.values()], max_steps=3)
+    prompts = dict(zip(["vanilla", *chosen], asked, strict=True))
+    question = prompts["vanilla"][0]["content"]
+    assert prompts["deer-sft"] == prompts["lapo-i"] == prompts["vanilla"]
+    assert prompts["thinkprune"][0]["content"] == "Think, then answer, within 112 tokens."
+    assert prompts["l1-max"][0]["content"] == f"{question} Think for 112 tokens."
+    for name, stages in (("lapo-i", 1), ("thinkprune", 2), ("l1-max", 0), ("deer-sft", 0)):
+        model = tmp_path / name / "0" / "model"
+        assert len(list(model.glob("stage-*/model.safetensors"))) == stages
+        assert (model / "model.safetensors").is_file() and json.loads((model / "phases.json").read_text())[
+            "seconds"
+        ] > 0
+    assert set(Results(tmp_path).samples) == {"vanilla", *chosen}

@@ -3,7 +3,8 @@ What is compared. An arm is a trainer with options; all share a budget of update
 
 Tuning protocol, fixed before the runs: learning rate, schedule, batch and the short context are those of the demo.
 They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study evaluates on
-the first 128. No arm has an option of its own that is not the comparison itself.
+the first 128. No arm has an option of its own that is not the comparison itself. Constants that are numbers of tokens
+in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Arm:
     Attributes:
         name (`str`):
             Of its folder and its row.
-        method (`"grpo"`, `"step_grpo"` or `"sas"`):
+        method (`"grpo"`, `"step_grpo"`, `"sas"` or `"distill"`):
             The trainer.
         options (`dict[str, Any]`):
             Fields of its configuration.
@@ -38,30 +39,69 @@ class Arm:
             Whether one seed will do when time is short.
         checkpoints (`int`):
             How often the model is evaluated while it is trained, besides its end.
+        stages (`tuple[dict[str, Any], ...]`):
+            Options of stages that share the budget, each from the model of the one before; `system_prompt` is one.
+        targets (`tuple[int, int]`, *optional*):
+            Range of the lengths that prompts ask for; the evaluation's ask for the middle.
     """
 
     name: str
-    method: Literal["grpo", "step_grpo", "sas"]
+    method: Literal["grpo", "step_grpo", "sas", "distill"]
     options: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     budget: float = 1.0
     sweep: bool = False
     checkpoints: int = 0
+    stages: tuple[dict[str, Any], ...] = ({},)
+    targets: tuple[int, int] | None = None
 
 
 _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
 _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
 _LATER_RULE = {"failed_step_advantage": 0.0}
+_SHORT = {"max_completion_length": SHORT_CONTEXT}
+_SCALE = SHORT_CONTEXT / 4096
+_L1_ALPHA = {"alpha": 0.0003 / _SCALE}
+_L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
+_LAPO = (
+    {"length_reward": "lapo_discovery", "length_reward_options": {"decay": 100 * _SCALE}},
+    {"length_reward": "lapo_internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
+)
+_LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
+_S_GRPO = {"serial_group": True, "length_reward": "s_grpo", "scale_rewards": "none", "accuracy_weight": 1.0}
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
-    Arm("grpo-short", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_STEP_GRPO, _SAS, _SAS_PARTS)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
     Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
     Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
     Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO, _SAS)),
+    Arm("grpo-lp", "grpo", {"length_reward": "kimi"}, (_STEP_GRPO,)),
+    Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
+    Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
+    Arm("s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,)),
+    Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
+    Arm("train-efficiently", "grpo", {**_SHORT, "length_reward": "train_efficiently"}, (_SAS,)),
+    Arm(
+        "l1-exact", "grpo", {**_SHORT, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA}, (_SAS,),
+        targets=_L1_TARGETS,
+    ),
+    Arm(
+        "l1-max", "grpo", {**_SHORT, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA}, (_SAS,),
+        targets=_L1_TARGETS,
+    ),
+    Arm("lapo-d", "grpo", {**_SHORT, **_LAPO[0]}, (_SAS,)),
+    Arm("lapo-i", "grpo", _SHORT, (_SAS,), stages=_LAPO),
+    Arm(
+        "thinkprune", "grpo", {}, (_SAS,),
+        stages=tuple(
+            {"max_completion_length": limit, "system_prompt": f"Think, then answer, within {limit} tokens."}
+            for limit in _LIMITS
+        ),
+    ),
     Arm("no-step-reward", "step_grpo", {"step_reward": False}, (_PARTS,)),
     Arm("no-truncation", "step_grpo", {"truncated_rollout": False}, (_PARTS,)),
     Arm("mean-of-all", "step_grpo", {"step_baseline": "all"}, (_PARTS,)),
@@ -79,9 +119,9 @@ ARMS: tuple[Arm, ...] = (
         Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
-    Arm("grpo-short-long", "grpo", {"max_completion_length": SHORT_CONTEXT}, (_LONG,), 5.0, True, 4),
+    Arm("grpo-short-long", "grpo", _SHORT, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
-)
+)  # fmt: skip
 
 
 def jobs(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Arm, int]]:

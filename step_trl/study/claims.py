@@ -74,6 +74,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(_STEP, "it uses fewer tokens than GRPO", "step-grpo", "grpo", "tokens", "lower", "CR 0.68, 0.90"),
     Claim(_STEP, "it is more accurate than GRPO", "step-grpo", "grpo", "accuracy", "higher", "82.1, 80.9 %"),
     Claim(_STEP, "it is more accurate than GRPO in a short context", "step-grpo", "grpo-short", "accuracy", "higher"),
+    Claim(_STEP, "GRPO+LP is shorter than it", "grpo-lp", "step-grpo", "tokens", "lower", "CR 0.53, 0.68"),
+    Claim(_STEP, "GRPO+LP is less accurate than it", "grpo-lp", "step-grpo", "accuracy", "lower", "78.4, 82.1 %"),
+    Claim(
+        _STEP, "GRPO-lambda is less accurate than it",
+        "grpo-lambda", "step-grpo", "accuracy", "lower", "79.9, 82.1 %",
+    ),
+    Claim(_STEP, "DEER+SFT is less accurate than it", "deer-sft", "step-grpo", "accuracy", "lower", "72.6, 82.1 %"),
+    Claim(_STEP, "DEER+SFT is longer than it", "deer-sft", "step-grpo", "tokens", "higher", "CR 0.79, 0.68"),
     Claim(
         _STEP, "without the step reward it is longer",
         "no-step-reward", "step-grpo", "tokens", "higher", "7,941, 6,901 tokens",
@@ -100,6 +108,12 @@ CLAIMS: tuple[Claim, ...] = (
         _SAS, "SAS is shorter than GRPO in a short context",
         "sas", "grpo-short", "tokens", "lower", "3,407, 3,775 tokens",
     ),
+    Claim(_SAS, "L1-Max is shorter than SAS", "l1-max", "sas", "tokens", "lower", "2,071, 3,407 tokens"),
+    Claim(_SAS, "L1-Max is less accurate than SAS", "l1-max", "sas", "accuracy", "lower", "52.0, 54.5 %"),
+    Claim(_SAS, "LAPO-I is less accurate than SAS", "lapo-i", "sas", "accuracy", "lower", "53.7, 54.5 %"),
+    Claim(_SAS, "LAPO-I is longer than SAS", "lapo-i", "sas", "tokens", "higher", "4,001, 3,407 tokens"),
+    Claim(_SAS, "ThinkPrune is less accurate than SAS", "thinkprune", "sas", "accuracy", "lower", "53.7, 54.5 %"),
+    Claim(_SAS, "ThinkPrune is longer than SAS", "thinkprune", "sas", "tokens", "higher", "3,878, 3,407 tokens"),
     Claim(
         _SAS, "it keeps the accuracy on what it was not trained on",
         "sas", "vanilla", "accuracy", "kept", "38.3, 37.4 %", "unseen",

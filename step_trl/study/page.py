@@ -82,7 +82,7 @@ def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
     phases = ["generation", "reward", "old", "reference", "update"]
     lines = [f"| | | {' | '.join(phases)} | sum |", "|---|---" + "|---:" * (len(phases) + 1) + "|"]
     for arm in arms:
-        if arm.sweep:
+        if arm.sweep or arm.method == "distill":
             continue
         for time, row in results.phases(arm.name).reindex(columns=phases, fill_value=0.0).iterrows():
             lines.append(f"| {arm.name} | {time} | {' | '.join(f'{value:.2f}' for value in row)} | {row.sum():.2f} |")

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from datasets import Dataset
 from transformers import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from .. import testbed
+from ..budgets import add_token_targets
+from ..data import build_prompt
 from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, Progress, sas_config, step_grpo_config
+from ..distill import distill
 from ..evaluation import evaluate, load_benchmark
-from ..rewards import math_accuracy_reward
-from ..trainers import SASTrainer, StepGRPOTrainer
+from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
 from .arms import Arm
 from .phases import PhaseTimer
 
@@ -27,29 +30,40 @@ SAMPLES = 4  # of each problem
 VANILLA = "vanilla"
 
 
-def build_trainer(arm: Arm, seed: int, output_dir: str, max_steps: int) -> GRPOTrainer:
-    """The trainer of an arm on the testbed."""
-    updates = round(max_steps * arm.budget)
-    options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options
+def build_trainer(
+    arm: Arm, seed: int, output_dir: str, max_steps: int, stage: int = 0, model: Path = testbed.MODEL_DIR
+) -> GRPOTrainer:
+    """The trainer of a stage of an arm, from a model of the testbed."""
+    updates = round(max_steps * arm.budget / len(arm.stages))
+    options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options | arm.stages[stage]
+    rows = with_prompts(testbed.load_dataset("train"), options.pop("system_prompt", None), arm.targets, seed)
     if arm.checkpoints:
         every = max(1, updates // (arm.checkpoints + 1))
         options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
     shared = {
-        "train_dataset": testbed.load_dataset("train"),
+        "train_dataset": rows,
         "processing_class": testbed.load_tokenizer(),
         "callbacks": [Progress(f"{arm.name}, seed {seed}")],
     }
-    model = testbed.load_model()
     trainer: GRPOTrainer
     if arm.method == "step_grpo":
-        trainer = StepGRPOTrainer(model, args=step_grpo_config(output_dir, **options), **shared)
+        trainer = StepGRPOTrainer(str(model), args=step_grpo_config(output_dir, **options), **shared)
     elif arm.method == "sas":
-        trainer = SASTrainer(model, args=sas_config(output_dir, **options), **shared)
+        trainer = SASTrainer(str(model), args=sas_config(output_dir, **options), **shared)
     else:
-        config = GRPOConfig(output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options)
-        trainer = GRPOTrainer(model, math_accuracy_reward, args=config, **shared)  # type: ignore[arg-type]
+        config = EfficientReasoningConfig(
+            output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options
+        )
+        trainer = EfficientReasoningTrainer(str(model), args=config, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def with_prompts(rows: Dataset, system_prompt: str | None, targets: tuple[int, int] | None, seed: int = 0) -> Dataset:
+    """Rows whose prompts say what an arm's do."""
+    if system_prompt is not None:
+        rows = rows.map(lambda row: {"prompt": build_prompt(row["prompt"], None, system_prompt)})
+    return rows if targets is None else add_token_targets(rows, *targets, seed=seed)
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
@@ -70,24 +84,59 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
     if not model.exists():
         unfinished = own / "unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
-        trainer = build_trainer(arm, seed, str(unfinished), max_steps)
-        timer, began = PhaseTimer(trainer), time.perf_counter()
-        trainer.train()
+        began = time.perf_counter()
+        phases = (
+            _distill(unfinished, seed, max_steps)
+            if arm.method == "distill"
+            else _train(arm, seed, unfinished, max_steps)
+        )
         seconds = time.perf_counter() - began
+        (unfinished / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
+        unfinished.rename(model)
+    prompts = (arm.stages[-1].get("system_prompt"), arm.targets and (sum(arm.targets) // 2,) * 2)
+    for checkpoint in model.glob("checkpoint-*"):
+        number = checkpoint.name.removeprefix("checkpoint-")
+        evaluate_model(checkpoint, own / "checkpoints" / number, 1, *prompts)
+    evaluate_model(model, own / "samples", SAMPLES, *prompts)
+
+
+def _train(arm: Arm, seed: int, folder: Path, max_steps: int) -> list[dict[str, float]]:
+    """All stages; the last model ends up in `folder` itself. Returns the seconds of the phases."""
+    model, phases = testbed.MODEL_DIR, []
+    for stage in range(len(arm.stages)):
+        output = folder if stage + 1 == len(arm.stages) else folder / f"stage-{stage + 1}"
+        trainer = build_trainer(arm, seed, str(output), max_steps, stage, model)
+        timer = PhaseTimer(trainer)
+        trainer.train()
         trainer.save_model()
         trainer.save_state()
-        phases = {"seconds": seconds, "updates": timer.seconds}
-        (unfinished / "phases.json").write_text(json.dumps(phases))
-        unfinished.rename(model)
-    for checkpoint in model.glob("checkpoint-*"):
-        evaluate_model(checkpoint, own / "checkpoints" / checkpoint.name.removeprefix("checkpoint-"), samples=1)
-    evaluate_model(model, own / "samples")
+        phases += timer.seconds
+        model = output
+    return phases
 
 
-def evaluate_model(model: Path, save_to: Path, samples: int = SAMPLES) -> pd.DataFrame:
+def _distill(folder: Path, seed: int, max_steps: int) -> list[dict[str, float]]:
+    """As many samples as a training has, and an update per 16 of those that are kept, three times."""
+    per_update = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]
+    distill(
+        "testbed", "testbed", folder, limit=max_steps * per_update // 4, n=4, max_tokens=MAX_COMPLETION_LENGTH,
+        learning_rate=TRAINING["learning_rate"], per_device_train_batch_size=16, seed=seed,
+        bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    return []
+
+
+def evaluate_model(
+    model: Path,
+    save_to: Path,
+    samples: int = SAMPLES,
+    system_prompt: str | None = None,
+    targets: tuple[int, int] | None = None,
+) -> pd.DataFrame:
     """Samples of a model on the testbed's evaluation sets, as far as they are not there."""
     benchmarks = {
-        name: load_benchmark(f"testbed-{name}").select(range(PROBLEMS)) for name in testbed.EVALUATION_SPLITS
+        name: with_prompts(load_benchmark(f"testbed-{name}").select(range(PROBLEMS)), system_prompt, targets)
+        for name in testbed.EVALUATION_SPLITS
     }
     return evaluate(model, benchmarks, n=samples, save_to=save_to, **EVALUATION)
 
