@@ -52,6 +52,7 @@ class BaseTrainer(GRPOTrainer):
     model: PreTrainedModel
     _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # TRL's: micro-batches of the last generation
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
+    _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
 
     def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
         if args is None:
@@ -200,6 +201,23 @@ class BaseTrainer(GRPOTrainer):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
         return rewards_per_func
+
+    def _compute_loss(self, model, inputs):
+        self._loss_inputs = inputs = dict(inputs)
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        inputs, self._loss_inputs = self._loss_inputs, None
+        if inputs is not None:
+            self._refine_loss_inputs(inputs, logps.detach())
+        return logps, entropies, aux_loss
+
+    def _refine_loss_inputs(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """
+        Change what the loss reads after its forward pass, advantages and reference log-probabilities, now that the
+        policy's log-probabilities `(B, T)` are known.
+        """
 
     def _add_reward_column(self, name: str, reward_func: Callable[..., Any], weight: float) -> None:
         self.reward_func_names.append(name)

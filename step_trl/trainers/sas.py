@@ -37,7 +37,6 @@ class StepSelectionMixin(EfficientReasoningTrainer):
 
     def _enable_step_selection(self, step_selection: StepSelection | None) -> None:
         self.step_selection = step_selection
-        self._selection_pending: dict[str, Any] | None = None
         if step_selection is not None:
             self._step_segmenter = DelimiterSegmenter(
                 self._tokenizer, step_selection.step_delimiter, end_text=THINK_END
@@ -51,17 +50,10 @@ class StepSelectionMixin(EfficientReasoningTrainer):
             output["correct"] = self._local(self._correct)
         return output
 
-    def _compute_loss(self, model, inputs):
+    def _refine_loss_inputs(self, inputs, logps):
+        super()._refine_loss_inputs(inputs, logps)
         if self.step_selection is not None:
-            self._selection_pending = inputs = dict(inputs)
-        return super()._compute_loss(model, inputs)
-
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
-        logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        # `_compute_loss` reads the advantages after this forward pass: the first moment at which they can be selected.
-        inputs, self._selection_pending = self._selection_pending, None
-        if inputs is not None and self.step_selection is not None:
-            token_logps = inputs.get("old_per_token_logps", logps).detach()
+            token_logps = inputs.get("old_per_token_logps", logps)
             selected = select_step_advantages(
                 inputs["advantages"],
                 token_logps,
@@ -71,7 +63,6 @@ class StepSelectionMixin(EfficientReasoningTrainer):
             )
             self._log_selection(inputs, selected, token_logps)
             inputs["advantages"] = selected
-        return logps, entropies, aux_loss
 
     def _log_selection(self, inputs: dict[str, Any], selected: torch.Tensor, token_logps: torch.Tensor) -> None:
         """Shares of thought tokens whose advantage changed, mean confidences (log-probabilities) and steps."""

@@ -220,12 +220,22 @@ class StepGRPOTrainer(StepSelectionMixin):
 
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        if self.args.train_on_injected_tokens or "sampling_per_token_logps" not in output:
+        if "sampling_per_token_logps" not in output:
             return output
         sampled = ~output["sampling_per_token_logps"].isnan()  # (B, T)
-        output["tool_mask"] = sampled * output.get("tool_mask", 1)
-        loss_mask = output["completion_mask"] * output["tool_mask"]
-        output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
-        if "step_ids" in output:  # a step's confidence is that of its sampled tokens
+        if "step_ids" in output:
+            # Injected tokens make no step unsure, and keep the advantage that teaches the model to stop.
             output["step_ids"] = output["step_ids"].masked_fill(~sampled, -1)
+        if not self.args.train_on_injected_tokens:
+            output["tool_mask"] = sampled * output.get("tool_mask", 1)
+            loss_mask = output["completion_mask"] * output["tool_mask"]
+            output["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
         return output
+
+    def _refine_loss_inputs(self, inputs, logps):
+        super()._refine_loss_inputs(inputs, logps)
+        if "sampling_per_token_logps" in inputs and "ref_per_token_logps" in inputs:
+            # The KL term is an estimate over tokens that the policy sampled. Elsewhere it would be exp(15) where the
+            # policy has unlearnt an injected token that the reference expects.
+            sampled = ~inputs["sampling_per_token_logps"].isnan()
+            inputs["ref_per_token_logps"] = torch.where(sampled, inputs["ref_per_token_logps"], logps)

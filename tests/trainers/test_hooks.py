@@ -48,10 +48,12 @@ def test_only_pinned_hooks_are_overridden():
         assert hooks - {"__init__", "__doc__"} <= SIGNATURES.keys() | WITH_ANNOTATIONS.keys()
 
 
-def test_the_loss_reads_the_advantages_after_its_forward_pass():
+def test_the_loss_reads_advantages_and_reference_after_its_forward_pass():
     source = inspect.getsource(GRPOTrainer._compute_loss)
     assert source.index("self._get_per_token_logps_and_entropies(") < source.index('inputs["advantages"]')
     assert source.count('inputs["advantages"]') == 1
+    assert source.index("self._get_per_token_logps_and_entropies(") < source.index('inputs["ref_per_token_logps"]')
+    assert source.count('inputs["ref_per_token_logps"]') == 1
 
 
 def test_an_unsupported_trl_says_what_to_install():

@@ -292,3 +292,62 @@ def test_config_survives_the_command_line(tmp_path):
     assert config.triggers == ("Wait", "Hmm")
     assert config.confidence_threshold == 0.9
     assert config.advantage_selection == {"selection_ratio": 0.4}
+
+
+def test_the_kl_term_is_over_sampled_tokens(build, monkeypatch):
+    """Where nothing was sampled there is nothing to estimate, and exp(reference - policy) may be anything."""
+    trainer = build("step_grpo", max_completion_length=320, beta=0.1, learning_rate=0.0)
+    with torch.no_grad():
+        for parameter in trainer.ref_model.parameters():
+            parameter.mul_(1.1)
+    seen, original = [], GRPOTrainer._compute_loss
+
+    def recording(self, model, inputs):
+        before = inputs["ref_per_token_logps"]
+        loss = original(self, model, inputs)
+        seen.append((before, dict(inputs)))
+        return loss
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", recording)
+    trainer.train()
+    kl, tokens = 0.0, 0
+    for before, inputs in seen:
+        mask = inputs["completion_mask"].bool()
+        unsampled = mask & inputs["sampling_per_token_logps"].isnan()
+        assert unsampled.any()
+        with torch.no_grad():
+            logps, _, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+            )
+        torch.testing.assert_close(inputs["ref_per_token_logps"][unsampled], logps[unsampled])
+        sampled = mask & ~unsampled
+        assert torch.equal(inputs["ref_per_token_logps"][sampled], before[sampled])
+        difference = (before - logps)[sampled]
+        kl += (difference.exp() - difference - 1).sum().item()
+        tokens += mask.sum().item()
+    assert kl > 0
+    assert trainer.state.log_history[0]["kl"] == pytest.approx(kl / tokens, rel=1e-3)
+
+
+def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch):
+    trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
+    seen, original = [], GRPOTrainer._compute_loss
+
+    def recording(self, model, inputs):
+        before = inputs["advantages"]
+        loss = original(self, model, inputs)
+        seen.append((before, dict(inputs)))
+        return loss
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", recording)
+    trainer.train()
+    changed = 0
+    for before, inputs in seen:
+        injected = inputs["completion_mask"].bool() & inputs["sampling_per_token_logps"].isnan()
+        assert injected.any() and (inputs["step_ids"][injected] == -1).all()
+        assert torch.equal(inputs["advantages"][injected], before[:, None].expand_as(injected)[injected])
+        changed += (inputs["advantages"] != before[:, None]).sum().item()
+    assert changed > 0
