@@ -148,7 +148,7 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     question = prompts["vanilla"][0]["content"]
     assert prompts["deer-sft"] == prompts["lapo-i"] == prompts["vanilla"]
     assert prompts["thinkprune"][0]["content"] == "Think, then answer, within 112 tokens."
-    assert prompts["l1-max"][0]["content"] == f"{question} Think for 112 tokens."
+    assert prompts["l1-max"][0]["content"] == f"{question} Think for maximum 112 tokens."
     for name, stages in (("lapo-i", 1), ("thinkprune", 2), ("l1-max", 0), ("deer-sft", 0)):
         model = tmp_path / name / "0" / "model"
         assert len(list(model.glob("stage-*/model.safetensors"))) == stages

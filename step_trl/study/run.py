@@ -36,7 +36,8 @@ def build_trainer(
     """The trainer of a stage of an arm, from a model of the testbed."""
     updates = round(max_steps * arm.budget / len(arm.stages))
     options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options | arm.stages[stage]
-    rows = with_prompts(testbed.load_dataset("train"), options.pop("system_prompt", None), arm.targets, seed)
+    at_most = options.get("length_reward") == "l1_max"
+    rows = with_prompts(testbed.load_dataset("train"), options.pop("system_prompt", None), arm.targets, at_most, seed)
     if arm.checkpoints:
         every = max(1, updates // (arm.checkpoints + 1))
         options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
@@ -59,11 +60,17 @@ def build_trainer(
     return trainer
 
 
-def with_prompts(rows: Dataset, system_prompt: str | None, targets: tuple[int, int] | None, seed: int = 0) -> Dataset:
+def with_prompts(
+    rows: Dataset,
+    system_prompt: str | None,
+    targets: tuple[int, int] | None,
+    at_most: bool = False,
+    seed: int = 0,
+) -> Dataset:
     """Rows whose prompts say what an arm's do."""
     if system_prompt is not None:
         rows = rows.map(lambda row: {"prompt": build_prompt(row["prompt"], None, system_prompt)})
-    return rows if targets is None else add_token_targets(rows, *targets, seed=seed)
+    return rows if targets is None else add_token_targets(rows, *targets, at_most=at_most, seed=seed)
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
@@ -93,7 +100,8 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
         seconds = time.perf_counter() - began
         (unfinished / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
         unfinished.rename(model)
-    prompts = (arm.stages[-1].get("system_prompt"), arm.targets and (sum(arm.targets) // 2,) * 2)
+    asked = arm.targets and (sum(arm.targets) // 2,) * 2
+    prompts = (arm.stages[-1].get("system_prompt"), asked, arm.options.get("length_reward") == "l1_max")
     for checkpoint in model.glob("checkpoint-*"):
         number = checkpoint.name.removeprefix("checkpoint-")
         evaluate_model(checkpoint, own / "checkpoints" / number, 1, *prompts)
@@ -132,10 +140,11 @@ def evaluate_model(
     samples: int = SAMPLES,
     system_prompt: str | None = None,
     targets: tuple[int, int] | None = None,
+    at_most: bool = False,
 ) -> pd.DataFrame:
     """Samples of a model on the testbed's evaluation sets, as far as they are not there."""
     benchmarks = {
-        name: with_prompts(load_benchmark(f"testbed-{name}").select(range(PROBLEMS)), system_prompt, targets)
+        name: with_prompts(load_benchmark(f"testbed-{name}").select(range(PROBLEMS)), system_prompt, targets, at_most)
         for name in testbed.EVALUATION_SPLITS
     }
     return evaluate(model, benchmarks, n=samples, save_to=save_to, **EVALUATION)

@@ -131,11 +131,13 @@ class SASTrainer(StepSelectionMixin):
     _tag_names = ["trl", "sas"]
     _name = "SAS"
     _paper = {
-        "title": "Step-level Advantage Selection",
+        "title": "Stabilizing Efficient Reasoning with Step-Level Advantage Selection",
         "id": "2604.24003",
         "citation": textwrap.dedent("""\
-            @article{sas2026,
-                title        = {{Step-level Advantage Selection}},
+            @article{wang2026stabilizing,
+                title        = {{Stabilizing Efficient Reasoning with Step-Level Advantage Selection}},
+                author       = {Wang, Han and Yu, Xiaodong and Wu, Jialian and Liu, Jiang and Sun, Ximeng and
+                                Bansal, Mohit and Liu, Zicheng},
                 year         = 2026,
                 eprint       = {arXiv:2604.24003},
             }

@@ -79,7 +79,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         "citation": textwrap.dedent("""\
             @article{chen2026stepgrpo,
                 title        = {{Step-GRPO: Internalizing Dynamic Early Exit for Efficient Reasoning}},
-                author       = {Chen and others},
+                author       = {Chen, Benteng and Wang, Weida and Zhang, Shufei and Lin, Mingbao and Zhang, Min},
                 year         = 2026,
                 eprint       = {arXiv:2604.16890},
             }
