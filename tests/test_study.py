@@ -118,7 +118,8 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
     assert progress.at[0, "accuracy"] == results.table(run.VANILLA).at["overall", "accuracy"]
     assert progress.at[3, "tokens"] == results.table("long").at["overall", "tokens"]
     tables = {name: results.table(name) for name in (run.VANILLA, "long")}
-    assert draw(results, tables, [arm], tmp_path) == ["accuracy", "long"]
+    assert draw(results, tables, [arm], tmp_path) == ["long"]
+    assert draw(results, tables, [replace(arm, tables=("SAS, table 1",))], tmp_path) == ["accuracy", "long"]
 
     # Differences are of any measure and benchmark.
     labels = step_labels(results.samples["long"])

@@ -27,7 +27,20 @@ STYLE: Any = {
     "legend.frameon": False,
 }
 MARKERS = "sD^vP*X<>p"
-COLORS = ("#4d4d4d", "#1b6ca8", "#c8553d", "#3a7d44", "#8e6c8a", "#b8860b", "#2aa5a0", "#d67fb4", "#7c4a21", "#9bb03c")
+COLORS = (
+    "#4d4d4d",
+    "#1b6ca8",
+    "#c8553d",
+    "#3a7d44",
+    "#8e6c8a",
+    "#b8860b",
+    "#2aa5a0",
+    "#d67fb4",
+    "#7c4a21",
+    "#9bb03c",
+    "#111111",
+    "#6a6ad4",
+)
 # Others than the models'.
 LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
 

@@ -18,6 +18,7 @@ from .run import VANILLA
 
 
 MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # those whose steps and training are looked at
+PAPERS = ("Step-GRPO, table 1", "SAS, table 1")
 CURVES = {
     "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
     "completions/mean_length": "tokens per rollout",
@@ -44,7 +45,9 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
         `list[str]`: their names, without `.png`.
     """
     main = [arm.name for arm in arms if arm.name in MAIN]
-    figures = {"accuracy": _accuracy(tables, [arm.name for arm in arms if not arm.sweep])}
+    figures = {}
+    if any(set(PAPERS) & set(arm.tables) for arm in arms):
+        figures["accuracy"] = _accuracy(tables, arms)
     if main:
         figures["steps"] = _steps(results, [VANILLA, *main])
         figures["training"] = _training(results, main)
@@ -56,10 +59,15 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
     return list(figures)
 
 
-def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Figure:
+def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure:
+    """Both papers' first tables, side by side."""
+    papers = [title for title in PAPERS if any(title in arm.tables for arm in arms)]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        plot_accuracy_against_tokens(figure.subplots(), {name: tables[name] for name in (VANILLA, *arms)})
+        figure = Figure(figsize=(7 * len(papers), 4.5), layout="constrained")
+        for axes, title in zip(figure.subplots(1, len(papers), squeeze=False).flat, papers, strict=True):
+            names = [VANILLA, *(arm.name for arm in arms if title in arm.tables)]
+            plot_accuracy_against_tokens(axes, {name: tables[name] for name in names})
+            axes.set_title(title)
     return figure
 
 
