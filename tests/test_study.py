@@ -102,7 +102,7 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
     assert (page / "README.md").read_text() == text
     next((folder / "sas" / "1" / "samples").glob("samples-*.parquet")).unlink()
-    assert "sas" not in Results(folder).samples
+    assert Results(folder).seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0]}
     with pytest.raises(ValueError, match=r"output: .* holds a study"):
         study.study(folder, page, ["sas"], [0], max_steps=2)
 

@@ -234,7 +234,7 @@ def _name_of(model: str | Path | PreTrainedModel | Engine, engine: Engine) -> st
         for name, parameter in engine.model.named_parameters():
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 1000)]
             digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-        return f"{engine.model.config.name_or_path} ({digest.hexdigest()})"
+        return f"{Path(str(engine.model.config.name_or_path)).name} ({digest.hexdigest()})"  # a folder may be moved
     return repr(model)
 
 

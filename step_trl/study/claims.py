@@ -145,9 +145,11 @@ def claim_lines(results: Results) -> list[str]:
         scale, unit = (1, claim.measure) if claim.measure in ("tokens", "steps") else (100, "points")
         numbers = f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
         compared = f"`{claim.left}` against `{claim.right}`" + (f" on `{claim.benchmark}`" if claim.benchmark else "")
+        seeds = " and ".join(str(len(results.seeds[name])) for name in (claim.left, claim.right))
         paper = f" The paper: {claim.paper}." if claim.paper else ""
         lines.append(
-            f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared}, {numbers}.{paper}"
+            f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared} (seeds: {seeds}), "
+            f"{numbers}.{paper}"
         )
     if missing:
         lines.append(f"- Not run yet: {'; '.join(missing)}.")

@@ -43,7 +43,8 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         f"Made by `step-trl study`. {max_steps} updates per arm (times its budget), 64 completions each; the first "
         f"{results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} samples per "
         f"problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours. Brackets hold 95 % bootstrap "
-        "intervals over problems, ± the standard deviation over seeds. The tuning protocol is in "
+        "intervals over problems, ± the standard deviation over seeds. The intervals do not know how trainings differ "
+        "from seed to seed: a verdict from one seed is about that training. The tuning protocol is in "
         "`step_trl/study/arms.py`.",
         "",
         "## Claims",

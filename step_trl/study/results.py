@@ -59,17 +59,16 @@ class Results:
         self.folder = folder
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
-        for path in sorted(folder.glob("*/samples")) + sorted(folder.glob("*/*/samples")):
+        whole = len(_read(folder / VANILLA / "samples"))
+        for path in [folder / VANILLA / "samples", *sorted(folder.glob("*/*/samples"))]:
             name, seed = path.relative_to(folder).parts[0], path.parent.name
             rows = _read(path)
+            if len(rows) != whole:
+                continue  # its evaluation is under way
             number = len(self.seeds.setdefault(name, []))
             self.seeds[name].append(0 if name == VANILLA else int(seed))
             rows["sample"] += number * SAMPLES
             self.samples[name] = pd.concat([self.samples[name], rows]) if name in self.samples else rows
-        whole = len(self.samples.get(VANILLA, ()))
-        for name in list(self.samples):
-            if len(self.samples[name]) != whole * len(self.seeds[name]):
-                del self.samples[name], self.seeds[name]  # its evaluation is under way
 
     def table(self, name: str) -> pd.DataFrame:
         """[`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""

@@ -145,6 +145,9 @@ def test_other_settings_are_refused_and_nothing_is_lost(engine, tokenizer, bench
     with pytest.raises(ValueError, match=r"\(model: "):
         evaluate(trained, benchmarks, tokenizer=tokenizer, save_to=tmp_path, **SAMPLING)
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    moved = testbed.load_model()  # the same weights, from a folder elsewhere
+    moved.config.name_or_path = f"/elsewhere/{testbed.MODEL_DIR.name}"
+    evaluate(moved, benchmarks, tokenizer=tokenizer, save_to=tmp_path, **SAMPLING)
 
 
 @pytest.mark.parametrize(
