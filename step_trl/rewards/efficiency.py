@@ -6,6 +6,8 @@ from typing import Literal
 
 import torch
 
+from .groups import by_group
+
 
 Baseline = Literal["correct", "all"]
 
@@ -39,13 +41,7 @@ def step_efficiency_reward(
     """
     if baseline not in ("correct", "all"):
         raise ValueError(f"baseline: {baseline!r} is not known. Set 'correct' or 'all'.")
-    if len(num_steps) % num_generations:
-        raise ValueError(
-            f"num_steps: {len(num_steps)} completions are no whole number of groups of num_generations="
-            f"{num_generations}. Call after the gather, with all completions of each group."
-        )
-    steps = num_steps.to(torch.promote_types(num_steps.dtype, torch.float32)).view(-1, num_generations)  # (B/G, G)
-    right = correct.bool().view(-1, num_generations)
+    steps, right = by_group("num_steps", num_steps, correct, num_generations)  # (B/G, G)
     averaged = right if baseline == "correct" else torch.ones_like(right)
     # a group without a correct completion has no mu; any will do, since its rewards are 0
     mean = torch.where(averaged, steps, 0).sum(1, keepdim=True) / averaged.sum(1, keepdim=True).clamp(min=1)

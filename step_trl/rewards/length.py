@@ -6,16 +6,7 @@ from fractions import Fraction
 
 import torch
 
-
-def _group(lengths: torch.Tensor, correct: torch.Tensor, num_generations: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lengths, as floats, and correctness, each `(B / G, G)`."""
-    if len(lengths) % num_generations:
-        raise ValueError(
-            f"lengths: {len(lengths)} completions are no whole number of groups of num_generations={num_generations}. "
-            "Call after the gather, with all completions of each group."
-        )
-    lengths = lengths.to(torch.promote_types(lengths.dtype, torch.float32))
-    return lengths.view(-1, num_generations), correct.bool().view(-1, num_generations)
+from .groups import by_group
 
 
 def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generations: int) -> torch.Tensor:
@@ -36,7 +27,7 @@ def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generat
     Returns:
         `torch.Tensor` of shape `(B,)`: rewards between -0.5 and 0.5.
     """
-    tokens, right = _group(lengths, correct, num_generations)
+    tokens, right = by_group("lengths", lengths, correct, num_generations)
     shortest, longest = tokens.amin(1, keepdim=True), tokens.amax(1, keepdim=True)
     spread = longest - shortest
     lam = 0.5 - (tokens - shortest) / torch.where(spread > 0, spread, 1)
@@ -85,7 +76,7 @@ def grpo_lambda_reward(
     """
     if not 0 < top_ratio <= 1:
         raise ValueError(f"top_ratio: {top_ratio} is not in (0, 1]. Set a share of the groups, for example 0.2.")
-    tokens, right = _group(lengths, correct, num_generations)
+    tokens, right = by_group("lengths", lengths, correct, num_generations)
     rewards = torch.where(_top_groups(right, top_ratio), 1 - alpha * _relative_length(tokens, right), 1)
     return torch.where(right, rewards, 0).view(-1)
 
@@ -128,7 +119,9 @@ def train_efficiently_reward(
     Returns:
         `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
     """
-    tokens, right = _group(lengths, correct if ended is None else correct.bool() & ended.bool(), num_generations)
+    tokens, right = by_group(
+        "lengths", lengths, correct if ended is None else correct.bool() & ended.bool(), num_generations
+    )
     return torch.where(right, 1 - alpha * _relative_length(tokens, right), 0).view(-1)
 
 
@@ -167,7 +160,7 @@ def lapo_discovery_reward(
     """
     if not 0 <= low <= high <= 1:
         raise ValueError(f"low, high: {low} and {high} are no two quantiles. Set 0 <= low <= high <= 1.")
-    tokens, right = _group(lengths, correct, num_generations)
+    tokens, right = by_group("lengths", lengths, correct, num_generations)
     shortest, longest = (
         torch.where(right, tokens, torch.nan).nanquantile(quantile, dim=1, keepdim=True) for quantile in (low, high)
     )
@@ -192,5 +185,5 @@ def s_grpo_reward(correct: torch.Tensor, num_generations: int, decay: float = 0.
     Returns:
         `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
     """
-    right = _group(correct, correct, num_generations)[1]
+    right = by_group("correct", correct, correct, num_generations)[1]
     return torch.where(right, decay ** (right.cumsum(1) - 1.0), 0).view(-1)

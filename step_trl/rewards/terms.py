@@ -29,8 +29,8 @@ LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
     "lapo_internalization": lapo_internalization_reward,
     "s_grpo": s_grpo_reward,
 }
-WITH_TARGETS = ("l1_exact", "l1_max", "lapo_internalization")
-TARGETS_IN_ROWS = WITH_TARGETS[:2]  # LAPO's are measured
+TERMS = ("kimi", "soft_overlong")  # the others include the correctness
+TARGETS_IN_ROWS = ("l1_exact", "l1_max")  # LAPO's are measured
 
 
 def check_length_reward(name: str, options: Mapping[str, Any]) -> None:
@@ -53,19 +53,23 @@ def check_length_reward(name: str, options: Mapping[str, Any]) -> None:
 
 def length_term(
     name: str,
+    options: Mapping[str, Any],
+    *,
     lengths: torch.Tensor,
     correct: torch.Tensor,
     num_generations: int,
     ended: torch.Tensor,
     targets: torch.Tensor,
-    **options: Any,
+    max_completion_length: int,
 ) -> torch.Tensor:
     """
     A length reward without the correctness, which is in another column of the rewards.
 
     Args:
         name (`str`):
-            A key of `LENGTH_REWARDS`.
+            A key of `LENGTH_REWARDS`. The function is given those of what follows that it has a parameter for.
+        options (`Mapping[str, Any]`):
+            Of the function.
         lengths (`torch.Tensor` of shape `(B,)`):
             Tokens of each completion of the global batch; groups of `num_generations` follow each other.
         correct (`torch.BoolTensor` of shape `(B,)`):
@@ -75,23 +79,22 @@ def length_term(
         ended (`torch.BoolTensor` of shape `(B,)`):
             Whether the completion ended with the EOS token.
         targets (`torch.Tensor` of shape `(B,)`):
-            Tokens that the prompts ask for; only looked at by the rewards of `WITH_TARGETS`.
-        **options:
-            Of the function.
+            Tokens that the prompts ask for; anything where they do not.
+        max_completion_length (`int`):
+            Budget of a completion.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: the first two are terms already; of the others the correctness is taken away.
+        `torch.Tensor` of shape `(B,)`
     """
-    if name == "kimi":
-        return kimi_length_reward(lengths, correct, num_generations, **options)
-    if name == "soft_overlong":
-        return soft_overlong_reward(lengths, **options)
-    if name == "s_grpo":
-        rewards = s_grpo_reward(correct, num_generations, **options)
-    elif name in WITH_TARGETS:
-        rewards = LENGTH_REWARDS[name](lengths, correct, targets, **options)
-    elif name == "train_efficiently":
-        rewards = train_efficiently_reward(lengths, correct, num_generations, ended, **options)
-    else:
-        rewards = LENGTH_REWARDS[name](lengths, correct, num_generations, **options)
-    return rewards - correct.to(rewards.dtype)
+    known = {
+        "lengths": lengths,
+        "correct": correct,
+        "num_generations": num_generations,
+        "ended": ended,
+        "targets": targets,
+        "max_completion_length": max_completion_length,
+    }
+    function = LENGTH_REWARDS[name]
+    parameters = inspect.signature(function).parameters
+    rewards = function(**{key: value for key, value in known.items() if key in parameters}, **options)
+    return rewards if name in TERMS else rewards - correct.to(rewards.dtype)

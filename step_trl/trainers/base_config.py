@@ -79,10 +79,9 @@ class EfficientReasoningConfig(GRPOConfig):
         super().__post_init__()
         if self.length_reward is not None:
             check_length_reward(self.length_reward, self.length_options())
-            if self.length_reward == "s_grpo" and not hasattr(self, "serial_group"):
-                raise ValueError("length_reward: 's_grpo' needs StepGRPOConfig and its serial_group=True.")
         elif self.length_reward_options is not None:
             raise ValueError("length_reward_options: there is no length_reward. Set one, or drop its options.")
+        self._check_serial_group()
         if self.weight_sync not in ("nccl", "disk"):
             raise ValueError(f"weight_sync: {self.weight_sync!r} is not known. Set 'nccl' or 'disk'.")
         if self.weight_sync_check_every < 0:
@@ -103,6 +102,10 @@ class EfficientReasoningConfig(GRPOConfig):
                     "one. Set weight_sync='disk' and a folder that all of them read."
                 )
             self.vllm_server_base_url = self.vllm_server_base_url[0]  # type: ignore[assignment]
+
+    def _check_serial_group(self) -> None:
+        if self.length_reward == "s_grpo":
+            raise ValueError("length_reward: 's_grpo' needs StepGRPOConfig and its serial_group=True.")
 
     def length_options(self) -> dict[str, Any]:
         """`length_reward_options`, which may be none."""

@@ -79,17 +79,15 @@ class EfficientReasoningTrainer(BaseTrainer):
         lengths, ended, targets = self.accelerator.gather(torch.tensor(rows, device=self.accelerator.device)).T
         if memory is not None and self.model.training:
             memory.record(gather_object(keys), lengths.tolist(), self._correct.tolist())
-        options = self.args.length_options()
-        if self.args.length_reward == "soft_overlong":
-            options = {"max_completion_length": self.max_completion_length} | options
         return length_term(
             cast("str", self.args.length_reward),
-            lengths,
-            self._correct,
-            self._group_size,
-            ended.bool(),
-            targets,
-            **options,
+            self.args.length_options(),
+            lengths=lengths,
+            correct=self._correct,
+            num_generations=self._group_size,
+            ended=ended.bool(),
+            targets=targets,
+            max_completion_length=cast("int", self.max_completion_length),
         )
 
     def _tokenize_prompts(self, prompts):

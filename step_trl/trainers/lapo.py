@@ -106,5 +106,5 @@ def state_length(prompt_ids: list[int], tokens: int, tokenizer: PreTrainedTokeni
         `list[int]`: with "I will answer the question with 512 tokens." behind the `<think>`.
     """
     opened = str(tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(THINK_START)
-    opening = f"{'' if opened else THINK_START} I will answer the question with {tokens} tokens."
-    return prompt_ids + tokenizer.encode(opening if not opened else opening.lstrip(), add_special_tokens=False)
+    stated = f"I will answer the question with {tokens} tokens."
+    return prompt_ids + tokenizer.encode(stated if opened else f"{THINK_START} {stated}", add_special_tokens=False)

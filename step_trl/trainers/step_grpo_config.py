@@ -109,7 +109,6 @@ class StepGRPOConfig(EfficientReasoningConfig):
         self._check_ranges()
         if self.truncated_rollout:
             self._check_rollout()
-        self._check_serial_group()
         selection = self.step_selection()
         if selection is not None:
             selection.validate()
