@@ -70,35 +70,32 @@ def main(arguments: list[str] | None = None) -> None:
     server.add_argument("--port", type=int, default=8000)
     server.add_argument("--max-model-len", type=int, help="tokens of prompt and completion together")
     options, further = parser.parse_known_args(arguments)
-    if options.command == "serve":
+    command = vars(options).pop("command")  # what is left are the parameters of its function
+    if command == "serve":
         from .serve import serve
 
         sys.exit(serve(options.model, options.host, options.port, options.max_model_len, further))
-    if options.command == "train":
+    if command == "train":
         from .train import run_train
 
         run_train(further)
         return
     if further:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
-    if options.command == "eval":
+    if command == "eval":
         from .eval import run_eval
 
-        arguments_of_eval = vars(options)
-        del arguments_of_eval["command"]
-        run_eval(**arguments_of_eval)
+        run_eval(**vars(options))
         return
-    if options.command == "distill":
+    if command == "distill":
         from .distill import distill
 
-        arguments_of_distill = vars(options)
-        del arguments_of_distill["command"]
-        distill(**arguments_of_distill)
+        distill(**vars(options))
         return
-    if options.command == "study":
+    if command == "study":
         from .study import study as run_study
 
-        run_study(options.output_dir, options.page, options.arms, options.seeds, options.max_steps, options.page_only)
+        run_study(**vars(options))
         return
     from .demo import run_demo  # imports torch and TRL, which `--help` does without
 

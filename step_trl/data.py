@@ -105,6 +105,13 @@ def build_prompt(problem: str | list[dict], template: str | None, system_prompt:
     return messages
 
 
+def rewrite_prompts(dataset: datasets.Dataset, template: str | None, system_prompt: str | None) -> datasets.Dataset:
+    """Rows with another user or system message, where one is asked for."""
+    if template is None and system_prompt is None:
+        return dataset
+    return dataset.map(lambda row: {"prompt": build_prompt(row["prompt"], template, system_prompt)})
+
+
 def read_rows(dataset: datasets.Dataset, layout: Layout) -> Iterator[tuple[Any, str]]:
     """Problem and answer of each row, from the needed columns only, a batch in memory at a time."""
     table = dataset.select_columns(list(layout.columns)).with_format("arrow")

@@ -8,15 +8,13 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from . import testbed
-from .eval import engine_of
-from .evaluation import evaluate
+from .eval import sample
 from .recipe import TrainArguments
-from .rollout import ConfidenceTruncation, Rollout
+from .rollout import ConfidenceTruncation
 from .train import TESTBED, load_rows
 
 
@@ -151,27 +149,20 @@ def distill(
         rows = rows.select(range(min(limit, len(rows))))
     tokenizer = AutoTokenizer.from_pretrained(name)
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (
-        engine_of(name, engine, urls, max_tokens, output_dir / "vllm.log") as source_of_tokens,
-        tqdm(total=len(rows) * n, unit="sample") as bar,
-    ):
-
-        def on_sample(rollout: Rollout) -> None:
-            bar.update()
-
-        samples = evaluate(
-            source_of_tokens,
-            {"train": rows},
-            n=n,
-            seeds=range(seed * n, (seed + 1) * n),
-            temperature=temperature,
-            top_p=1.0,
-            max_tokens=max_tokens,
-            callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
-            save_to=output_dir / "samples",
-            name=None if engine == "transformers" else name,
-            on_sample=on_sample,
-        )
+    samples = sample(
+        name,
+        {"train": rows},
+        engine,
+        urls,
+        output_dir / "vllm.log",
+        n=n,
+        seeds=range(seed * n, (seed + 1) * n),
+        temperature=temperature,
+        top_p=1.0,
+        max_tokens=max_tokens,
+        callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
+        save_to=output_dir / "samples",
+    )
     kept = keep_short(samples, per_problem)
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from .evaluation import evaluate, load_benchmark, summarize
+from .evaluation import evaluate, load_benchmark, read_samples, summarize
 from .report import evaluation_report, markdown_table
 from .rollout import ConfidenceTruncation, Rollout
 from .rollout.engines import Engine, VLLMServerEngine
@@ -32,6 +33,37 @@ def engine_of(
         servers = VLLMServerEngine(server.url if server is not None else list(urls or ()), tokenizer)
         run_to_end(servers.check(max_length=1 + max_tokens))
         yield servers
+
+
+def sample(
+    model: str,
+    problems: Mapping[str, Dataset],
+    engine: str,
+    urls: Sequence[str] | None,
+    log_file: Path,
+    *,
+    max_tokens: int,
+    n: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """[`~step_trl.evaluation.evaluate`] with a bar, on the engine that [`engine_of`] makes of the first arguments."""
+    with (
+        engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
+        tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
+    ):
+
+        def on_sample(rollout: Rollout) -> None:
+            bar.update()
+
+        return evaluate(
+            source_of_tokens,
+            problems,
+            n=n,
+            max_tokens=max_tokens,
+            name=None if engine == "transformers" else model,  # a server's address may be another one next time
+            on_sample=on_sample,
+            **options,
+        )
 
 
 def run_eval(
@@ -86,25 +118,10 @@ def run_eval(
         [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(model), threshold=truncate)]
     )
     report.mkdir(parents=True, exist_ok=True)
-    total = sum(map(len, problems.values())) * options.get("n", 1)
-    with (
-        engine_of(model, engine, urls, max_tokens, report / "vllm.log") as source_of_tokens,
-        tqdm(total=total, unit="sample") as bar,
-    ):
-
-        def on_sample(rollout: Rollout) -> None:
-            bar.update()
-
-        samples = evaluate(
-            source_of_tokens,
-            problems,
-            max_tokens=max_tokens,
-            callbacks=callbacks,
-            save_to=report,
-            name=None if engine == "transformers" else model,  # a server's address may be another one next time
-            on_sample=on_sample,
-            **options,
-        )
+    samples = sample(
+        model, problems, engine, urls, report / "vllm.log",
+        max_tokens=max_tokens, callbacks=callbacks, save_to=report, **options,
+    )  # fmt: skip
     if base is not None:
         base = samples[["benchmark", "problem"]].drop_duplicates().merge(base, on=["benchmark", "problem"])
     table = summarize(samples, base)
@@ -116,7 +133,7 @@ def run_eval(
 
 
 def _read_samples(report: Path) -> pd.DataFrame:
-    paths = sorted(report.glob("samples-*.parquet"))
-    if not paths:
+    samples = read_samples(report)
+    if samples.empty:
         raise ValueError(f"vanilla: {report} holds no samples. Give the --report of an earlier `step-trl eval`.")
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    return samples

@@ -10,7 +10,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from . import testbed
 from .budgets import add_token_targets
-from .data import build_prompt, load_problems
+from .data import load_problems, rewrite_prompts
 from .recipe import TRAINERS, TrainArguments, parse, read_recipe
 from .trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer
 
@@ -22,9 +22,7 @@ def load_rows(arguments: TrainArguments) -> datasets.Dataset:
     """The rows that a recipe trains on."""
     if arguments.dataset == TESTBED:
         rows = testbed.load_dataset(arguments.dataset_split)
-        template, system_prompt = arguments.prompt_template, arguments.system_prompt
-        if template is not None or system_prompt is not None:
-            rows = rows.map(lambda row: {"prompt": build_prompt(row["prompt"], template, system_prompt)})
+        rows = rewrite_prompts(rows, arguments.prompt_template, arguments.system_prompt)
     else:
         rows = load_problems(
             arguments.dataset,

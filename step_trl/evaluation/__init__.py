@@ -6,6 +6,7 @@ from .composition import classify_testbed_steps, composition, split_steps
 from .evaluate import evaluate
 from .judge import Estimate, StepJudge
 from .metrics import accuracy_efficiency_score, compression_rate, pass_at_1
+from .store import read_samples
 from .summary import summarize
 
 
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "load_benchmark",
     "pass_at_1",
+    "read_samples",
     "split_steps",
     "summarize",
 ]

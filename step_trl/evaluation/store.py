@@ -14,6 +14,16 @@ import pandas as pd
 KEY = ["benchmark", "problem", "sample"]
 
 
+def read_samples(folder: str | Path) -> pd.DataFrame:
+    """All rows that a folder holds, in the order in which they were added."""
+    parts = [pd.read_parquet(path) for path in _paths(Path(folder))]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+
+
+def _paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("samples-*.parquet"))
+
+
 class SampleStore:
     """
     Rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
@@ -54,18 +64,14 @@ class SampleStore:
         return settings | {"benchmarks": known | settings["benchmarks"]}
 
     def read(self) -> pd.DataFrame:
-        """All rows that there are, in the order in which they were added."""
-        parts = [pd.read_parquet(path) for path in self._paths()]
-        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
+        """See [`read_samples`]."""
+        return read_samples(self.folder)
 
     def add(self, rows: pd.DataFrame) -> None:
         """Write a file of rows, whole or not at all."""
-        paths = self._paths()
+        paths = _paths(self.folder)
         number = 1 + int(paths[-1].stem.split("-")[1]) if paths else 0
         _replace(self.folder / f"samples-{number:06d}.parquet", rows.to_parquet(index=False))
-
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("samples-*.parquet"))
 
 
 def _replace(path: Path, content: bytes) -> None:

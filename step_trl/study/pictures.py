@@ -44,17 +44,17 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
     Returns:
         `list[str]`: their names, without `.png`.
     """
-    main = [arm.name for arm in arms if arm.name in MAIN]
     figures = {}
-    if any(set(PAPERS) & set(arm.tables) for arm in arms):
-        figures["accuracy"] = _accuracy(tables, arms)
-    if main:
-        figures["steps"] = _steps(results, [VANILLA, *main])
-        figures["training"] = _training(results, main)
-    if long := [arm.name for arm in arms if arm.checkpoints]:
-        figures["long"] = _long(results, long)
-    for name, figure in figures.items():
-        with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE):
+        main = [arm.name for arm in arms if arm.name in MAIN]
+        if any(set(PAPERS) & set(arm.tables) for arm in arms):
+            figures["accuracy"] = _accuracy(tables, arms)
+        if main:
+            figures["steps"] = _steps(results, [VANILLA, *main])
+            figures["training"] = _training(results, main)
+        if long := [arm.name for arm in arms if arm.checkpoints]:
+            figures["long"] = _long(results, long)
+        for name, figure in figures.items():
             figure.savefig(page / f"{name}.png")
     return list(figures)
 
@@ -62,12 +62,11 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
 def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure:
     """Both papers' first tables, side by side."""
     papers = [title for title in PAPERS if any(title in arm.tables for arm in arms)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7 * len(papers), 4.5), layout="constrained")
-        for axes, title in zip(figure.subplots(1, len(papers), squeeze=False).flat, papers, strict=True):
-            names = [VANILLA, *(arm.name for arm in arms if title in arm.tables)]
-            plot_accuracy_against_tokens(axes, {name: tables[name] for name in names})
-            axes.set_title(title)
+    figure = Figure(figsize=(7 * len(papers), 4.5), layout="constrained")
+    for axes, title in zip(figure.subplots(1, len(papers), squeeze=False).flat, papers, strict=True):
+        names = [VANILLA, *(arm.name for arm in arms if title in arm.tables)]
+        plot_accuracy_against_tokens(axes, {name: tables[name] for name in names})
+        axes.set_title(title)
     return figure
 
 
@@ -78,36 +77,38 @@ def _steps(results: Results, models: Sequence[str]) -> Figure:
         labels = rows[["benchmark"]].assign(model=name, label=step_labels(rows)).explode("label")
         parts.append(labels)
     shares = composition(pd.concat(parts)).xs("overall", level="benchmark")
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        plot_composition(left, shares)
-        plot_semantic_density(right, {name: results.samples[name] for name in models})
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plot_composition(left, shares)
+    plot_semantic_density(right, {name: results.samples[name] for name in models})
     return figure
 
 
 def _training(results: Results, arms: Sequence[str]) -> Figure:
-    histories = {name: results.history(name, results.seeds[name][0]) for name in arms}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 6), layout="constrained")
-        for axes, (key, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
-            plot_training(axes, histories, key, label)
-        figure.axes[0].legend()
+    histories = _histories(results, arms)
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    for axes, (key, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+        plot_training(axes, histories, key, label)
+    figure.axes[0].legend()
     return figure
 
 
 def _long(results: Results, arms: Sequence[str]) -> Figure:
-    histories = {name: results.history(name, results.seeds[name][0]) for name in arms}
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 8), layout="constrained")
-        accuracy, tokens, *others = figure.subplots(3, 2).flat
-        for color, name in zip(COLORS[1:], arms, strict=False):
-            progress = results.progress(name, results.seeds[name][0])
-            accuracy.plot(progress["accuracy"], "o-", color=color, label=name)
-            tokens.plot(progress["tokens"], "o-", color=color)
-        accuracy.set(xlabel="update", ylabel="accuracy, held-out problems")
-        tokens.set(xlabel="update", ylabel="tokens, held-out problems", ylim=(0, None))
-        accuracy.legend()
-        for axes, (key, label) in zip(others, CURVES.items(), strict=True):
-            plot_training(axes, histories, key, label)
+    histories = _histories(results, arms)
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    accuracy, tokens, *others = figure.subplots(3, 2).flat
+    for color, name in zip(COLORS[1:], arms, strict=False):
+        progress = results.progress(name, results.seeds[name][0])
+        accuracy.plot(progress["accuracy"], "o-", color=color, label=name)
+        tokens.plot(progress["tokens"], "o-", color=color)
+    accuracy.set(xlabel="update", ylabel="accuracy, held-out problems")
+    tokens.set(xlabel="update", ylabel="tokens, held-out problems", ylim=(0, None))
+    accuracy.legend()
+    for axes, (key, label) in zip(others, CURVES.items(), strict=True):
+        plot_training(axes, histories, key, label)
     return figure
+
+
+def _histories(results: Results, arms: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """Of the first seed of each arm."""
+    return {name: results.history(name, results.seeds[name][0]) for name in arms}

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .. import testbed
-from ..evaluation import classify_testbed_steps, summarize
+from ..evaluation import classify_testbed_steps, read_samples, summarize
 from ..report import read_history
 from .run import SAMPLES, VANILLA
 
@@ -35,11 +35,6 @@ def step_labels(samples: pd.DataFrame) -> list[list[str]]:
     return [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in rows]
 
 
-def _read(folder: Path) -> pd.DataFrame:
-    parts = [pd.read_parquet(path) for path in sorted(folder.glob("samples-*.parquet"))]
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["sample"])
-
-
 class Results:
     """
     All that is done of a study.
@@ -59,10 +54,10 @@ class Results:
         self.folder = folder
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
-        whole = len(_read(folder / VANILLA / "samples"))
+        whole = len(read_samples(folder / VANILLA / "samples"))
         for path in [folder / VANILLA / "samples", *sorted(folder.glob("*/*/samples"))]:
             name, seed = path.relative_to(folder).parts[0], path.parent.name
-            rows = _read(path)
+            rows = read_samples(path)
             if len(rows) != whole:
                 continue  # its evaluation is under way
             number = len(self.seeds.setdefault(name, []))
@@ -119,7 +114,7 @@ class Results:
         own = self.folder / name / str(seed)
         last = max(entry["step"] for entry in self.history(name, seed))
         folders = {int(path.name): path for path in own.glob("checkpoints/*")} | {last: own / "samples"}
-        samples = {0: self.samples[VANILLA]} | {update: _read(folders[update]) for update in sorted(folders)}
+        samples = {0: self.samples[VANILLA]} | {update: read_samples(folders[update]) for update in sorted(folders)}
         means = {
             update: rows.astype({"correct": float}).groupby("benchmark")[["correct", "tokens"]].mean().mean()
             for update, rows in samples.items()

@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 
 from .. import testbed
 from ..budgets import add_token_targets
-from ..data import build_prompt
+from ..data import rewrite_prompts
 from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, Progress, sas_config, step_grpo_config
 from ..distill import distill
 from ..evaluation import evaluate, load_benchmark
@@ -68,8 +68,7 @@ def with_prompts(
     seed: int = 0,
 ) -> Dataset:
     """Rows whose prompts say what an arm's do."""
-    if system_prompt is not None:
-        rows = rows.map(lambda row: {"prompt": build_prompt(row["prompt"], None, system_prompt)})
+    rows = rewrite_prompts(rows, None, system_prompt)
     return rows if targets is None else add_token_targets(rows, *targets, at_most=at_most, seed=seed)
 
 

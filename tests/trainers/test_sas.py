@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
+from loss_records import full_logps, record_losses
 from transformers import TrainerState
-from trl import GRPOTrainer
 
 from step_trl import SASConfig
 from step_trl.advantages import select_step_advantages
@@ -16,32 +16,6 @@ from step_trl.trainers.signals import SignalWarnings
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def record_losses(trainer, monkeypatch):
-    """What the parent's loss is given: inputs before and advantages as read after the forward pass."""
-    records, original = [], GRPOTrainer._compute_loss
-
-    def recording(self, model, inputs):
-        record = {"inputs": dict(inputs)}
-        loss = original(self, model, inputs)
-        records.append(record | {"advantages": inputs["advantages"]})
-        return loss
-
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", recording)
-    return records
-
-
-def full_logps(trainer, inputs):
-    with torch.no_grad():
-        logps, _, _ = GRPOTrainer._get_per_token_logps_and_entropies(
-            trainer,
-            trainer.model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-            inputs["completion_ids"].size(1),
-        )
-    return logps
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from loss_records import full_logps, record_losses
 from peft import LoraConfig
 from trl import GRPOTrainer
 
@@ -300,31 +301,18 @@ def test_the_kl_term_is_over_sampled_tokens(build, monkeypatch):
     with torch.no_grad():
         for parameter in trainer.ref_model.parameters():
             parameter.mul_(1.1)
-    seen, original = [], GRPOTrainer._compute_loss
-
-    def recording(self, model, inputs):
-        before = inputs["ref_per_token_logps"]
-        loss = original(self, model, inputs)
-        seen.append((before, dict(inputs)))
-        return loss
-
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", recording)
+    records = record_losses(trainer, monkeypatch)
     trainer.train()
     kl, tokens = 0.0, 0
-    for before, inputs in seen:
+    for record in records:
+        inputs, before, reference = record["inputs"], record["inputs"]["ref_per_token_logps"], record["reference"]
         mask = inputs["completion_mask"].bool()
         unsampled = mask & inputs["sampling_per_token_logps"].isnan()
         assert unsampled.any()
-        with torch.no_grad():
-            logps, _, _ = trainer._get_per_token_logps_and_entropies(
-                trainer.model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                inputs["completion_ids"].size(1),
-            )
-        torch.testing.assert_close(inputs["ref_per_token_logps"][unsampled], logps[unsampled])
+        logps = full_logps(trainer, inputs)
+        torch.testing.assert_close(reference[unsampled], logps[unsampled])
         sampled = mask & ~unsampled
-        assert torch.equal(inputs["ref_per_token_logps"][sampled], before[sampled])
+        assert torch.equal(reference[sampled], before[sampled])
         difference = (before - logps)[sampled]
         kl += (difference.exp() - difference - 1).sum().item()
         tokens += mask.sum().item()
@@ -334,20 +322,13 @@ def test_the_kl_term_is_over_sampled_tokens(build, monkeypatch):
 
 def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch):
     trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
-    seen, original = [], GRPOTrainer._compute_loss
-
-    def recording(self, model, inputs):
-        before = inputs["advantages"]
-        loss = original(self, model, inputs)
-        seen.append((before, dict(inputs)))
-        return loss
-
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", recording)
+    records = record_losses(trainer, monkeypatch)
     trainer.train()
     changed = 0
-    for before, inputs in seen:
+    for record in records:
+        inputs, before = record["inputs"], record["inputs"]["advantages"]
         injected = inputs["completion_mask"].bool() & inputs["sampling_per_token_logps"].isnan()
         assert injected.any() and (inputs["step_ids"][injected] == -1).all()
-        assert torch.equal(inputs["advantages"][injected], before[:, None].expand_as(injected)[injected])
-        changed += (inputs["advantages"] != before[:, None]).sum().item()
+        assert torch.equal(record["advantages"][injected], before[:, None].expand_as(injected)[injected])
+        changed += (record["advantages"] != before[:, None]).sum().item()
     assert changed > 0
