@@ -46,8 +46,12 @@ class StepSelectionMixin(EfficientReasoningTrainer):
         output = super()._generate_and_score_completions(inputs)
         if self.step_selection is not None:
             mask = output["completion_mask"] * output.get("tool_mask", 1)  # (B, T)
-            output["step_ids"] = self._step_segmenter.step_ids(output["completion_ids"], mask)
+            step_ids = self._step_segmenter.step_ids(output["completion_ids"], mask)
             output["correct"] = self._local(self._correct)
+            # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has none
+            # to withhold, and would get away with the unsure steps that made it long.
+            blamed = output["correct"] & (output["advantages"] < 0)
+            output["step_ids"] = step_ids.masked_fill(blamed[:, None], -1)
         return output
 
     def _refine_loss_inputs(self, inputs, logps):

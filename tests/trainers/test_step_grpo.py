@@ -332,3 +332,21 @@ def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch)
         assert torch.equal(record["advantages"][injected], before[:, None].expand_as(injected)[injected])
         changed += (record["advantages"] != before[:, None]).sum().item()
     assert changed > 0
+
+
+def test_with_selection_long_correct_completions_keep_their_blame(build, monkeypatch):
+    """SAS's rule for correct completions withholds credit; those that the step reward blames have none."""
+    trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
+    records = record_losses(trainer, monkeypatch)
+    trainer.train()
+    blamed = selected = 0
+    for record in records:
+        inputs, after = record["inputs"], record["advantages"]
+        before = inputs["advantages"][:, None].expand_as(after)
+        thought = inputs["completion_mask"].bool()
+        low = inputs["correct"] & (inputs["advantages"] < -0.01)
+        assert torch.equal(after[low], before[low])
+        blamed += int(low.sum())
+        praised = (inputs["correct"] & (inputs["advantages"] > 0.01))[:, None] & thought
+        selected += int((after[praised] != before[praised]).sum())
+    assert blamed > 0 and selected > 0
