@@ -94,6 +94,15 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert means["tokens"].mean() == pytest.approx(overall["tokens"], rel=1e-4)
     assert raw.groupby(["arm", "seed"]).size().eq(len(samples) // 2).all()
     assert set(pd.read_csv(page / "summary.csv")["arm"]) == {"vanilla", "grpo-short", "sas"}
+    # Intervals know problems and trainings: of an arm against itself only trainings are left.
+    trained = raw[raw["arm"] != "vanilla"].groupby(["arm", "seed", "benchmark"])["tokens"].mean()
+    squares = [seeds.std() ** 2 for _, seeds in trained.groupby(["arm", "seed"]).mean().groupby("arm")]
+    pooled = (sum(squares) / 2) ** 0.5
+    assert results.pooled_spread("tokens") == pytest.approx(pooled)
+    same = results.difference("sas", "sas", "tokens")
+    assert same.value == 0 and (same.high - same.low) / 2 == pytest.approx(1.96 * pooled, rel=0.1)
+    untrained = results.difference("vanilla", "vanilla", "tokens")
+    assert untrained.low == untrained.high == 0
     updates = json.loads((folder / "sas" / "0" / "model" / "phases.json").read_text())["updates"]
     assert len(updates) == 1 and all(updates[0][phase] > 0 for phase in ("generation", "reward", "update"))
     assert updates[0]["reference"] > 0  # beta is above 0
@@ -127,7 +136,7 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
     unseen = (results.samples["long"]["benchmark"] == "unseen").to_numpy()
     expected = shares[unseen].mean()
     assert results.difference("long", "long", "redundancy", "unseen").value == 0
-    results.samples["none"] = results.samples["long"].assign(completion="This gives 5.")
+    results.samples["none"], results.seeds["none"] = results.samples["long"].assign(completion="This gives 5."), [0]
     assert results.difference("long", "none", "redundancy", "unseen").value == pytest.approx(expected)
     right = results.samples[run.VANILLA].query("correct")["tokens"].sort_values()
     assert results.cut_off(right.iloc[0]) == (right > right.iloc[0]).mean() < 1 and results.cut_off(512) == 0

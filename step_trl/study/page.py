@@ -43,11 +43,12 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         f"Made by `step-trl study`. {max_steps} updates per arm (times its budget), 64 completions each; the first "
         f"{results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} samples per "
         f"problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours. Brackets hold 95 % bootstrap "
-        "intervals over problems, ± the standard deviation over seeds. The intervals do not know how trainings differ "
-        "from seed to seed: a verdict from one seed is about that training. The tuning protocol is in "
+        "intervals over problems, ± the standard deviation from training to training. The tuning protocol is in "
         "`step_trl/study/arms.py`.",
         "",
         "## Claims",
+        "",
+        _chance(results),
         "",
         *claim_lines(results),
         "",
@@ -63,6 +64,19 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
     for name in draw(results, tables, done, page):
         lines += [f"![{name}]({name}.png)", ""]
     (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _chance(results: Results) -> str:
+    accuracy, tokens = (results.pooled_spread(measure) for measure in ("accuracy", "tokens"))
+    if pd.isna(accuracy):
+        return (
+            "Their intervals are over problems only, since no arm has several seeds: they are about these trainings."
+        )
+    return (
+        "Their intervals know two sources of chance, problems and trainings. From one training of an arm to another, "
+        f"the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens (standard "
+        "deviations, pooled over all arms with several seeds)."
+    )
 
 
 def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:

@@ -13,7 +13,7 @@ from ..evaluation import composition
 from ..report import plot_accuracy_against_tokens, plot_composition, plot_semantic_density, plot_training
 from ..report.figures import COLORS, STYLE
 from .arms import Arm
-from .results import Results, step_labels
+from .results import Results
 from .run import VANILLA
 
 
@@ -74,7 +74,7 @@ def _steps(results: Results, models: Sequence[str]) -> Figure:
     parts = []
     for name in models:
         rows = results.samples[name].reset_index(drop=True)
-        labels = rows[["benchmark"]].assign(model=name, label=step_labels(rows)).explode("label")
+        labels = rows[["benchmark"]].assign(model=name, label=results.labels(name)).explode("label")
         parts.append(labels)
     shares = composition(pd.concat(parts)).xs("overall", level="benchmark")
     figure = Figure(figsize=(10, 3), layout="constrained")

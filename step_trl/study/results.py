@@ -54,6 +54,7 @@ class Results:
         self.folder = folder
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
+        self._labels: dict[str, list[list[str]]] = {}
         whole = len(read_samples(folder / VANILLA / "samples"))
         for path in [folder / VANILLA / "samples", *sorted(folder.glob("*/*/samples"))]:
             name, seed = path.relative_to(folder).parts[0], path.parent.name
@@ -69,17 +70,27 @@ class Results:
         """[`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""
         return summarize(self.samples[name], self.samples[VANILLA], resamples=RESAMPLES)
 
-    def spread(self, name: str, measure: str) -> float:
-        """Standard deviation over seeds of the overall value; NaN for one seed."""
-        rows = self.samples[name]
-        column = COLUMNS.get(measure, measure)
-        seeds = rows["sample"] // SAMPLES
-        means = rows.astype({"correct": float}).groupby([seeds, rows["benchmark"]])[column].mean()
-        return float(means.groupby(level=0).mean().std())
+    def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
+        """Standard deviation from training to training of an arm's mean, see [`Results.difference`]; NaN for one."""
+        values = self._values(name, measure, benchmark)
+        means = values.groupby(["number", "benchmark"])["value"].mean()
+        return float(means.groupby(level="number").mean().std())
+
+    def pooled_spread(self, measure: str, benchmark: str | None = None) -> float:
+        """The same over all arms that were trained with several seeds, by their degrees of freedom; NaN for none."""
+        freedom = {name: len(seeds) - 1 for name, seeds in self.seeds.items() if len(seeds) > 1}
+        if not freedom:
+            return np.nan
+        squares = [number * self.spread(name, measure, benchmark) ** 2 for name, number in freedom.items()]
+        return float(np.sqrt(sum(squares) / sum(freedom.values())))
 
     def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
         """
-        Of the `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` of two arms, over resamples of the problems.
+        Of the `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` of two arms.
+
+        The interval knows two sources of chance: problems, which are resampled, and trainings, for which normal noise
+        is added. Few seeds tell little of an arm's own spread, so that noise has the pooled one, over the root of the
+        number of seeds; the vanilla model has none.
 
         Args:
             left (`str`), right (`str`):
@@ -89,14 +100,10 @@ class Results:
             benchmark (`str`, *optional*):
                 One of them; by default the mean over all.
         """
-        means = []
-        for name in (left, right):
-            rows = self.samples[name].astype({"correct": float})
-            if benchmark is not None:
-                rows = rows[rows["benchmark"] == benchmark]
-            if measure == "redundancy":
-                rows["redundancy"] = [labels.count("redundancy") / len(labels) for labels in step_labels(rows)]
-            means.append(rows.groupby(["benchmark", "problem"])[COLUMNS.get(measure, measure)].mean())
+        means = [
+            self._values(name, measure, benchmark).groupby(["benchmark", "problem"])["value"].mean()
+            for name in (left, right)
+        ]
         generator = np.random.default_rng(0)
         estimates = []
         for _, problems in (means[0] - means[1]).groupby(level="benchmark"):
@@ -104,7 +111,26 @@ class Results:
             places = generator.integers(len(values), size=(RESAMPLES, len(values)))
             estimates.append([values.mean(), *values[places].mean(axis=1)])
         overall = np.mean(estimates, axis=0)
-        return Difference(overall[0], *np.quantile(overall[1:], [0.025, 0.975]))
+        trained = [len(self.seeds[name]) for name in (left, right) if name != VANILLA]
+        noise = np.nan_to_num(self.pooled_spread(measure, benchmark)) * np.sqrt(sum(1 / number for number in trained))
+        resamples = overall[1:] + noise * generator.standard_normal(RESAMPLES)
+        return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
+
+    def labels(self, name: str) -> list[list[str]]:
+        """[`step_labels`] of an arm's samples."""
+        if name not in self._labels:
+            self._labels[name] = step_labels(self.samples[name])
+        return self._labels[name]
+
+    def _values(self, name: str, measure: str, benchmark: str | None) -> pd.DataFrame:
+        """`value` of each sample, with its benchmark and problem and the `number` of its training."""
+        rows = self.samples[name]
+        if measure == "redundancy":
+            values = np.array([labels.count("redundancy") / len(labels) for labels in self.labels(name)])
+        else:
+            values = rows[COLUMNS.get(measure, measure)].to_numpy(float)
+        values = rows[["benchmark", "problem"]].assign(value=values, number=rows["sample"] // SAMPLES)
+        return values if benchmark is None else values[values["benchmark"] == benchmark]
 
     def history(self, name: str, seed: int) -> list[dict[str, float]]:
         return read_history(self.folder / name / str(seed) / "model")
