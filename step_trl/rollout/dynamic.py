@@ -144,6 +144,7 @@ class DynamicTruncatedRollout:
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int] | None = None,
         on_rollout: Callable[[int, Rollout], None] | None = None,
+        budgets: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """
         Sample one completion per prompt, all at once.
@@ -155,30 +156,35 @@ class DynamicTruncatedRollout:
                 One per prompt: its completion is then the same in any company.
             on_rollout (`Callable[[int, Rollout], None]`, *optional*):
                 Told each rollout as it ends, with the place of its prompt.
+            budgets (`Sequence[int]`, *optional*):
+                Most tokens of each completion, where they differ; by default `sampling.max_tokens`.
 
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
         with rare_garbage_collections():
-            return run_to_end(self._gather(prompts, seeds if seeds is not None else [None] * len(prompts), on_rollout))
+            own_seeds = [None] * len(prompts) if seeds is None else seeds
+            most = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
+            return run_to_end(self._gather(prompts, own_seeds, most, on_rollout))
 
     async def _gather(
         self,
         prompts: Sequence[Sequence[int]],
         seeds: Sequence[int | None],
+        budgets: Sequence[int],
         on_rollout: Callable[[int, Rollout], None] | None = None,
     ) -> list[Rollout]:
         slots = asyncio.Semaphore(self.max_in_flight or max(1, len(prompts)))
 
-        async def in_slot(place: int, prompt: Sequence[int], seed: int | None) -> Rollout:
+        async def in_slot(place: int, prompt: Sequence[int], seed: int | None, budget: int) -> Rollout:
             async with slots:
-                rollout = await _Path(self, prompt, seed).roll_out()
+                rollout = await _Path(self, prompt, seed, budget).roll_out()
             if on_rollout is not None:
                 on_rollout(place, rollout)
             return rollout
 
-        pairs = zip(prompts, seeds, strict=True)
-        tasks = [asyncio.ensure_future(in_slot(place, *pair)) for place, pair in enumerate(pairs)]
+        rows = zip(prompts, seeds, budgets, strict=True)
+        tasks = [asyncio.ensure_future(in_slot(place, *row)) for place, row in enumerate(rows)]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -232,17 +238,18 @@ class _Path:
     again, and thousands of rollouts of thousands of tokens are under way at once.
     """
 
-    def __init__(self, owner: DynamicTruncatedRollout, prompt_ids: Sequence[int], seed: int | None):
+    def __init__(self, owner: DynamicTruncatedRollout, prompt_ids: Sequence[int], seed: int | None, budget: int):
         self.owner = owner
         self.engine = owner.engine
         self.prompt = array("q", prompt_ids)
         self.rollout = rollout = Rollout(prompt_ids, cast("list[int]", array("q")), injected=cast("list", array("b")))
         self.seed = seed
+        self.budget = budget
         self.watches = [
             _Watch(
                 callback,
                 segmenter,
-                iter(callback.positions(rollout.prompt_ids, owner.sampling.max_tokens, seed)),
+                iter(callback.positions(rollout.prompt_ids, budget, seed)),
             )
             for callback, segmenter in zip(owner.callbacks, owner.segmenters, strict=True)
         ]
@@ -253,7 +260,7 @@ class _Path:
 
     @property
     def remaining(self) -> int:
-        return self.owner.sampling.max_tokens - len(self.rollout.completion_ids)
+        return self.budget - len(self.rollout.completion_ids)
 
     async def roll_out(self) -> Rollout:
         async with self.owner.engine.for_rollout(self.rollout.prompt_ids) as self.engine:

@@ -112,6 +112,7 @@ class SerialGroupRollout:
         answers = self._plain.run(
             [[*rollouts[place].prompt_ids, *rollouts[place].completion_ids] for place in cut_places],
             seeds_of(cut_places),
+            budgets=[self.sampling.max_tokens - len(rollouts[place].completion_ids) for place in cut_places],
         )
         for place, answer in zip(cut_places, answers, strict=True):
             rollout = rollouts[place]
@@ -119,8 +120,6 @@ class SerialGroupRollout:
             rollout.logprobs.extend(answer.logprobs)
             rollout.injected.extend(answer.injected)
             rollout.sampled_tokens = answer.sampled_tokens
-            if len(rollout.completion_ids) > self.sampling.max_tokens:
-                rollout.cut(self.sampling.max_tokens)
         return [rollouts[place] for place in range(len(prompts))]
 
     def _cut(self, whole: Rollout, length: int) -> Rollout:

@@ -75,7 +75,14 @@ def test_an_open_thought_leaves_room_for_an_answer(engine, prompts):
     assert len(whole.completion_ids) == closing + 12
     assert all(sum(exit.injected) == closing and not exit.injected[-1] for exit in exits)
     assert max(len(exit.completion_ids) for exit in exits) == closing + 12
-    assert sum(exit.discarded_tokens for exit in exits) > 0  # an answer that was longer than its budget
+    assert sum(exit.discarded_tokens for exit in exits) == 0  # no answer is longer than its budget
+
+
+def test_a_budget_may_be_all_of_the_context(engine, prompts):
+    context = engine.model.config.max_position_embeddings
+    budget = context - len(prompts[0])
+    rollouts = SerialGroupRollout(engine, SamplingParams(max_tokens=budget)).run([prompts[0]] * 4, 4, [5, 6, 7, 8])
+    assert all(len(rollout.completion_ids) <= budget for rollout in rollouts)
 
 
 def test_what_is_refused(engine, prompts):
