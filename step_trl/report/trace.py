@@ -7,7 +7,6 @@ page with each other and with anything else. It follows the reader's light or da
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
 import re
@@ -23,11 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..rollout import ProbeRecord, Rollout
 from ..steps import Segmenter, TriggerSegmenter, token_bytes
+from ..texts import token_texts, visible
 
-
-# A parser would drop or change control characters. They are shown as their pictures, all but tab and newline.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 _STYLE = """<style>
 .step-trl-trace { --back: #ffffff; --text: #1f2328; --dim: #59636e; --line: #d1d9e0; --bar: #0969da; --chip: #ffffff;
@@ -149,7 +145,7 @@ def render_rollout(
     pieces = token_bytes(tokenizer)
     notes = _notes(rollout, pieces)
     tokens = []
-    for i, text in enumerate(_texts(pieces, rollout.completion_ids)):
+    for i, text in enumerate(token_texts(pieces, rollout.completion_ids)):
         marks = ["text", *["trigger"] * (i in in_trigger), *["injected"] * rollout.injected[i], credits[i][0]]
         tokens.append(_Token(text, logps[i], " ".join(marks).rstrip(), credits[i], "".join(notes[i + 1])))
     row = torch.tensor([rollout.completion_ids], dtype=torch.long)
@@ -180,14 +176,7 @@ class _Token:
 
 
 def _escaped(text: str) -> str:
-    return escape(text.translate(_VISIBLE))
-
-
-def _texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:
-    """Text of each token. A character whose bytes are split over tokens belongs to the one that completes it."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    texts = [decoder.decode(pieces[i] if 0 <= i < len(pieces) else b"") for i in token_ids]
-    return [*texts[:-1], texts[-1] + decoder.decode(b"", final=True)] if texts else []
+    return escape(visible(text))
 
 
 def _per_token(name: str, values: Iterable[float], rollout: Rollout) -> list[float]:
@@ -232,7 +221,7 @@ def _notes(rollout: Rollout, pieces: Sequence[bytes]) -> defaultdict[int, list[s
 
 def _probe(number: int, probe: ProbeRecord, pieces: Sequence[bytes]) -> str:
     confidence = "" if probe.confidence is None else f" · {probe.confidence:.3f}"
-    answer = _escaped("".join(_texts(pieces, probe.token_ids)))
+    answer = _escaped("".join(token_texts(pieces, probe.token_ids)))
     return (
         f'<details class="probe"><summary>probe {number} · {_escaped(probe.outcome)}{confidence}</summary>'
         f'<code class="body answer">{answer}</code>'

@@ -106,6 +106,10 @@ class DynamicTruncatedRollout:
             Most rollouts at once, by default all; others begin as these end. A server that runs fewer requests at once
             than it is sent lets probes wait behind thoughts, and what a late probe would have saved is sampled.
 
+    Attributes:
+        sampled_tokens (`int`):
+            Tokens that engine calls have returned so far, of all runs, probes included.
+
     Example:
 
     ```python
@@ -132,6 +136,7 @@ class DynamicTruncatedRollout:
         self.sampling = sampling
         self.speculative = speculative
         self.max_in_flight = max_in_flight
+        self.sampled_tokens = 0
         self.tokenizer = engine.tokenizer if tokenizer is None else tokenizer
         self.segmenters = [
             TriggerSegmenter(self.tokenizer, callback.triggers) if callback.triggers else None
@@ -331,7 +336,7 @@ class _Path:
             temperature=0.0,
             abandon=probe.abandon,
         )
-        self.rollout.sampled_tokens += len(answer.token_ids)
+        self._count(answer)
         return answer
 
     async def _leave(self, boundary: Boundary, exit_: Exit, probed: tuple[Probe, Generation] | None = None) -> None:
@@ -374,8 +379,12 @@ class _Path:
             seed=None if self.seed is None else (self.seed * 1_000_003 + len(path)) % 2**63,
             ahead=self.owner.speculative and bool(self.owner.callbacks),
         )
-        self.rollout.sampled_tokens += len(segment.token_ids)
+        self._count(segment)
         return segment
+
+    def _count(self, generation: Generation) -> None:
+        self.rollout.sampled_tokens += len(generation.token_ids)
+        self.owner.sampled_tokens += len(generation.token_ids)
 
     def _record(self, watch: _Watch, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
         outcome: Outcome = "declined" if exit_ is None else "exit"

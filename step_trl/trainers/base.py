@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
@@ -20,13 +19,14 @@ from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import Batch, sort_by_length, trim_padding
+from .followed import FollowedTrainer
 from .signals import SignalWarnings
 
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(GRPOTrainer):
+class BaseTrainer(FollowedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
@@ -211,6 +211,7 @@ class BaseTrainer(GRPOTrainer):
         inputs, self._loss_inputs = self._loss_inputs, None
         if inputs is not None:
             self._refine_loss_inputs(inputs, logps.detach())
+            self._follow_loss(inputs, logps.detach())
         return logps, entropies, aux_loss
 
     def _refine_loss_inputs(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from trl import GRPOConfig
 
@@ -46,7 +46,13 @@ class EfficientReasoningConfig(GRPOConfig):
         weight_sync_check_every (`int`, *optional*, defaults to `100`):
             After the first synchronisation, and again when this many updates have passed, the servers'
             log-probabilities are compared with the policy's; `0` never compares.
+        num_completions_to_log (`int`, *optional*, defaults to `8`):
+            Completions that are shown in trackers at each logging step: in a table that keeps all steps, and the
+            first ones as pictures. `0` for none. TRL's `log_completions` and its table are independent of it.
     """
+
+    # Symbol to field, as the papers write them; the KL weight and the step penalty are both called beta there.
+    _SYMBOLS: ClassVar[dict[str, str]] = {"G": "num_generations", "beta (KL)": "beta", "epsilon": "epsilon"}
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "length_reward_options"]
 
@@ -74,9 +80,14 @@ class EfficientReasoningConfig(GRPOConfig):
     weight_sync_check_every: int = field(
         default=100, metadata={"help": "Updates between two checks of the servers' weights; 0 for none."}
     )
+    num_completions_to_log: int = field(
+        default=8, metadata={"help": "Completions that trackers show at each logging step; 0 for none."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.num_completions_to_log < 0:
+            raise ValueError(f"num_completions_to_log: {self.num_completions_to_log} is negative. Set 0 to show none.")
         if self.length_reward is not None:
             check_length_reward(self.length_reward, self.length_options())
         elif self.length_reward_options is not None:
@@ -111,6 +122,10 @@ class EfficientReasoningConfig(GRPOConfig):
         """`length_reward_options`, which may be none."""
         # The parent's __post_init__ has read a JSON text from the command line.
         return self.length_reward_options if isinstance(self.length_reward_options, dict) else {}
+
+    def symbols(self) -> dict[str, Any]:
+        """Values of the method's symbols, under the papers' names."""
+        return {symbol: getattr(self, name) for symbol, name in self._SYMBOLS.items()}
 
     def server_urls(self) -> list[str]:
         """The servers of `vllm_mode="server"`."""

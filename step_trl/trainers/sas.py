@@ -42,6 +42,9 @@ class StepSelectionMixin(EfficientReasoningTrainer):
                 self._tokenizer, step_selection.step_delimiter, end_text=THINK_END
             )
 
+    def _shown_steps(self):
+        return super()._shown_steps() if self.step_selection is None else self._step_segmenter
+
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if self.step_selection is not None:
@@ -87,11 +90,14 @@ class StepSelectionMixin(EfficientReasoningTrainer):
             ("steps/mean", steps, torch.ones_like(steps, dtype=torch.bool)),
         ):
             self._log_masked_mean(f"sas/{name}", value, where)
+        self.observe("sas/confidence/histogram", confidences[~confidences.isnan()].tolist())
+        self.observe("sas/steps/histogram", steps.tolist())
 
     def _log_masked_mean(self, name: str, value: torch.Tensor, where: torch.Tensor) -> None:
         totals = torch.stack([torch.where(where, value, 0).sum().float(), where.sum().float()])
         total, count = self.accelerator.reduce(totals, reduction="sum").tolist()
-        self._metrics[self._mode][name].append(total / count if count else float("nan"))
+        if count:
+            self._metrics[self._mode][name].append(total / count)
 
 
 class SASTrainer(StepSelectionMixin):
@@ -154,3 +160,6 @@ class SASTrainer(StepSelectionMixin):
     def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         self._enable_step_selection(self.args)
+
+    def _headline(self):
+        return super()._headline() | {"steps": "sas/steps/mean"}

@@ -90,6 +90,8 @@ class SASConfig(StepSelection, EfficientReasoningConfig):
     [`~trl.GRPOConfig`].
     """
 
+    _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"r": "selection_ratio"}
+
     def __post_init__(self):
         super().__post_init__()
         self.validate()

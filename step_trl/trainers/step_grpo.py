@@ -118,6 +118,12 @@ class StepGRPOTrainer(StepSelectionMixin):
         if self.args.format_reward:
             self._add_reward_column("format_reward", format_reward, 1 - alpha)
 
+    def _headline(self):
+        return super()._headline() | {"steps": "step_grpo/steps/mean", "exits": "step_grpo/exit_rate"}
+
+    def _shown_steps(self):
+        return self._segmenter if self.step_selection is None else self._step_segmenter
+
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         if not (self.args.truncated_rollout and self.model.training):
             return super()._generate_single_turn(
@@ -142,12 +148,17 @@ class StepGRPOTrainer(StepSelectionMixin):
             else:
                 # TRL gives a colocated model one slot per rollout: a probe beside a thought would wait for another.
                 speculative = self.args.speculative_probing and self._colocated_engine is None
-                rollouts = DynamicTruncatedRollout(
+                rollout = DynamicTruncatedRollout(
                     engine, self.truncation_callbacks, sampling, speculative, max_in_flight=most
-                ).run(prompt_ids, seeds)
+                )
+                with self.status.following(rollout, len(prompt_ids)) as note:
+                    rollouts = rollout.run(prompt_ids, seeds, note)
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
+        self._own_rollouts = None if self.tools else rollouts
+        confidences = [probe.confidence for rollout in rollouts for probe in rollout.probes]
+        self.observe("step_grpo/confidence/histogram", [value for value in confidences if value is not None])
         return [r.completion_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _rollout_seeds(self, count: int) -> list[int]:
@@ -214,8 +225,14 @@ class StepGRPOTrainer(StepSelectionMixin):
                 cast("Baseline", self.args.step_baseline),
             )
         metrics["step_grpo/steps/mean"].append(num_steps.float().mean().item())
-        metrics["step_grpo/steps/correct_mean"].append(num_steps[self._correct].float().mean().item())
+        if self._correct.any():
+            metrics["step_grpo/steps/correct_mean"].append(num_steps[self._correct].float().mean().item())
         self._log_completion_extra("steps", local_steps)
+        if self._own_rollouts is not None:
+            self._log_completion_extra("exit", [rollout.truncated for rollout in self._own_rollouts])
+            self._log_completion_extra("probes", [len(rollout.probes) for rollout in self._own_rollouts])
+        if self.model.training:
+            self.observe("step_grpo/steps/histogram", num_steps.tolist())
         return rewards_per_func
 
     def _generate_and_score_completions(self, inputs):

@@ -69,6 +69,13 @@ class StepGRPOConfig(EfficientReasoningConfig):
     """
 
     _VALID_DICT_FIELDS = [*EfficientReasoningConfig._VALID_DICT_FIELDS, "advantage_selection"]
+    _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {
+        "W": "triggers",
+        "delta": "confidence_threshold",
+        "alpha": "accuracy_weight",
+        "beta (steps)": "step_penalty",
+        "mu": "step_baseline",
+    }
 
     triggers: list[str] = field(
         default_factory=lambda: ["Wait", "Alternatively"],

@@ -1,0 +1,78 @@
+"""A few completions of the newest generation, with what became of their advantages, to look at."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..report.trace import Trace, render_rollout
+from ..rollout import Rollout
+from ..steps import Segmenter
+
+
+ROW = "row"  # place in the generation, of the inputs of a loss
+
+
+class CompletionSamples:
+    """
+    The first completions of this process.
+
+    Args:
+        number (`int`):
+            How many.
+
+    Attributes:
+        rollouts (`list[Rollout]`):
+            Those of the newest generation. Where TRL generated them, they have no probes, and log-probabilities only
+            once the loss was computed.
+    """
+
+    def __init__(self, number: int):
+        self.number = number
+        self.rollouts: list[Rollout] = []
+        self._advantages: list[float] = []
+        self._credits: dict[int, tuple[list[float], list[float]]] = {}
+
+    def begin(self, output: Mapping[str, Any], rollouts: Sequence[Rollout] | None) -> None:
+        """Take those of a generation: of `rollouts`, or of the tensors that TRL made."""
+        self._credits.clear()
+        self._advantages = output["advantages"][: self.number].tolist()
+        self.rollouts = list(rollouts[: self.number]) if rollouts is not None else self._of_tensors(output)
+
+    def _of_tensors(self, output: Mapping[str, Any]) -> list[Rollout]:
+        names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+        made = []
+        for prompt, prompt_mask, ids, mask in zip(*(output[name][: self.number] for name in names), strict=True):
+            completion = ids[mask.bool()].tolist()
+            unknown = array("d", [float("nan")]) * len(completion)
+            made.append(Rollout(prompt[prompt_mask.bool()].tolist(), completion, unknown, [False] * len(completion)))
+        return made
+
+    def note_loss(self, inputs: Mapping[str, Any], logps: torch.Tensor) -> None:
+        """Keep what the loss makes of the completions: advantages `(B,)` or `(B, T)`, log-probabilities `(B, T)`."""
+        advantages = inputs["advantages"].reshape(len(logps), -1).expand(logps.shape)
+        for place, row in enumerate(inputs[ROW].tolist()):
+            length = len(self.rollouts[row].completion_ids) if row < len(self.rollouts) else 0
+            if row not in self._credits and 0 < length <= logps.size(1):
+                self._credits[row] = (advantages[place, :length].tolist(), logps[place, :length].tolist())
+
+    def traces(self, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, title: str) -> list[Trace]:
+        """Pictures of the completions whose loss was computed."""
+        made = []
+        for row, (selected, logps) in sorted(self._credits.items()):
+            made.append(
+                render_rollout(
+                    self.rollouts[row],
+                    tokenizer,
+                    segmenter=segmenter,
+                    advantage=self._advantages[row],
+                    selected_advantages=selected,
+                    token_logps=logps,
+                    title=f"{title}, completion {row + 1}",
+                )
+            )
+        return made

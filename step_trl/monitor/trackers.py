@@ -1,0 +1,128 @@
+"""
+What experiment trackers show besides the trainer's numbers: completions of all logged steps, traces, histograms, and
+the method's symbols. For Weights & Biases, Trackio and TensorBoard, where they have a place for it.
+
+Runs are those that transformers' own callbacks have opened; none is opened here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback
+
+
+if TYPE_CHECKING:
+    from ..trainers.followed import FollowedTrainer
+
+PREFIX = "completions_log"
+TABLE, TRACE = f"{PREFIX}/table", f"{PREFIX}/trace"
+NUM_TRACES = 3  # pictures per log
+
+
+class TrackerCallback(TrainerCallback):
+    """
+    Logs, behind each training log of the trainer:
+
+    - `completions_log/table`: `num_completions_to_log` completions with rewards, advantage and what else is known of
+      each. All logged steps are kept.
+    - `completions_log/trace-1`, `-2`, `-3`: the first ones as pictures, see [`~step_trl.report.render_rollout`].
+    - histograms of what the trainer observed since the last log, such as the confidences of probes.
+
+    Args:
+        trainer ([`FollowedTrainer`]):
+            Whose training it is.
+    """
+
+    def __init__(self, trainer: FollowedTrainer):
+        self.trainer = weakref.proxy(trainer)  # which holds this callback: what it holds is large
+        self._tables: dict[str, Any] = {}  # of a backend; keeps what was logged
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        symbols = {"method": self.trainer._name, "symbols": self.trainer.args.symbols()}
+        if (wandb := self._wandb()) is not None:
+            wandb.config.update(symbols, allow_val_change=True)
+            for key, goal in self._summaries().items():
+                wandb.define_metric(f"train/{key}", step_metric="train/global_step", summary=goal)
+        if (trackio := self._trackio()) is not None:
+            trackio.config.update(symbols)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        step, observed = state.global_step, self.trainer.take_observations()
+        rows = self._rows(step)
+        traces = self.trainer.completion_traces(NUM_TRACES)
+        for name, module in (("wandb", self._wandb()), ("trackio", self._trackio())):
+            if module is None:
+                continue
+            media: dict[str, Any] = {f"train/{key}": module.Histogram(values) for key, values in observed.items()}
+            if len(rows):
+                media[TABLE] = self._table(name, module, rows)
+            media |= {f"{TRACE}-{number}": module.Html(trace.html) for number, trace in enumerate(traces, 1)}
+            if media:
+                module.log(media | {"train/global_step": step})
+        self._to_tensorboard(step, observed, rows)
+
+    def _wandb(self) -> Any | None:
+        return self._module("wandb", lambda wandb: wandb.run)
+
+    def _trackio(self) -> Any | None:
+        return self._module("trackio", lambda trackio: trackio.context_vars.current_run.get())
+
+    def _module(self, name: str, run_of: Callable[[Any], Any]) -> Any | None:
+        """The package of a backend that the trainer reports to and that has a run."""
+        if name not in (self.trainer.args.report_to or ()):
+            return None
+        module = __import__(name)
+        return module if run_of(module) is not None else None
+
+    def _summaries(self) -> dict[str, str]:
+        """What the table of runs shows of the headline's metrics: their last values; of rewards, the best ones."""
+        return {key: "last" if "completions" in key else "last,max" for key in self.trainer.status.headline.values()}
+
+    def _rows(self, step: int) -> pd.DataFrame:
+        """The first completions of the batch that was scored last, as TRL's own table."""
+        logged, number = self.trainer._logs, self.trainer.args.num_completions_to_log
+        columns: dict[str, Sequence[Any]] = {
+            "prompt": [as_text(prompt) for prompt in list(logged["prompt"])[:number]],
+            "completion": [as_text(completion) for completion in list(logged["completion"])[:number]],
+        }
+        for extra in (logged["rewards"], logged["extra"], {"advantage": logged["advantages"]}):
+            columns |= {name: list(values)[:number] for name, values in extra.items()}
+        return pd.DataFrame(columns).assign(step=step).set_index("step").reset_index()
+
+    def _table(self, backend: str, module: Any, rows: pd.DataFrame) -> Any:
+        if backend == "trackio":  # keeps every table that was logged
+            return module.Table(dataframe=rows)
+        if backend not in self._tables:
+            self._tables[backend] = module.Table(columns=list(rows.columns), log_mode="INCREMENTAL")
+        for row in rows[self._tables[backend].columns].itertuples(index=False):
+            self._tables[backend].add_data(*row)
+        return self._tables[backend]
+
+    def _to_tensorboard(self, step: int, observed: Mapping[str, Sequence[float]], rows: pd.DataFrame) -> None:
+        for callback in self.trainer.callback_handler.callbacks:
+            writer = callback.tb_writer if isinstance(callback, TensorBoardCallback) else None
+            if writer is None:
+                continue
+            for key, values in observed.items():
+                writer.add_histogram(f"train/{key}", pd.Series(values).to_numpy(float), step)
+            for row in rows.head(NUM_TRACES).itertuples():
+                text = "\n".join(f"    {line}" for line in f"{row.prompt}\n\n{row.completion}".splitlines())
+                writer.add_text(f"{TABLE}/{row.Index + 1}", text, step)
+
+
+def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
+    """Text of a prompt or a completion, which may be a conversation."""
+    if isinstance(messages, str):
+        return messages
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
