@@ -200,6 +200,38 @@ class Segmenter:
         cuts = sorted({0, *self.boundaries(token_ids), len(token_ids)})
         return list(itertools.pairwise(cuts))
 
+    def count(self, token_ids: Sequence[int]) -> int:
+        """
+        Number of boundaries in the text of one completion; it has `1 + count` semantic steps.
+
+        Args:
+            token_ids (`Sequence[int]`):
+                Token ids of one completion.
+
+        Returns:
+            `int`: the number of matches, also of those that one token completes together.
+        """
+        row = torch.as_tensor(token_ids, dtype=torch.long).reshape(1, -1)
+        return int(self.counts(row, torch.ones_like(row)))
+
+    def counts(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """
+        [`count`] of each row of a batch.
+
+        Args:
+            token_ids (`torch.LongTensor` of shape `(B, T)`):
+                Completions, padded.
+            mask (`torch.Tensor` of shape `(B, T)`):
+                0 for tokens that are no part of the text.
+
+        Returns:
+            `torch.LongTensor` of shape `(B,)`: the number of matches.
+        """
+        text, keep = self._join(token_ids, mask)
+        rows, columns = keep.shape
+        counts = np.bincount(text.find(self._pattern)[1] // (columns + 1), minlength=rows)
+        return torch.from_numpy(counts).to(token_ids.device)
+
     def step_ids(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
         The step that each token of a batch belongs to.
@@ -277,38 +309,6 @@ class TriggerSegmenter(Segmenter):
             trigger, and the boundary.
         """
         return list(zip(*self._find(token_ids), strict=True))
-
-    def count(self, token_ids: Sequence[int]) -> int:
-        """
-        Number of triggers in the text of one completion; it has `1 + count` semantic steps.
-
-        Args:
-            token_ids (`Sequence[int]`):
-                Token ids of one completion.
-
-        Returns:
-            `int`: the number of triggers, also of those that one token completes together.
-        """
-        row = torch.as_tensor(token_ids, dtype=torch.long).reshape(1, -1)
-        return int(self.counts(row, torch.ones_like(row)))
-
-    def counts(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """
-        [`count`] of each row of a batch.
-
-        Args:
-            token_ids (`torch.LongTensor` of shape `(B, T)`):
-                Completions, padded.
-            mask (`torch.Tensor` of shape `(B, T)`):
-                0 for tokens that are no part of the text.
-
-        Returns:
-            `torch.LongTensor` of shape `(B,)`: the number of triggers.
-        """
-        text, keep = self._join(token_ids, mask)
-        rows, columns = keep.shape
-        counts = np.bincount(text.find(self._pattern)[1] // (columns + 1), minlength=rows)
-        return torch.from_numpy(counts).to(token_ids.device)
 
 
 class DelimiterSegmenter(Segmenter):

@@ -19,7 +19,7 @@ import torch
 from ..advantages import select_step_advantages, step_confidences
 from ..rewards import math_accuracy_reward
 from ..rollout.truncation import THINK_END
-from ..steps import DelimiterSegmenter
+from ..steps import DelimiterSegmenter, Segmenter
 from .efficient import EfficientReasoningTrainer
 from .sas_config import SASConfig, StepSelection
 
@@ -35,9 +35,11 @@ class StepSelectionMixin(EfficientReasoningTrainer):
 
     step_selection: StepSelection | None = None
 
-    def _enable_step_selection(self, step_selection: StepSelection | None) -> None:
+    def _enable_step_selection(self, step_selection: StepSelection | None, segmenter: Segmenter | None = None) -> None:
         self.step_selection = step_selection
-        if step_selection is not None:
+        if segmenter is not None:
+            self._step_segmenter = segmenter
+        elif step_selection is not None:
             self._step_segmenter = DelimiterSegmenter(
                 self._tokenizer, step_selection.step_delimiter, end_text=THINK_END
             )
@@ -119,6 +121,8 @@ class SASTrainer(StepSelectionMixin):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
+        segmenter ([`~step_trl.steps.Segmenter`], *optional*):
+            What a step is, in place of `step_delimiter`; tokens whose step id is -1 are not selected on.
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
 
@@ -157,9 +161,9 @@ class SASTrainer(StepSelectionMixin):
     args: SASConfig
     default_reward = staticmethod(partial(math_accuracy_reward, require_end_of_thinking=True))
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, *, segmenter=None, **kwargs):
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
-        self._enable_step_selection(self.args)
+        self._enable_step_selection(self.args, segmenter)
 
     def _headline(self):
         return super()._headline() | {"steps": "sas/steps/mean"}

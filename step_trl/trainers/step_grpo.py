@@ -52,6 +52,8 @@ class StepGRPOTrainer(StepSelectionMixin):
             Rows with `prompt` and, for the default reward, `solution`.
         truncation_callbacks (`Sequence[TruncationCallback]`, *optional*):
             Decide where rollouts stop in training. By default a [`ConfidenceTruncation`] with the options of `args`.
+        segmenter ([`~step_trl.steps.Segmenter`], *optional*):
+            What a step is, in place of `triggers`; its matches count as those of trigger words do.
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
 
@@ -89,7 +91,15 @@ class StepGRPOTrainer(StepSelectionMixin):
     args: StepGRPOConfig
 
     def __init__(
-        self, model, reward_funcs=None, args=None, train_dataset=None, *, truncation_callbacks=None, **kwargs
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        *,
+        truncation_callbacks=None,
+        segmenter=None,
+        **kwargs,
     ):
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
         if self.args.truncated_rollout and isinstance(self.processing_class, ProcessorMixin):
@@ -98,7 +108,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                 "truncated_rollout=False."
             )
         self._enable_step_selection(self.args.step_selection())
-        self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers)
+        self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
         self._engine: TransformersEngine | None = None
         self._colocated_engine: VLLMColocatedEngine | None = None
         if self.args.truncated_rollout and self.use_vllm and self._server_engine is None:

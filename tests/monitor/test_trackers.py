@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -53,10 +54,17 @@ def offline(monkeypatch, tmp_path):
 
 
 def records_of(folder: Path):
+    """Of a run that was finished. The client's service may still be writing its last ones."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("run-*.wandb")
-    return [Record.FromString(content) for content in _records(path.read_bytes())]
+    deadline = time.monotonic() + 60
+    while True:
+        records = [Record.FromString(content) for content in _records(path.read_bytes())]
+        if any(record.WhichOneof("record_type") == "exit" for record in records):
+            return records
+        assert time.monotonic() < deadline, "the run has no end"
+        time.sleep(0.1)
 
 
 def items_of(record):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import TrainerState
 
 from step_trl import SASConfig
 from step_trl.advantages import select_step_advantages
-from step_trl.steps import DelimiterSegmenter
+from step_trl.steps import DelimiterSegmenter, Segmenter
 from step_trl.trainers.signals import SignalWarnings
 
 
@@ -155,3 +156,20 @@ def test_a_model_that_learns_to_do_without_triggers_is_no_symptom(caplog):
         for steps in (2.5, 1.4, 1.0, 1.0):
             callback.on_log(None, state, None, logs={"step_grpo/steps/mean": steps})
     assert not caplog.records
+
+
+def test_a_segmenter_of_ones_own(build, tokenizer, monkeypatch):
+    """Steps are sentences here; in Step-GRPO they count as trigger words do."""
+    sentences = Segmenter(tokenizer, re.compile(rb"[.?] "), end_text="</think>")
+    trainer = build("sas", trainer_options={"segmenter": sentences})
+    records = record_losses(trainer, monkeypatch)
+    trainer.train()
+    for record in records:
+        inputs = record["inputs"]
+        expected = sentences.step_ids(inputs["completion_ids"], inputs["completion_mask"])
+        assert expected.max() > 0 and torch.equal(inputs["step_ids"], expected)
+    trainer = build("step_grpo", trainer_options={"segmenter": sentences})
+    trainer.train()
+    completions = [messages[0]["content"] for messages in trainer._logs["completion"]]
+    counts = [1 + len(re.findall(r"[.?] ", text)) for text in completions]
+    assert trainer.state.log_history[0]["step_grpo/steps/mean"] == pytest.approx(sum(counts) / len(counts))
