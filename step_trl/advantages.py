@@ -109,9 +109,9 @@ def select_step_advantages(
     Give each token the advantage of its completion, except in the steps that SAS selects.
 
     The N steps of a completion are put in ascending order of confidence, equal ones by position. A correct completion
-    loses the first ceil(r*N) of this order: advantage 0 (Eq. 4). In a failed one the last ceil((1-r)*N) get
-    `failed_step_advantage` (Eq. 5); if that is 0, only the last floor(r*N) do, the rule of the paper's later version.
-    Tokens without a step keep the advantage of their completion.
+    loses the first `ceil(r * N)` of this order: advantage 0 (Eq. 4). In a failed one the last `ceil((1 - r) * N)` get
+    `failed_step_advantage` (Eq. 5); if that is 0, only the last `floor(r * N)` do, the rule of the paper's later
+    version. Tokens without a step keep the advantage of their completion.
 
     Args:
         advantages (`torch.Tensor` of shape `(B,)`):

@@ -46,7 +46,7 @@ class EfficientReasoningTrainer(BaseTrainer):
 
     trainer = EfficientReasoningTrainer(
         load_model(),
-        args=EfficientReasoningConfig("kimi", length_reward="kimi", max_completion_length=400),
+        args=EfficientReasoningConfig("kimi", length_reward="kimi", max_completion_length=400, bf16=False),
         train_dataset=load_dataset("train"),
         processing_class=load_tokenizer(),
     )

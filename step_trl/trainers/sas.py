@@ -134,7 +134,7 @@ class SASTrainer(StepSelectionMixin):
 
     trainer = SASTrainer(
         load_model(),
-        args=SASConfig("sas", max_completion_length=160),
+        args=SASConfig("sas", max_completion_length=160, bf16=False),
         train_dataset=load_dataset("train"),
         processing_class=load_tokenizer(),
     )

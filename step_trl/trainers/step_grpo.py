@@ -65,7 +65,7 @@ class StepGRPOTrainer(StepSelectionMixin):
 
     trainer = StepGRPOTrainer(
         load_model(),
-        args=StepGRPOConfig("step-grpo", max_completion_length=400),
+        args=StepGRPOConfig("step-grpo", max_completion_length=400, bf16=False),
         train_dataset=load_dataset("train"),
         processing_class=load_tokenizer(),
     )

@@ -1,0 +1,430 @@
+"""
+The documentation builds without a warning and loads nothing from the network, and every code block in it is tested.
+
+Python blocks run on the testbed, see `on_the_testbed`; what `CONTRIBUTING.md` says of them is what is done here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import importlib
+import inspect
+import io
+import os
+import pkgutil
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import SMALL_RUN, TESTBED_RUN, flags
+from sybil import Document, Region
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
+
+import step_trl
+from step_trl import testbed
+
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = ("python", "bash", "yaml", "text")
+NOT_RUN = re.compile(r"<!-- not run: [^>]+ -->\n$")
+PUBLIC = (
+    "",
+    ".rewards",
+    ".rollout",
+    ".evaluation",
+    ".report",
+    ".advantages",
+    ".steps",
+    ".data",
+    ".budgets",
+    ".testbed",
+)
+# What a page shows of a trained model, and the names of models on the hub: the testbed model.
+MODEL_FOLDERS = ("runs/step_grpo", "runs/first")
+HUB_MODEL = re.compile(r"\bQwen/Qwen3-[\w.]+")
+SHORT = 40  # tokens of a completion
+
+
+class Block:
+    """A fenced block of a page."""
+
+    def __init__(self, document: Document, region: Region):
+        self.language, self.source = region.lexemes["language"], region.lexemes["source"]
+        self.path, self.start, self.end = document.path, region.start, region.end
+        self.before = document.text[: region.start]
+        self.line = self.before.count("\n") + 1
+        self.is_run = NOT_RUN.search(self.before) is None
+
+    def is_output_of(self, other: Block | None) -> bool:
+        """Whether this is what the block before it prints: nothing but blank lines is between them."""
+        behind = other is not None and not self.before[other.end :].strip()
+        return behind and self.language == "text" and other.language == "python"
+
+
+def blocks(path: Path) -> list[Block]:
+    lexer = FencedCodeBlockLexer(r".*", mapping={"language": "language", "source": "source"})
+    document = Document.parse(str(path))
+    return [Block(document, region) for region in sorted(lexer(document), key=lambda region: region.start)]
+
+
+def pages_with(*languages: str) -> pytest.MarkDecorator:
+    paths = [path for path in PAGES if any(block.language in languages for block in blocks(path))]
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and "WARNING" not in run.stderr, run.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site):
+    assert (site / "index.html").is_file() and not (site / "_extensions").exists()
+
+
+class Loaded(HTMLParser):
+    """Addresses that a browser loads by itself when it shows a page."""
+
+    def __init__(self):
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if tag == "link" and attributes.get("rel") not in ("canonical", "next", "prev"):
+            self.addresses.append(attributes.get("href", ""))
+        elif tag != "a":
+            self.addresses += [attributes[name] for name in ("src", "srcset", "data") if name in attributes]
+
+
+def test_nothing_is_loaded_from_the_network(site):
+    for page in site.rglob("*.html"):
+        loaded = Loaded()
+        loaded.feed(page.read_text())
+        assert len(loaded.addresses) > 3
+        remote = [address for address in loaded.addresses if re.match(r"(\w+:)?//", address)]
+        assert remote == [], page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(@import\s|url\(\s*)['\"]?(\w+:)?//", style.read_text()), style
+
+
+def test_references_in_docstrings_are_links(site):
+    """A reference that the extension does not know would stand there with its brackets."""
+    for page in (site / "api").glob("*.html"):
+        text = re.sub(r"<pre.*?</pre>", "", page.read_text(), flags=re.DOTALL)
+        assert "[<code>" not in text and "Args:" not in text, page
+    assert 'href="rollout.html#step_trl.rollout.ConfidenceTruncation"' in (site / "api/trainers.html").read_text()
+
+
+def test_public_names_are_documented():
+    pages = "".join(path.read_text() for path in (ROOT / "docs/api").glob("*.md"))
+    documented = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
+    for name in PUBLIC:
+        module = importlib.import_module(f"step_trl{name}")
+        for public in getattr(module, "__all__", []):
+            one = getattr(module, public)
+            if inspect.isclass(one) or inspect.isfunction(one):
+                # By its module's path where a module has its name.
+                assert {f"step_trl{name}.{public}", f"{one.__module__}.{one.__name__}"} & set(documented), public
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_names_exists(path):
+    text = path.read_text()
+    for block in blocks(path):
+        assert block.language in LANGUAGES, f"{path}, line {block.line}: nothing tests {block.language!r}"
+    for name in re.findall(r"[`\s(](step_trl(?:\.\w+)+)(?=[`\s(.,)])", text):
+        pkgutil.resolve_name(name.removesuffix(".py"))
+    for file, test in re.findall(r"(tests/[\w/]+\.py)::(\w+)", text):
+        names = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+        assert test in names, f"{file} has no {test}"
+    for file in re.findall(r"`((?:recipes|benchmarks|tests|notebooks|docs|step_trl)/[\w/.-]*)`", text):
+        assert (ROOT / file).exists(), file
+
+
+def short_rows(monkeypatch):
+    """Names of data sets on the hub are some rows of the testbed, in the columns of all layouts."""
+    import datasets
+
+    load = datasets.load_dataset
+    columns = [
+        {
+            "prompt": row["prompt"],
+            "solution": row["solution"],
+            "problem": text,
+            "question": text,
+            "answer": row["solution"],
+        }
+        for row in testbed.load_dataset("easy").select(range(4))
+        for text in [row["prompt"][-1]["content"]]
+    ]
+
+    def load_dataset(path, *args, **kwargs):
+        on_the_hub = re.fullmatch(r"[\w-]+/[\w.-]+", str(path)) and not Path(path).exists()
+        return datasets.Dataset.from_list(columns) if on_the_hub else load(path, *args, **kwargs)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+@pytest.fixture
+def on_the_testbed(monkeypatch, tmp_path):
+    """Blocks run in an empty folder, for one update, with short completions, on a CPU, and log to nowhere."""
+    from step_trl.rollout import DynamicTruncatedRollout, SamplingParams
+    from step_trl.trainers import EfficientReasoningConfig
+
+    monkeypatch.chdir(tmp_path)
+    for folder in MODEL_FOLDERS:
+        shutil.copytree(testbed.MODEL_DIR, folder)
+    short_rows(monkeypatch)
+    fill_in, prepare = EfficientReasoningConfig.__post_init__, DynamicTruncatedRollout.__init__
+    signature = inspect.signature(prepare)
+
+    def filled_in(self):
+        for name, value in SMALL_RUN.items():
+            setattr(self, name, value)
+        self.max_completion_length = min(self.max_completion_length, SHORT)
+        fill_in(self)
+
+    def prepared(self, *args, **kwargs):
+        given = signature.bind(self, *args, **kwargs)
+        given.apply_defaults()
+        sampling = given.arguments["sampling"]
+        given.arguments["sampling"] = SamplingParams(
+            **vars(sampling) | {"max_tokens": min(sampling.max_tokens, SHORT)}
+        )
+        prepare(*given.args, **given.kwargs)
+
+    monkeypatch.setattr(EfficientReasoningConfig, "__post_init__", filled_in)
+    monkeypatch.setattr(DynamicTruncatedRollout, "__init__", prepared)
+
+
+def run(block: Block, namespace: dict) -> str:
+    """Run a block as part of its page. Returns what it prints."""
+    source = HUB_MODEL.sub(str(testbed.MODEL_DIR), block.source)
+    printed = io.StringIO()
+    code = compile("\n" * block.line + source, block.path, "exec", dont_inherit=True)
+    with contextlib.redirect_stdout(printed):
+        exec(code, namespace)
+    return printed.getvalue()
+
+
+def check_names(source: str) -> None:
+    """Imports of the package work, and what they import takes the keywords that are given."""
+    tree, known = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("step_trl", "transformers"):
+            module = importlib.import_module(node.module)
+            known |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+            inspect.signature(known[node.func.id]).bind_partial(**{one.arg: None for one in node.keywords if one.arg})
+
+
+@pages_with("python")
+def test_python_blocks(path, on_the_testbed):
+    namespace: dict = {}
+    last, printed = None, ""
+    for block in blocks(path):
+        if block.is_output_of(last):
+            assert printed.strip() == block.source.strip(), f"{path}, line {block.line}"
+        if block.language == "python":
+            check_names(block.source)
+            printed = run(block, namespace) if block.is_run else ""
+        last = block
+
+
+def docstring_examples():
+    """Examples in docstrings of the package: the API pages show them."""
+    for path in sorted(Path(step_trl.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                for example in re.findall(r"```python\n(.*?)```", ast.get_docstring(node) or "", re.DOTALL):
+                    yield pytest.param(example, id=node.name)
+
+
+@pytest.mark.parametrize("example", docstring_examples())
+def test_docstring_examples(example, on_the_testbed):
+    if "LLM(" in example or "VLLMServer(" in example:  # vLLM itself: `tests/trainers/test_colocated.py`, `conftest.py`
+        ast.parse("".join(text.source for text in doctest.DocTestParser().get_examples(example)))
+        return
+    if ">>>" not in example:
+        exec(compile(example, "<docstring>", "exec"), vars(importlib.import_module("step_trl.rollout")).copy())
+        return
+    names: dict = {}
+    for module in ("budgets", "data", "report", "rewards", "rollout", "rollout.engines", "steps"):
+        names |= vars(importlib.import_module(f"step_trl.{module}"))
+    model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
+    prompt_ids = tokenizer.encode("What is 2 + 3?")
+    rollout = names["DynamicTruncatedRollout"](names["TransformersEngine"](model, tokenizer)).run([prompt_ids])[0]
+    names |= {"model": model, "tokenizer": tokenizer, "prompt_ids": prompt_ids, "rollout": rollout}
+    for one in doctest.DocTestParser().get_examples(example):
+        if one.want:
+            assert repr(eval(one.source, names)) == one.want.strip()
+        else:
+            exec(one.source, names)
+
+
+@cache
+def messages() -> list[re.Pattern[str]]:
+    """Texts in the code of the package, and of the configurations under it, with anything in place of variables."""
+    import transformers
+    import trl
+
+    files = [*Path(step_trl.__file__).parent.rglob("*.py")]
+    files += [
+        Path(trl.__file__).parent / "trainer/grpo_config.py",
+        Path(transformers.__file__).parent / "training_args.py",
+    ]
+    return [pattern for file in files for node in ast.walk(ast.parse(file.read_text())) for pattern in patterns(node)]
+
+
+def patterns(node: ast.AST) -> Iterator[re.Pattern[str]]:
+    """Of a text, of one with variables, and of one with something added to it, if they are long enough to be one."""
+    parts = [node]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [node.left, node.right]
+    parts = [piece for part in parts for piece in (part.values if isinstance(part, ast.JoinedStr) else [part])]
+    texts = [part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else None for part in parts]
+    if sum(len(text) for text in texts if text is not None) > 20:
+        yield re.compile("".join(".+" if text is None else re.escape(text) for text in texts))
+
+
+@pages_with("text")
+def test_messages_are_those_of_the_code(path):
+    known, last = messages(), None
+    for block in blocks(path):
+        if block.language == "text" and not block.is_output_of(last):
+            text = block.source.strip()
+            assert any(pattern.fullmatch(text) for pattern in known), f"{path}, line {block.line}: {text}"
+        last = block
+
+
+def command_lines(block: Block) -> list[list[str]]:
+    """Words of each command, without comments, environment variables and a launcher."""
+    text = block.source.replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+    for words in lines:
+        while words and re.match(r"\w+=", words[0]):
+            words.pop(0)
+        if words[:3] == ["accelerate", "launch", "-m"]:
+            words[:4] = ["step-trl"] if words[3] == "step_trl" else words[:4]
+    return [words for words in lines if words]
+
+
+@pytest.fixture
+def parsed_only(monkeypatch):
+    """`step-trl` parses its arguments, and a recipe its fields, and nothing is done."""
+    from step_trl import demo, distill, eval, recipe, serve, study, train
+
+    def read(arguments):
+        fields, stages, rest = recipe.read_recipe(arguments)
+        options = TESTBED_RUN.keys() & {"bf16", "use_cpu"}
+        for stage in stages:
+            recipe.parse(fields | stage, [*rest, *flags({name: TESTBED_RUN[name] for name in options})])
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "run_train", read)
+    for module, name in (
+        (demo, "run_demo"),
+        (distill, "distill"),
+        (eval, "run_eval"),
+        (serve, "serve"),
+        (study, "study"),
+    ):
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: 0)
+
+
+def check_command(words: list[str]) -> None:
+    from step_trl.cli import main
+
+    program, arguments = words[0], words[1:]
+    if program == "step-trl":
+        try:
+            main(arguments)
+        except SystemExit as end:  # the server's status, or what `--help` ends with
+            assert not end.code, words
+    elif program == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert all(word in targets for word in arguments if "=" not in word), words
+        arguments = [part for word in arguments if "=" in word for part in word.split("=")[1].split()]
+    elif program == "pip":
+        (wanted,) = arguments[1:]
+        extras = re.findall(r"^([\w-]+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
+        assert re.fullmatch(r"step-trl(\[(\w+)\])?", wanted)[2] in (None, *extras)
+    else:
+        assert program == "python", f"nothing tests {program}"
+        script = (ROOT / arguments[0]).read_text()
+        assert all(f'"{word}"' in script for word in arguments if word.startswith("--")), words
+    for word in arguments:
+        if re.match(r"(recipes|benchmarks|tests|notebooks|docs)/", word):
+            assert (ROOT / word).exists(), word
+
+
+@pages_with("bash")
+def test_bash_blocks(path, parsed_only, capsys):
+    for block in blocks(path):
+        if block.language == "bash":
+            for words in command_lines(block):
+                check_command(words)
+
+
+@pages_with("yaml")
+def test_yaml_blocks(path):
+    from step_trl.recipe import parse
+
+    for block in blocks(path):
+        if block.language == "yaml":
+            parse(yaml.safe_load(block.source), [])
+
+
+def test_every_metric_is_explained(tmp_path):
+    """Those of a training with all that the package logs; TRL's on vLLM servers are in the page, too."""
+    from step_trl import StepGRPOConfig, StepGRPOTrainer
+
+    trainer = StepGRPOTrainer(
+        testbed.load_model(),
+        args=StepGRPOConfig(
+            str(tmp_path),
+            **SMALL_RUN,
+            advantage_selection={"selection_ratio": 0.3},
+            length_reward="kimi",
+            beta=0.01,
+            max_completion_length=SHORT,
+        ),
+        train_dataset=testbed.load_dataset("train"),
+        processing_class=testbed.load_tokenizer(),
+    )
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry} - {"step"}
+    explained = set(re.findall(r"`([^`\s]+)`", (ROOT / "docs/metrics.md").read_text()))
+    patterns = [re.escape(name).replace("NAME", r"\w+").replace("A\\-B", r"[\d.]+-[\d.]+") for name in explained]
+    assert len(logged) > 40
+    assert [name for name in sorted(logged) if not any(re.fullmatch(one, name) for one in patterns)] == []
+
+
+def test_figures_of_performance_were_measured():
+    """Each stands in `benchmarks/README.md`."""
+    measured = set(re.findall(r"\d[\d,.]*\d|\d", (ROOT / "benchmarks/README.md").read_text()))
+    for line in (ROOT / "docs/performance.md").read_text().splitlines():
+        figures = re.findall(r"(?<![#\w/`-])\d[\d,]*\.\d+|\d+,\d{3}", line)
+        assert set(figures) <= measured, line
