@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformers import PrinterCallback, TrainerCallback
 
 from . import testbed
 from .evaluation import evaluate, summarize
@@ -37,7 +36,6 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 1,
     "save_strategy": "no",
     "report_to": "none",
-    "disable_tqdm": True,
     "bf16": False,
     "gradient_checkpointing": False,
     "seed": 0,
@@ -57,31 +55,6 @@ def sas_config(output_dir: str, **options) -> SASConfig:
     """
     options = {"max_completion_length": 224, "failed_step_advantage": 0.0} | options
     return SASConfig(output_dir, **TRAINING | options)
-
-
-class Progress(TrainerCallback):
-    """A bar with updates, time left, tokens/s of the rollouts and what matters in the last log."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = _bar(state.max_steps, self.name, "update")
-        self.tokens, self.time = state.num_input_tokens_seen, time.monotonic()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "completions/mean_length" not in logs:
-            return
-        now = time.monotonic()
-        speed = (state.num_input_tokens_seen - self.tokens) / (now - self.time)
-        self.tokens, self.time = state.num_input_tokens_seen, now
-        self.bar.set_postfix_str(
-            f"accuracy {logs[REWARD]:.2f}, {logs['completions/mean_length']:.0f} tokens, {speed:.0f} tokens/s"
-        )
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
 
 
 def _bar(total: int, name: str, unit: str) -> tqdm:
@@ -158,9 +131,7 @@ def run_demo(
                 args=config(str(output_dir / name), **engine_options | options),
                 train_dataset=train_dataset,
                 processing_class=tokenizer,
-                callbacks=[Progress(f"train {name}")],
             )
-            trainer.remove_callback(PrinterCallback)  # the bar shows what matters
             trainer.train()
         trainer.save_model()
         trainer.save_state()  # with the curves of the report

@@ -43,6 +43,7 @@ PUBLIC = (
     ".rewards",
     ".rollout",
     ".evaluation",
+    ".monitor",
     ".report",
     ".advantages",
     ".steps",
@@ -271,7 +272,7 @@ def test_docstring_examples(example, on_the_testbed):
         exec(compile(example, "<docstring>", "exec"), vars(importlib.import_module("step_trl.rollout")).copy())
         return
     names: dict = {}
-    for module in ("budgets", "data", "report", "rewards", "rollout", "rollout.engines", "steps"):
+    for module in ("budgets", "data", "monitor.workspace", "report", "rewards", "rollout", "rollout.engines", "steps"):
         names |= vars(importlib.import_module(f"step_trl.{module}"))
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
     prompt_ids = tokenizer.encode("What is 2 + 3?")

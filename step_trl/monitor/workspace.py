@@ -52,7 +52,9 @@ def wandb_workspace(entity: str, project: str, name: str = "step_trl") -> Worksp
     Example:
 
     ```python
-    >>> wandb_workspace("my-team", "efficient-reasoning").save()
+    >>> workspace = wandb_workspace("my-team", "efficient-reasoning")
+    >>> [section.name for section in workspace.sections]
+    ['Efficient reasoning', 'Completions', 'Is it healthy?']
     ```
     """
     import wandb_workspaces.reports.v2 as panels

@@ -10,13 +10,11 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset
-from transformers import PrinterCallback
-from trl import GRPOTrainer
 
 from .. import testbed
 from ..budgets import add_token_targets
 from ..data import rewrite_prompts
-from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, Progress, sas_config, step_grpo_config
+from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, sas_config, step_grpo_config
 from ..distill import distill
 from ..evaluation import evaluate, load_benchmark
 from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
@@ -32,7 +30,7 @@ VANILLA = "vanilla"
 
 def build_trainer(
     arm: Arm, seed: int, output_dir: str, max_steps: int, stage: int = 0, model: Path = testbed.MODEL_DIR
-) -> GRPOTrainer:
+) -> EfficientReasoningTrainer:
     """The trainer of a stage of an arm, from a model of the testbed."""
     updates = round(max_steps * arm.budget / len(arm.stages))
     options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options | arm.stages[stage]
@@ -44,9 +42,8 @@ def build_trainer(
     shared = {
         "train_dataset": rows,
         "processing_class": testbed.load_tokenizer(),
-        "callbacks": [Progress(f"{arm.name}, seed {seed}")],
     }
-    trainer: GRPOTrainer
+    trainer: EfficientReasoningTrainer
     if arm.method == "step_grpo":
         trainer = StepGRPOTrainer(str(model), args=step_grpo_config(output_dir, **options), **shared)
     elif arm.method == "sas":
@@ -56,7 +53,7 @@ def build_trainer(
             output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options
         )
         trainer = EfficientReasoningTrainer(str(model), args=config, **shared)
-    trainer.remove_callback(PrinterCallback)
+    trainer.status.method = f"{arm.name}, seed {seed}"
     return trainer
 
 
