@@ -48,15 +48,23 @@ def add_demo(commands: Commands) -> None:
 
 
 def add_train(commands: Commands) -> None:
-    def run(further):
+    def run(further, dry_run):
+        if dry_run:
+            from .plan import print_plan
+
+            return print_plan(further)
         from .train import run_train
 
         run_train(further)
 
     train = commands.add_parser(
-        "train", add_help=False, help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field"
+        "train",
+        add_help=False,  # of the fields, by their own parser
+        allow_abbrev=False,
+        help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks",
     )
     train.set_defaults(run=run)
+    train.add_argument("--dry-run", "--dry_run", action="store_true")
 
 
 def add_eval(commands: Commands) -> None:
