@@ -88,6 +88,12 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument("--max-tokens", type=int, default=32_768, help="of a completion")
     evaluation.add_argument("--max-in-flight", type=int, default=64, help="completions under way at once")
     evaluation.add_argument(
+        "--token-targets", type=int, nargs="+", metavar="N",
+        help="evaluate each benchmark at each of these lengths, which its prompts ask for (L1)",
+    )  # fmt: skip
+    evaluation.add_argument("--at-most", action="store_true", help="ask for at most these lengths")
+    evaluation.add_argument("--system-prompt", help="for a model that was trained with one (ThinkPrune)")
+    evaluation.add_argument(
         "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
         help="leave a thought where an induced answer is more confident than this (DEER)",
     )  # fmt: skip
