@@ -12,7 +12,7 @@ from small_runs import TESTBED_RUN, flags
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOConfig, ModelConfig
 
-from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, plan, testbed
+from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
 from step_trl.batches import Batches
 from step_trl.cli import main
 from step_trl.memory import estimate_memory
@@ -66,7 +66,7 @@ def test_a_dry_run_of_a_recipe(name, tmp_path, dry_run):
 
 
 def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch):
-    monkeypatch.setattr(plan, "SERVER_SECONDS", 0.2)
+    monkeypatch.setattr(checks, "SERVER_SECONDS", 0.2)
     problems = tmp_path / "problems.jsonl"
     problems.write_text(json.dumps({"riddle": "1 + 1", "answer": "2"}) + "\n")
     (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
