@@ -80,6 +80,8 @@ def describe_method(plan: StagePlan) -> str:
         words.append("reward 1 for a correct answer" + " after a closed thought" * closed)
     if values.length_reward is not None:
         words.append(f"{values.length_reward_weight:g} {values.length_reward}")
+    if values.trainer == "step_grpo" and values.advantage_selection is not None:
+        words.append(f"steps selected with {values.advantage_selection}")
     if values.trainer == "sas":
         words.append(f"steps selected with ratio {values.selection_ratio:g}")
     words += [f"KL {values.beta:g}", f"learning rate {values.learning_rate:g} {_plain(values.lr_scheduler_type)}"]
@@ -105,7 +107,8 @@ def check_config(plan: StagePlan) -> str:
         config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
     wrong = []
     if _plain(values.eval_strategy) != "no":
-        wrong.append(f"eval_strategy: {_plain(values.eval_strategy)!r} but recipes have no such rows. Set 'no'.")
+        strategy = _plain(values.eval_strategy)
+        wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
     missing = set(config.report_to) - set(get_available_reporting_integrations())
     if missing:
         wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")

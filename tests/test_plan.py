@@ -101,7 +101,7 @@ def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch
         ({"max_completion_length": 1010}, "prompt of row .* tokens; with max_completion_length=1010 it does not fit"),
         ({"per_device_train_batch_size": 20_500}, "dataset: its 4096 rows are fewer than the 4100 prompts"),
         ({"report_to": "mlflow"}, "report_to: mlflow is not installed"),
-        ({"eval_strategy": "steps"}, "eval_strategy: 'steps' but recipes have no such rows"),
+        ({"eval_strategy": "steps"}, "eval_strategy: 'steps' needs rows to evaluate on"),
         ({"length_reward": "l1_max"}, "length_reward='l1_max' needs a column 'target_tokens'"),
         ({"length_reward": "lapo_internalization"}, "lapo_lengths: there is no file"),
     ],
