@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo test lint docs release-check clean
 
 setup: $(STAMP)
 
@@ -33,6 +33,10 @@ lint: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 	@echo "See build/docs/index.html"
+
+# Wheel and sdist, with every dependency, in an environment that has nothing else: some minutes and a gigabyte.
+release-check: $(STAMP)
+	RELEASE_CHECK=1 $(BIN)/python -m pytest -n0 tests/test_package.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache

@@ -252,9 +252,8 @@ def validate_prompt_lengths(
             f"{context} tokens. Set a smaller one."
         )
     for index, prompt in enumerate(dataset["prompt"]):
-        text = prompt if isinstance(prompt, str) else _render(prompt, tokenizer)
-        if len(text.encode()) > room:
-            length = len(tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"])
+        if len(_render(prompt, tokenizer).encode()) > room:
+            length = prompt_length(prompt, tokenizer)
             if length > room:
                 raise ValueError(
                     f"{name}: the prompt of row {index} has {length} tokens; with max_completion_length="
@@ -263,5 +262,12 @@ def validate_prompt_lengths(
                 )
 
 
-def _render(messages: list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
-    return cast("str", tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+def prompt_length(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of a prompt, rendered as trainers do."""
+    return len(tokenizer(_render(prompt, tokenizer), add_special_tokens=isinstance(prompt, str))["input_ids"])
+
+
+def _render(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return cast("str", tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))

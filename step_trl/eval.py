@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from .budgets import add_token_targets
+from .data import rewrite_prompts
 from .evaluation import evaluate, load_benchmark, read_samples, summarize
-from .report import evaluation_report, markdown_table
+from .report import budgets_table, evaluation_report, markdown_table
 from .rollout import ConfidenceTruncation, Rollout
 from .rollout.engines import Engine, VLLMServerEngine
 from .rollout.event_loop import run_to_end
@@ -76,6 +78,9 @@ def run_eval(
     source: Path | None = None,
     max_tokens: int = 32_768,
     limit: int | None = None,
+    token_targets: Sequence[int] | None = None,
+    at_most: bool = False,
+    system_prompt: str | None = None,
     truncate: float | None = None,
     vanilla: Path | None = None,
     **options: Any,
@@ -100,10 +105,18 @@ def run_eval(
             Of a completion.
         limit (`int`, *optional*):
             First problems of each benchmark only.
+        token_targets (`Sequence[int]`, *optional*):
+            Evaluate each benchmark once for each of these lengths, which its prompts ask for (L1), under the name
+            `math500@512`. The summary then says how far lengths are from them.
+        at_most (`bool`, *optional*, defaults to `False`):
+            Ask for at most that length.
+        system_prompt (`str`, *optional*):
+            System message, for a model that was trained with one.
         truncate (`float`, *optional*):
             Leave a thought where an induced answer is more confident than this (DEER).
         vanilla (`Path`, *optional*):
-            The `report` of another model, which CR and AES are relative to.
+            The `report` of another model, which CR and AES are relative to. For a budget that it does not have, its
+            samples without one count.
         **options:
             Further ones of [`~step_trl.evaluation.evaluate`].
 
@@ -111,9 +124,7 @@ def run_eval(
         [`~pandas.DataFrame`]: the summary.
     """
     base = None if vanilla is None else _read_samples(vanilla)
-    problems = {name: load_benchmark(name, None if source is None else source / name) for name in benchmarks}
-    if limit is not None:
-        problems = {name: rows.select(range(min(limit, len(rows)))) for name, rows in problems.items()}
+    problems = load_problems(benchmarks, source, limit, system_prompt, token_targets, at_most)
     callbacks = (
         [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(model), threshold=truncate)]
     )
@@ -123,13 +134,49 @@ def run_eval(
         max_tokens=max_tokens, callbacks=callbacks, save_to=report, **options,
     )  # fmt: skip
     if base is not None:
+        base = with_budgets(base, problems)
         base = samples[["benchmark", "problem"]].drop_duplicates().merge(base, on=["benchmark", "problem"])
     table = summarize(samples, base)
     table.to_csv(report / "summary.csv")
-    (report / "summary.md").write_text(markdown_table({Path(model).name: table}) + "\n")
+    tables = [markdown_table({Path(model).name: table})]
+    if token_targets:
+        tables.append(budgets_table(table))
+    (report / "summary.md").write_text("\n\n".join(tables) + "\n")
     evaluation_report(report / "report.png", {Path(model).name: table})
     print(table.round(3).to_string())
     return table
+
+
+def load_problems(
+    benchmarks: Sequence[str],
+    source: Path | None,
+    limit: int | None,
+    system_prompt: str | None,
+    token_targets: Sequence[int] | None,
+    at_most: bool,
+) -> dict[str, Dataset]:
+    """Rows of each benchmark, at each budget, for the arguments of [`run_eval`]."""
+    if at_most and not token_targets:
+        raise ValueError("at_most: there are no token_targets. Set for example --token-targets 512 1024.")
+    problems = {}
+    for name in benchmarks:
+        rows = load_benchmark(name, None if source is None else source / name)
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        rows = rewrite_prompts(rows, None, system_prompt)
+        if not token_targets:
+            problems[name] = rows
+        for target in token_targets or ():
+            problems[f"{name}@{target}"] = add_token_targets(rows, target, target, at_most=at_most)
+    return problems
+
+
+def with_budgets(vanilla: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Samples of another model, with those that were asked for no length in place of budgets that it does not have."""
+    parts = [vanilla]
+    for name in set(names) - set(vanilla["benchmark"]):
+        parts.append(vanilla[vanilla["benchmark"] == name.partition("@")[0]].assign(benchmark=name))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _read_samples(report: Path) -> pd.DataFrame:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import re
+from argparse import Namespace
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from trl import ModelConfig, TrlParser
@@ -25,6 +27,26 @@ TRAINERS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoni
     "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
     "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
     "sas": (SASTrainer, SASConfig),
+}
+# Fields of earlier versions of TRL and transformers that recipes elsewhere still have, and what to set instead.
+OBSOLETE_FIELDS = {
+    "max_prompt_length": "TRL no longer cuts prompts. Drop the field, and long prompts from the data.",
+    "vllm_device": "Set vllm_mode, and CUDA_VISIBLE_DEVICES of the server.",
+    "vllm_dtype": "Give --dtype to the server.",
+    "vllm_max_model_len": "Set vllm_max_model_length.",
+    "vllm_guided_decoding_regex": "Set vllm_structured_outputs_regex.",
+    "use_liger_loss": "Set use_liger_kernel.",
+    "wandb_log_unique_prompts": "Set log_unique_prompts.",
+    "torch_dtype": "Set dtype.",
+    "dataset_config": "Set dataset_name, which is the data set's configuration here; its own name is dataset.",
+    "dataset_train_split": "Set dataset_split.",
+    "warmup_ratio": "Set warmup_steps, where a number below 1 is a share of all updates.",
+    "evaluation_strategy": "Set eval_strategy.",
+    "no_cuda": "Set use_cpu.",
+    "per_gpu_train_batch_size": "Set per_device_train_batch_size.",
+    "overwrite_output_dir": "Drop it: an earlier run is never overwritten.",
+    "save_safetensors": "Drop it: weights are always saved as safetensors.",
+    "adafactor": "Set optim to adafactor.",
 }
 
 
@@ -86,13 +108,26 @@ def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str
         raise FileNotFoundError(
             f"config: there is no file {path}. Give a recipe, such as recipes/step_grpo/paper.yaml."
         )
-    recipe = yaml.safe_load(Path(path).read_text())
+    try:
+        recipe = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"config: {path} is no YAML of plain values: {error}\nWrite text, numbers, lists and mappings; tags that "
+            "make Python objects are refused."
+        ) from None
     if not isinstance(recipe, dict):
         raise ValueError(f"config: {path} is no mapping of fields to values.")
     stages = recipe.pop("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError(f"stages: {stages!r} is no list of mappings. Give the fields that differ, stage by stage.")
     return recipe, stages, rest
+
+
+class RecipeParser(TrlParser):
+    """[`~trl.TrlParser`] whose errors are one line, not the usage of 300 options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def parse(
@@ -108,25 +143,91 @@ def parse(
             `--FIELD VALUE`s, which win.
 
     Raises:
-        `ValueError`: the trainer is not known, or a field; names the one that is meant.
+        `ValueError`: the trainer is not known, or fields; names those that are meant.
     """
+    name = trainer_name(recipe, arguments)
+    if unknown := unknown_fields(name, recipe, arguments):
+        raise ValueError("\n".join(unknown.values()))
+    return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))  # type: ignore[return-value]
+
+
+def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
+    """A key of `TRAINERS`."""
     name = _value_of("--trainer", arguments) or recipe.get("trainer")
     if "--help" in arguments or "-h" in arguments:
         name = name or "step_grpo"
     if name not in TRAINERS:
         raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join(TRAINERS)}.")
-    kinds: list[Any] = [TrainArguments, ModelConfig, TRAINERS[name][1]]
-    known = [one.name for kind in kinds for one in fields(kind) if one.init]
-    flags = [text[2:].partition("=")[0].replace("-", "_") for text in arguments if text.startswith("--")]
-    for key in [*recipe, *(flag for flag in flags if flag != "help")]:
-        if key not in known and not (key.startswith("no_") and key[3:] in known):
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(
-                f"{key}: no option of trainer {name!r}. " + (f"Did you mean {close[0]}?" if close else "Drop it.")
-            )
-    parser = TrlParser(kinds)
+    return name
+
+
+def make_parser(trainer: str, recipe: Mapping[str, Any]) -> RecipeParser:
+    """The parser of a trainer's fields, with those of a recipe as defaults."""
+    parser = RecipeParser(_kinds(trainer))
     parser.set_defaults_with_config(**recipe)
-    return parser.parse_args_into_dataclasses(list(arguments))  # type: ignore[return-value]
+    return parser
+
+
+def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
+    """What recipe and command line set that the trainer does not have, and for each what to set instead."""
+    known = [one.name for kind in _kinds(trainer) for one in fields(kind) if one.init]
+    unknown = {}
+    for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) not in (None, "help"))]:
+        if key in known or (key.startswith("no_") and key[3:] in known):
+            continue
+        close = difflib.get_close_matches(key, known, n=1)
+        remedy = OBSOLETE_FIELDS.get(key) or (f"Did you mean {close[0]}?" if close else "Drop it.")
+        unknown[key] = f"{key}: no option of trainer {trainer!r}. {remedy}"
+    return unknown
+
+
+def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """
+    Values of all fields, before anything is made of them, and what is wrong with single ones, which are left out.
+
+    Args:
+        trainer (`str`):
+            A key of `TRAINERS`.
+        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
+            As of [`parse`].
+    """
+    unknown = unknown_fields(trainer, recipe, arguments)
+    wrong, dropped = list(unknown.values()), set(unknown)
+    if recipe.get("dataset") is None and _value_of("--dataset", arguments) is None:
+        wrong.append("dataset: there is none. Set a name on the hub, a folder, a file, or 'testbed'.")
+    while True:
+        kept = {"dataset": None} | {key: value for key, value in recipe.items() if key not in dropped}
+        try:
+            values, rest = make_parser(trainer, kept | {"trainer": trainer}).parse_known_args(
+                _without(arguments, dropped)
+            )
+        except ValueError as error:
+            named = re.match(r"argument --(\w+)", str(error))
+            if named is None:
+                raise
+            wrong.append(str(error))
+            dropped.add(named[1])
+            continue
+        return values, [*wrong, *(f"{text!r}: follows no field. Write --FIELD VALUE." for text in rest)]
+
+
+def _without(arguments: Sequence[str], dropped: Container[str]) -> list[str]:
+    kept, keep = [], True
+    for text in arguments:
+        name = field_of(text)
+        keep = keep if name is None else name not in dropped
+        if keep:
+            kept.append(text)
+    return kept
+
+
+def field_of(argument: str) -> str | None:
+    """The field that an argument of the command line sets; `None` for a value."""
+    return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
+
+
+def _kinds(trainer: str) -> list[Any]:
+    return [TrainArguments, ModelConfig, TRAINERS[trainer][1]]
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

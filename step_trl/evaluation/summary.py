@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from ..budgets import TARGET_COLUMN
 from .metrics import accuracy_efficiency_score
 
 
@@ -43,12 +44,13 @@ def summarize(
     Returns:
         [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`, `cr`
         and `aes`, each followed by its `_low` and `_high`. `aes` is NaN where the vanilla model solves nothing, since
-        it is relative to that.
+        it is relative to that. Where prompts ask for a length (samples have `target_tokens`), also `deviation`, the
+        mean absolute distance from it relative to it, and `over_target`, the share of completions above it.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence} is no share of the resamples. Set for instance 0.95.")
     own = _by_problem(samples)
-    base = None if vanilla is None else _by_problem(vanilla)
+    base = None if vanilla is None else _by_problem(vanilla)[list(MEASURES.values())]
     if base is not None and not own.index.sort_values().equals(base.index.sort_values()):
         raise ValueError(
             f"samples, vanilla: {len(own)} and {len(base)} problems are not the same ones. Evaluate both models on "
@@ -60,7 +62,7 @@ def summarize(
         places = np.vstack(
             [np.arange(len(problems)), generator.integers(len(problems), size=(resamples, len(problems)))]
         )
-        means = dict(_means(problems, places))
+        means = dict(_means(problems.dropna(axis="columns", how="all"), places))
         if base is not None:
             means |= {f"base_{key}": value for key, value in _means(base.loc[problems.index], places)}
         estimates[name] = _with_ratios(means)
@@ -86,8 +88,14 @@ def _quantile(values: np.ndarray, level: float) -> float:
 
 
 def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:
-    means = samples.astype({"correct": float}).groupby(["benchmark", "problem"], sort=False)[list(MEASURES)].mean()
-    return means.rename(columns=MEASURES)
+    measures = samples[["benchmark", "problem"]].assign(
+        **{name: samples[column].astype(float) for column, name in MEASURES.items()}
+    )
+    if TARGET_COLUMN in samples:
+        target = samples[TARGET_COLUMN]
+        measures["deviation"] = (samples["tokens"] - target).abs() / target
+        measures["over_target"] = (samples["tokens"] > target).astype(float).where(target.notna())
+    return measures.groupby(["benchmark", "problem"], sort=False).mean()
 
 
 def _means(problems: pd.DataFrame, places: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -104,7 +112,9 @@ def _with_ratios(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _overall(benchmarks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    means = {key: np.mean([benchmark[key] for benchmark in benchmarks], axis=0) for key in benchmarks[0]}
+    keys = dict.fromkeys(key for benchmark in benchmarks for key in benchmark)
+    # Of those that have it: a benchmark may ask for no length.
+    means = {key: np.mean([one[key] for one in benchmarks if key in one], axis=0) for key in keys}
     if "aes" in means:
         means["aes"] = _scores(means)
     return means

@@ -11,11 +11,12 @@ from .figures import (
     plot_training_dynamics,
 )
 from .history import read_history
-from .tables import latex_table, markdown_table, results_frame
+from .tables import budgets_table, latex_table, markdown_table, results_frame
 from .trace import render_rollout
 
 
 __all__ = [
+    "budgets_table",
     "demo_report",
     "evaluation_report",
     "latex_table",

@@ -57,6 +57,23 @@ def markdown_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) 
     )
 
 
+def budgets_table(table: pd.DataFrame) -> str:
+    """
+    One line per benchmark and budget, in GitHub's Markdown: what lengths were, of those that prompts asked for.
+
+    Args:
+        table (`DataFrame`):
+            Result of [`~step_trl.evaluation.summarize`] with `deviation` and `over_target`.
+    """
+    lines = ["| | Acc | Tok | distance from target | above target |", "| --- | ---: | ---: | ---: | ---: |"]
+    for benchmark in table.index:
+        cells = [_escaped(benchmark), _number(table, benchmark, "accuracy", 100, 1, False)]
+        cells.append(_number(table, benchmark, "tokens", 1, 0, False))
+        cells += [f"{_number(table, benchmark, name, 100, 1, False)} %" for name in ("deviation", "over_target")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _escaped(cell: object) -> str:
     return str(cell).replace("|", "\\|")
 

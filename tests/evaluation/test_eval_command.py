@@ -7,6 +7,8 @@ import pytest
 
 from step_trl import testbed
 from step_trl.cli import main
+from step_trl.eval import load_problems
+from step_trl.evaluation import read_samples
 from step_trl.rollout.engines import EngineError
 
 
@@ -51,6 +53,51 @@ def test_in_process(tmp_path, source, capsys):
         run(deer, source, "--n", "2", "--truncate", "0.8")
     with pytest.raises(ValueError, match=r"vanilla: .*nowhere holds no samples"):
         run(tmp_path / "other", source, "--vanilla", str(tmp_path / "nowhere"))
+
+
+def test_at_budgets(tmp_path, source):
+    vanilla, budgets = tmp_path / "vanilla", tmp_path / "budgets"
+    run(vanilla, source)
+    asked = ["--token-targets", "60", "150", "--at-most", "--system-prompt", "Be brief."]
+    run(budgets, source, *asked, "--vanilla", str(vanilla))
+    summary = pd.read_csv(budgets / "summary.csv", index_col="benchmark")
+    names = ["gsm8k@60", "gsm8k@150", "testbed-unseen@60", "testbed-unseen@150"]
+    assert summary.index.tolist() == [*names, "overall"]
+    samples = read_samples(budgets)
+    assert set(samples["benchmark"]) == set(names) and len(samples) == 16
+    for name, rows in samples.groupby("benchmark"):
+        target = int(name.partition("@")[2])
+        assert set(rows["target_tokens"]) == {target}
+        assert summary.loc[name, "deviation"] == pytest.approx(((rows["tokens"] - target).abs() / target).mean())
+        assert summary.loc[name, "over_target"] == (rows["tokens"] > target).mean()
+    for column in ("deviation", "over_target", "cr"):
+        assert summary.loc["overall", column] == pytest.approx(summary.loc[names, column].mean())
+    plain = pd.read_csv(vanilla / "summary.csv", index_col="benchmark")
+    assert summary.loc["gsm8k@60", "cr"] == pytest.approx(
+        summary.loc["gsm8k@60", "tokens"] / plain.loc["gsm8k", "tokens"]
+    )
+    lines = (budgets / "summary.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[-5:]] == summary.index.tolist()
+    # A further budget is sampled, the others are not; other prompts under the same name are refused.
+    run(budgets, source, "--token-targets", "60", "90", "--at-most", "--system-prompt", "Be brief.")
+    assert len(read_samples(budgets)) == 24
+    exact, without_system_prompt = [text for text in asked if text != "--at-most"], asked[:4]
+    for other in (exact, without_system_prompt):
+        with pytest.raises(ValueError, match="the problems of gsm8k@60 are others"):
+            run(budgets, source, *other)
+    with pytest.raises(ValueError, match="at_most: there are no token_targets"):
+        run(tmp_path / "other", source, "--at-most")
+
+
+def test_prompts_ask_for_the_budget(source):
+    problems = load_problems(["gsm8k"], source, 1, "Be brief.", [512], True)
+    (row,) = problems["gsm8k@512"]
+    assert row["prompt"][0] == {"role": "system", "content": "Be brief."}
+    assert row["prompt"][1]["content"].endswith(" Think for maximum 512 tokens.") and row["target_tokens"] == 512
+    (plain,) = load_problems(["gsm8k"], source, 1, None, None, False)["gsm8k"]
+    assert row["prompt"][1]["content"].startswith(plain["prompt"][0]["content"])
+    (exact,) = load_problems(["gsm8k"], source, 1, None, [512], False)["gsm8k@512"]
+    assert exact["prompt"][0]["content"].endswith(" Think for 512 tokens.")
 
 
 @pytest.mark.timeout(300)

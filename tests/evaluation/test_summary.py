@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from step_trl.evaluation import summarize
+from step_trl.report import budgets_table
 
 
 def made_samples(correct, tokens, benchmark="easy", n=1):
@@ -45,6 +46,27 @@ def test_by_hand():
     assert table["aes"].tolist() == pytest.approx(expected)
     alone = summarize(samples)
     assert "cr" not in alone and alone["accuracy"].tolist() == [1.0, 0.5, 0.75]
+
+
+def test_distance_from_the_length_that_was_asked_for():
+    """By hand; a benchmark that asks for none has none, and counts in the other columns only."""
+    samples = pd.concat(
+        [
+            made_samples([True, True], [50, 150]).assign(target_tokens=100),
+            made_samples([True, False], [100, 400], "hard").assign(target_tokens=200),
+            made_samples([True], [7], "free"),
+        ]
+    )
+    table = summarize(samples, pd.concat([made_samples([True, True], [100, 100]), samples.iloc[2:]]))
+    assert table["deviation"].tolist()[:2] == [0.5, 0.75] and table["over_target"].tolist()[:2] == [0.5, 0.5]
+    assert table.loc["free", ["deviation", "over_target"]].isna().all()
+    assert table.loc["overall", "deviation"] == 0.625 and table.loc["overall", "over_target"] == 0.5
+    assert table.loc["overall", "tokens"] == pytest.approx((100 + 250 + 7) / 3)
+    assert (table["deviation_low"].dropna() <= table["deviation"].dropna()).all()
+    assert table["cr"].tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert "deviation" not in summarize(made_samples([True], [5]))
+    lines = budgets_table(table).splitlines()
+    assert lines[2] == "| easy | 100.0 | 100 | 50.0 % | 50.0 % |" and lines[4].endswith("| – % | – % |")
 
 
 def test_the_vanilla_model_is_its_own_measure():

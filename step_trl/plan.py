@@ -1,0 +1,117 @@
+"""
+`step-trl train --dry-run`: what a recipe would do, and all that is wrong with it.
+
+Nothing is trained or written, no weights are loaded and no GPU is touched: the configuration is read as on a CPU.
+Whether the GPU has bfloat16, and room enough, is therefore not checked.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import datasets
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from .batches import Batches
+from .checks import CHECKS, CheckFailed
+from .recipe import read_recipe
+
+
+@dataclass
+class StagePlan:
+    """
+    A stage of a recipe. Each check adds a line of the plan, and what it found out for the later ones.
+
+    Attributes:
+        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
+            Fields, and those of the command line, which win.
+        number (`int`), stages (`int`), first (`StagePlan`, *optional*):
+            Its place, from 1, how many there are, and the first one for the others, whose model they go on with.
+        lines (`dict[str, str]`):
+            The plan.
+        failures (`list[str]`):
+            All that is wrong.
+        values, batches, rows, model_config, tokenizer, longest_prompt:
+            What checks have found out; `None` where one of them failed.
+    """
+
+    recipe: Mapping[str, Any]
+    arguments: Sequence[str]
+    number: int = 1
+    stages: int = 1
+    first: StagePlan | None = None
+    lines: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    values: Namespace | None = None
+    batches: Batches | None = None
+    rows: datasets.Dataset | None = None
+    model_config: PretrainedConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    longest_prompt: int | None = None
+
+    def run(self) -> None:
+        """Run each check whose needs were found, whatever became of the others."""
+        for name, check, needs in CHECKS:
+            missing = [need for need in needs if getattr(self, need) is None]
+            if missing:
+                self.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
+                continue
+            try:
+                self.lines[name] = check(self)
+                continue
+            except CheckFailed as error:
+                self.failures += error.failures
+            except ValueError as error:  # names its field
+                self.failures.append(str(error))
+            except Exception as error:  # a library's, of any kind: the other checks go on
+                self.failures.append(f"{name}: {type(error).__name__}: {error}")
+            self.lines[name] = "wrong, see below"
+
+    def __str__(self) -> str:
+        return "\n".join(
+            textwrap.fill(text, 119, initial_indent=f"{name:<9}", subsequent_indent=" " * 9)
+            for name, text in self.lines.items()
+        )
+
+    def dataclass_of(self, kind: type, **others: Any) -> Any:
+        """The values that belong to a dataclass, in it."""
+        names = [one.name for one in fields(kind) if one.init]
+        return kind(**{name: getattr(self.values, name) for name in names} | others)
+
+
+def print_plan(arguments: Sequence[str]) -> int:
+    """
+    Check a recipe and print what it would do.
+
+    Args:
+        arguments (`Sequence[str]`):
+            As of [`~step_trl.train.run_train`].
+
+    Returns:
+        `int`: exit status, 1 if anything is wrong.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0  # the first process speaks for all
+    try:
+        recipe, stages, rest = read_recipe(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        print(error)
+        return 1
+    failures: list[str] = []
+    first: StagePlan | None = None
+    for number, stage in enumerate(stages, 1):
+        plan = StagePlan(recipe | stage, rest, number, len(stages), first)
+        plan.run()
+        first = first or plan
+        failures += [failure for failure in plan.failures if failure not in failures]
+        print(*([f"Stage {number} of {len(stages)}"] if len(stages) > 1 else []), plan, sep="\n", end="\n\n")
+    if failures:
+        print("Wrong:", *(textwrap.indent(failure, "  ") for failure in failures), sep="\n")
+        return 1
+    print("All of this was checked. Nothing was trained.")
+    return 0

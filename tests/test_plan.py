@@ -1,0 +1,208 @@
+"""`step-trl train --dry-run`: the plan is what the trainer then does, and all that is wrong is said at once."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from small_runs import TESTBED_RUN, flags
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import GRPOConfig, ModelConfig
+
+from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
+from step_trl.batches import Batches
+from step_trl.cli import main
+from step_trl.memory import estimate_memory
+from step_trl.recipe import OBSOLETE_FIELDS, TRAINERS, TrainArguments, parse_values, read_recipe
+from step_trl.train import build_trainer, parse
+
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SMALL = TESTBED_RUN | {"trainer": "grpo"}
+
+
+@pytest.fixture
+def dry_run(capsys, monkeypatch):
+    """`dry_run(*arguments)`: exit status, and what is printed. No weights are loaded."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    def dry_run(*arguments):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(transformers.PreTrainedModel, "from_pretrained", refuse)
+            main(["train", "--dry-run", *map(str, arguments)])
+        return end.value.code, capsys.readouterr().out
+
+    return dry_run
+
+
+@pytest.mark.parametrize("name", ["step_grpo/paper", "step_grpo/s_grpo", "sas/thinkprune", "sas/l1_max", "sas/lapo"])
+def test_a_dry_run_of_a_recipe(name, tmp_path, dry_run):
+    path = RECIPES / f"{name}.yaml"
+    options = TESTBED_RUN | {"output_dir": tmp_path / "run", "max_steps": 30}
+    status, text = dry_run("--config", path, *flags(options))
+    assert status == 0, text
+    assert not (tmp_path / "run").exists() and not torch.cuda.is_initialized()
+    stages = len(read_recipe(["--config", str(path)])[1])
+    assert text.count("all known") == stages
+    for number in range(1, stages + 1) if stages > 1 else []:
+        assert f"Stage {number} of {stages}" in text and f"run/stage-{number}" in text
+    text = " ".join(text.split())
+    assert "4,096 rows of prompt, solution" in text and "1,185,216 parameters" in text
+    assert "10 completions are generated at once (prompts: 2, of each: 5) by 1 process" in text
+    assert "30 of 10 completions each: 300 completions, 0.015 epochs" in text
+    expected = {
+        "step_grpo/paper": "rollouts end at Wait, Alternatively when an answer is more confident than 0.95",
+        "step_grpo/s_grpo": "groups are exits from one thought",
+        "sas/thinkprune": "system prompt 'Think, then answer, within 2000 tokens.'",
+        "sas/l1_max": "prompts ask for at most 100 to 4,000 tokens",
+        "sas/lapo": "1 lapo_internalization",
+    }
+    assert expected[name] in text
+
+
+def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch):
+    monkeypatch.setattr(checks, "SERVER_SECONDS", 0.2)
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(json.dumps({"riddle": "1 + 1", "answer": "2"}) + "\n")
+    (tmp_path / "run" / "checkpoint-1").mkdir(parents=True)
+    wrong = {
+        "max_prompt_length": 512, "epsilon_hihg": 0.3, "learning_rate": "fast", "dataset": problems,
+        "num_generations": 3, "beta": 0.1, "sync_ref_model": True, "length_reward": "short", "report_to": "mlfow",
+        "max_completion_length": 5000, "use_vllm": True, "vllm_mode": "server", "weight_sync": "disk",
+        "vllm_server_base_url": ["http://127.0.0.1:9", "http://127.0.0.1:10"], "output_dir": tmp_path / "run",
+    }  # fmt: skip
+    status, text = dry_run(*flags(SMALL | wrong))
+    assert status == 1
+    for message in (
+        "max_prompt_length: no option of trainer 'grpo'. TRL no longer cuts prompts",
+        "epsilon_hihg: no option of trainer 'grpo'. Did you mean epsilon_high?",
+        "argument --learning_rate/--learning-rate: invalid float value: 'fast'",
+        "Unknown column layout: found riddle, answer",
+        "num_generations: the 10 completions of a generation",
+        "length_reward: 'short' is not known",
+        "http://127.0.0.1:9",
+        "http://127.0.0.1:10",
+        f"output_dir: {tmp_path / 'run'} holds an earlier run",
+    ):
+        assert message in text.split("Wrong:")[1], message
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),
+        ({"trainer": "dapo"}, "trainer: 'dapo' is not known"),
+        ({"max_completion_length": 1010}, "prompt of row .* tokens; with max_completion_length=1010 it does not fit"),
+        ({"per_device_train_batch_size": 20_500}, "dataset: its 4096 rows are fewer than the 4100 prompts"),
+        ({"report_to": "mlflow"}, "report_to: mlflow is not installed"),
+        ({"eval_strategy": "steps"}, "eval_strategy: 'steps' needs rows to evaluate on"),
+        ({"length_reward": "l1_max"}, "length_reward='l1_max' needs a column 'target_tokens'"),
+        ({"length_reward": "lapo_internalization"}, "lapo_lengths: there is no file"),
+    ],
+)
+def test_what_a_dry_run_finds(options, message, tmp_path, dry_run):
+    status, text = dry_run(*flags(SMALL | {"output_dir": tmp_path / "run"} | options))
+    assert status == 1 and re.search(message, text.split("Wrong:")[-1]), text
+
+
+def test_the_first_of_many_processes_speaks_in_a_dry_run(tmp_path, dry_run, monkeypatch):
+    """As `accelerate launch` starts them; no process waits for another, so that one can plan for many."""
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("RANK", "1")
+    assert dry_run("--config", "nowhere.yaml") == (0, "")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    status, text = dry_run(*flags(SMALL | {"output_dir": tmp_path / "run"}))
+    assert status == 0 and "80 completions are generated at once (prompts: 16, of each: 5) by 8 processes" in text
+
+
+@pytest.mark.timeout(300)
+def test_a_dry_run_asks_the_server(tmp_path, dry_run, vllm_server):
+    server = {"use_vllm": True, "vllm_mode": "server", "weight_sync": "disk", "vllm_server_base_url": vllm_server.url}
+    options = SMALL | server | {"output_dir": tmp_path / "run"}
+    status, text = dry_run(*flags(options))
+    assert status == 0 and f"{vllm_server.url}: the policy's tokenizer" in text and "KV cache" not in text
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs"),
+    [
+        ({"per_device_train_batch_size": 8, "num_generations": 4, "gradient_accumulation_steps": 2}, 1.5),
+        ({"per_device_train_batch_size": 10, "steps_per_generation": 3, "num_generations": 5}, 1),
+        ({"per_device_train_batch_size": 4, "generation_batch_size": 16, "num_iterations": 2}, 0.3),
+    ],
+)
+def test_batches_and_updates_are_those_of_the_trainer(sizes, epochs, tmp_path):
+    rows = testbed.load_dataset("train").select(range(50))
+    small = {name: value for name, value in SMALL.items() if name in {one.name for one in fields(GRPOConfig)}}
+    for name in ("steps_per_generation", "gradient_accumulation_steps", "num_generations", "max_steps"):
+        small.pop(name)
+    args = EfficientReasoningConfig(str(tmp_path), **small | sizes, num_train_epochs=epochs)
+    trainer = EfficientReasoningTrainer(
+        testbed.load_model(), args=args, train_dataset=rows, processing_class=testbed.load_tokenizer()
+    )
+    given = [f"--{name}={value}" for name, value in (small | sizes).items()]
+    values, wrong = parse_values("grpo", {"dataset": "testbed", "output_dir": "x"}, given)
+    assert not wrong
+    batches = Batches.of(values, 1)
+    assert batches.generation == args.generation_batch_size and batches.num_generations == args.num_generations
+    found = trainer.set_initial_training_values(args, trainer.get_train_dataloader())
+    assert batches.updates(len(rows), -1, epochs) == found[-1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"generation_batch_size": 20, "steps_per_generation": 2}, "Set only one of the two"),
+        ({"generation_batch_size": 15}, "generation_batch_size: 15 is no multiple of 10"),
+        ({"num_generations": 1}, "num_generations: 1 is no group"),
+        ({"num_generations": 4}, "per_device_train_batch_size=5 x steps_per_generation=1 x 2 processes"),
+        ({"num_generations": 10, "serial_group": True, "trainer": "step_grpo"}, "serial_group: the 5 completions"),
+    ],
+)
+def test_batches_that_do_not_fit(sizes, message):
+    sizes = {"trainer": "grpo", "dataset": "x", "per_device_train_batch_size": 5, "num_generations": 5} | sizes
+    values, _ = parse_values(sizes["trainer"], {"output_dir": "x", "gradient_accumulation_steps": 1} | sizes, [])
+    with pytest.raises(ValueError, match=message):
+        Batches.of(values, 2)
+
+
+@pytest.mark.parametrize("use_peft", [False, True])
+def test_the_estimate_is_what_a_training_allocates(use_peft, tmp_path):
+    """Counted on the real ones: weights, gradients, Adam's states after an update, and a key-value cache."""
+    options = ModelConfig("testbed", dtype="float32", use_peft=use_peft)
+    config = AutoConfig.from_pretrained(testbed.MODEL_DIR)
+    estimate = estimate_memory(
+        config, options, optimizer="adamw_torch_fused", has_reference=True, gradient_checkpointing=True,
+        micro_batch=3, cached_completions=2, max_length=7,
+    )  # fmt: skip
+    given = flags(SMALL | {"output_dir": tmp_path, "beta": 0.1, "max_completion_length": 8, "use_peft": use_peft})
+    trainer = build_trainer(*parse({}, given))
+    trainer.train()
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    assert estimate.parameters == sum(p.numel() for p in trainer.model.parameters())
+    assert estimate.trainable == sum(p.numel() for p in trained)
+    assert estimate.lasting["gradients"] == sum(p.nbytes for p in trained)
+    states = [v for state in trainer.optimizer.state.values() for v in state.values() if v.dim() > 0]
+    assert estimate.lasting["Adam states"] == sum(v.nbytes for v in states)
+    assert estimate.lasting["weights"] == pytest.approx(sum(p.nbytes for p in trainer.model.parameters()), rel=0.01)
+    assert ("reference model" in estimate.lasting) == (trainer.ref_model is not None) == (not use_peft)
+    model = AutoModelForCausalLM.from_pretrained(testbed.MODEL_DIR)
+    cache = model(torch.zeros(2, 7, dtype=torch.long)).past_key_values
+    assert estimate.passing["KV cache"] == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert estimate.passing["inputs of layers"] == 3 * 7 * config.num_hidden_layers * config.hidden_size * 4
+    assert estimate.total == sum(estimate.lasting.values()) + max(estimate.passing.values())
+
+
+def test_obsolete_fields_are_gone_and_their_successors_exist():
+    for _, kind in TRAINERS.values():
+        known = {one.name for part in (TrainArguments, ModelConfig, kind) for one in fields(part)}
+        assert not known & OBSOLETE_FIELDS.keys()
+        for remedy in OBSOLETE_FIELDS.values():
+            assert set(re.findall(r"Set (\w+)", remedy)) <= known, remedy
