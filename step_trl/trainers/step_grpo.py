@@ -26,7 +26,7 @@ from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
 from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
 from .base import filled_in_after_the_gather
-from .metrics import rollout_metrics
+from .metrics import length_totals, rollout_metrics, tokens_saved
 from .sas import StepSelectionMixin
 from .step_grpo_config import StepGRPOConfig
 
@@ -104,6 +104,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         if self.args.truncated_rollout and self.use_vllm and self._server_engine is None:
             self._colocated_engine = VLLMColocatedEngine(self.vllm_generation.llm, self._tokenizer)
         self._seeded_step, self._seeded_calls = -1, 0
+        self._length_totals = torch.zeros(2, 2)  # of this process's truncated rollouts since the last rewards
         self.truncation_callbacks = (
             [self._confidence_truncation()] if truncation_callbacks is None else list(truncation_callbacks)
         )
@@ -148,6 +149,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
+        self._length_totals += length_totals(rollouts)
         return [r.completion_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _rollout_seeds(self, count: int) -> list[int]:
@@ -215,6 +217,10 @@ class StepGRPOTrainer(StepSelectionMixin):
             )
         metrics["step_grpo/steps/mean"].append(num_steps.float().mean().item())
         metrics["step_grpo/steps/correct_mean"].append(num_steps[self._correct].float().mean().item())
+        if self.args.truncated_rollout and self.model.training:
+            totals = self.accelerator.reduce(self._length_totals.to(num_steps.device), reduction="sum")
+            metrics["step_grpo/tokens_saved"].append(tokens_saved(totals))
+            self._length_totals = torch.zeros(2, 2)
         self._log_completion_extra("steps", local_steps)
         return rewards_per_func
 
