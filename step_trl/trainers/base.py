@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
@@ -20,13 +19,14 @@ from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import Batch, sort_by_length, trim_padding
+from .sharding import ShardedTrainer
 from .signals import SignalWarnings
 
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(GRPOTrainer):
+class BaseTrainer(ShardedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 

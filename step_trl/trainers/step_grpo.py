@@ -28,6 +28,7 @@ from ..steps import TriggerSegmenter
 from .base import filled_in_after_the_gather
 from .metrics import length_totals, rollout_metrics, tokens_saved
 from .sas import StepSelectionMixin
+from .sharding import check_rollouts_in_process
 from .step_grpo_config import StepGRPOConfig
 
 
@@ -96,6 +97,10 @@ class StepGRPOTrainer(StepSelectionMixin):
             raise ValueError(
                 "processing_class: truncated rollouts are for text models, this one has a multimodal processor. Set "
                 "truncated_rollout=False."
+            )
+        if self.args.truncated_rollout and not self.use_vllm:
+            check_rollouts_in_process(
+                self._dist.zero_stage, self._dist.fsdp_version, self.args.ds3_gather_for_generation
             )
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers)
@@ -192,7 +197,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=cast("dict | None", self.args.gradient_checkpointing_kwargs),
             ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self._whole_parameters(),
         ):
             if self._engine is None:
                 self._engine = TransformersEngine(model, self._tokenizer)
