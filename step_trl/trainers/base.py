@@ -18,7 +18,8 @@ from ..rollout.event_loop import run_to_end
 from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
-from .batching import Batch, sort_by_length, trim_padding
+from .batching import sort_by_length, trim_padding
+from .resume import ResumableTrainer
 from .sharding import ShardedTrainer
 from .signals import SignalWarnings
 
@@ -26,7 +27,7 @@ from .signals import SignalWarnings
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(ShardedTrainer):
+class BaseTrainer(ResumableTrainer, ShardedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
@@ -50,7 +51,6 @@ class BaseTrainer(ShardedTrainer):
     default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
     args: EfficientReasoningConfig
     model: PreTrainedModel
-    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # TRL's: micro-batches of the last generation
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
     _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
 

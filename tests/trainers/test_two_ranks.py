@@ -1,0 +1,104 @@
+"""An update does not depend on how many processes share it, nor a training on where it was interrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainers.equal_ranks import train
+from trainers.resumed_run import train_and_resume
+from trainers.two_processes import run_two_processes
+from transformers import AutoModelForCausalLM
+
+from step_trl import testbed
+from step_trl.trainers.sharding import check_rollouts_in_process
+
+
+pytestmark = pytest.mark.timeout(600)
+METHODS = ("step_grpo", "sas")
+OF_THE_CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two updates on one process."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in METHODS:
+        train(method, folder, 1, "alone")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def how(request, runs):
+    """The same on two processes. Also a resumed training."""
+    ended = run_two_processes(Path(__file__).with_name("two_ranks.py"), [str(runs), request.param], runs, seconds=300)
+    assert [status for status, _ in ended] == [0, 0], ended[0][1][-3000:]
+    return request.param
+
+
+def differences(expected, found):
+    """Largest difference of what was logged, apart from times, and of the parameters."""
+    histories = [json.loads((folder / "history.json").read_text()) for folder in (expected, found)]
+    logged = [0.0]
+    for ours, theirs in zip(*([entry for entry in history if "loss" in entry] for history in histories), strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ours.keys() - set(OF_THE_CLOCK):
+            assert (ours[key] is None) == (theirs[key] is None), key
+            if ours[key] is not None:
+                logged.append(abs(ours[key] - theirs[key]) / max(1, abs(ours[key])))
+    assert len(logged) > 50
+    ours, theirs = (load_file(folder / "weights.safetensors") for folder in (expected, found))
+    assert ours.keys() == theirs.keys()
+    return max(logged), max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def losses(folder):
+    return [entry["loss"] for entry in json.loads((folder / "history.json").read_text()) if "loss" in entry]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one(method, runs, how):
+    alone, shared = runs / f"{method}-alone", runs / f"{method}-{how}"
+    logged, parameters = differences(alone, shared)
+    print(f"{method} {how}: logged {logged:.1e}, parameters {parameters:.1e}")
+    assert logged < 1e-5 and parameters < 1e-5
+    start, moved = testbed.load_model().state_dict(), load_file(shared / "weights.safetensors")
+    assert max((moved[name] - value).abs().max().item() for name, value in start.items()) > 1e-3
+    assert all(abs(loss) > 1e-3 for loss in losses(shared))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_model_of_two_processes_is_saved_whole(method, runs, how):
+    folder = runs / f"{method}-{how}"
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
+    for name, value in load_file(folder / "weights.safetensors").items():
+        assert torch.equal(saved[name], value), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_training_equals_one_in_one_go(method, tmp_path):
+    train_and_resume(method, tmp_path)
+    assert_resumed(tmp_path, method)
+
+
+def test_a_resumed_training_on_two_processes(runs, how):
+    for method in METHODS if how == "ddp" else METHODS[:1]:
+        assert_resumed(runs / how, method)
+
+
+def assert_resumed(folder, method):
+    logged, parameters = differences(folder / f"{method}-whole", folder / f"{method}-resumed")
+    print(f"{method} resumed: logged {logged:.1e}, parameters {parameters:.1e}")
+    assert logged < 1e-6 and parameters == 0
+    assert len(losses(folder / f"{method}-resumed")) == 7
+    assert (folder / f"{method}-whole/checkpoint-5/rollouts_0.safetensors").is_file()
+
+
+def test_rollouts_that_would_wait_for_ever_are_refused():
+    check_rollouts_in_process(zero_stage=3, fsdp_version=None, gather_for_generation=True)
+    check_rollouts_in_process(zero_stage=0, fsdp_version=2, gather_for_generation=False)
+    with pytest.raises(ValueError, match="Set ds3_gather_for_generation=True"):
+        check_rollouts_in_process(zero_stage=3, fsdp_version=None, gather_for_generation=False)
+    with pytest.raises(ValueError, match="Set fsdp_version: 2 in the accelerate config"):
+        check_rollouts_in_process(zero_stage=0, fsdp_version=1, gather_for_generation=True)
