@@ -15,6 +15,11 @@ class ShardedTrainer(GRPOTrainer):
 
     model_wrapped: PreTrainedModel
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self._dist.fsdp_version == 2 and self.ref_model is not None:
+            check_reference_model(self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
+
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         with self._whole_parameters():
             return super()._generate_single_turn(
@@ -58,6 +63,24 @@ def whole_parameters(model: PreTrainedModel, reshard_after_forward: bool) -> Ite
         for last in (model, model.get_output_embeddings()):
             if isinstance(last, FSDPModule):
                 last.set_reshard_after_forward(False, recurse=False)
+
+
+def check_reference_model(cpu_ram_efficient_loading: bool) -> None:
+    """
+    Refuse a reference model that FSDP2 would leave without weights.
+
+    Only the first process reads weights then. accelerate sends the policy's to the others, but it is TRL that shards
+    the reference model.
+
+    Args:
+        cpu_ram_efficient_loading (`bool`):
+            Of the FSDP plugin.
+    """
+    if cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading: the reference model of beta would have no weights but on the first "
+            "process. Set it to false in the accelerate config, or beta=0.0."
+        )
 
 
 def check_rollouts_in_process(zero_stage: int, fsdp_version: int | None, gather_for_generation: bool) -> None:

@@ -29,13 +29,14 @@ OPTIONS = SMALL_RUN | {
 }
 
 
-def shard_on_cpu() -> None:
+def shard_on_cpu(cpu_ram_efficient_loading: bool = False) -> None:
     """FSDP2 as accelerate sets it up on GPUs. On CPUs it would not ask for it, though torch can."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         reshard_after_forward=True,
         state_dict_type="full_state_dict",
+        cpu_ram_efficient_loading=cpu_ram_efficient_loading,
     )
     AcceleratorState(cpu=True, dynamo_plugin=TorchDynamoPlugin(), _from_accelerator=True)
     PartialState().distributed_type = DistributedType.FSDP
@@ -60,7 +61,7 @@ class ReplayingSASTrainer(SASTrainer):
         return completions, None
 
 
-def train(method: str, folder: Path, processes: int, how: str) -> None:
+def train(method: str, folder: Path, processes: int, how: str) -> Trainer:
     """Two updates. Saves the model, and writes parameters and history."""
     trainer_class, config_class, options = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"advantage_selection": {"selection_ratio": 0.5}}),
@@ -81,9 +82,8 @@ def train(method: str, folder: Path, processes: int, how: str) -> None:
     trainer.file = folder / "completions.json"
     trainer.train()
     trainer.save_model()
-    if how == "fsdp2" and method == "step_grpo":
-        trainer.evaluate()  # one completion at a time by TRL's own `generate`: processes end at different lengths
     write(trainer, output)
+    return trainer
 
 
 def write(trainer: Trainer, folder: Path) -> None:

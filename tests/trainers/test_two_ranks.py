@@ -15,7 +15,7 @@ from step_trl import testbed
 from step_trl.trainers.sharding import check_rollouts_in_process
 
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 METHODS = ("step_grpo", "sas")
 OF_THE_CLOCK = ("step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second")
 
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def how(request, runs):
     """The same on two processes. Also a resumed training."""
-    ended = run_two_processes(Path(__file__).with_name("two_ranks.py"), [str(runs), request.param], runs, seconds=300)
+    ended = run_two_processes(Path(__file__).with_name("two_ranks.py"), [str(runs), request.param], runs, seconds=540)
     assert [status for status, _ in ended] == [0, 0], ended[0][1][-3000:]
     return request.param
 
@@ -74,6 +74,16 @@ def test_the_model_of_two_processes_is_saved_whole(method, runs, how):
     saved = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
     for name, value in load_file(folder / "weights.safetensors").items():
         assert torch.equal(saved[name], value), name
+
+
+def test_what_fsdp2_shards(runs, how):
+    """Uneven evaluation ends, servers receive whole and merged weights, a reference without weights is refused."""
+    if how == "fsdp2":
+        found = json.loads((runs / "fsdp2.json").read_text())
+        assert 0 <= found["evaluated"] <= 1
+        assert found["synced"] == 0
+        assert found["merged"] < 1e-6 < found["adapter"]
+        assert found["refused"].startswith("fsdp_cpu_ram_efficient_loading: ")
 
 
 @pytest.mark.parametrize("method", METHODS)
