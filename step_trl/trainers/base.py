@@ -19,6 +19,7 @@ from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import sort_by_length, trim_padding
+from .model_card import ModelCardTrainer
 from .resume import ResumableTrainer
 from .sharding import ShardedTrainer
 from .signals import SignalWarnings
@@ -27,7 +28,7 @@ from .signals import SignalWarnings
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(ResumableTrainer, ShardedTrainer):
+class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 

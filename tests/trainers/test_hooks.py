@@ -27,6 +27,7 @@ WITH_ANNOTATIONS = {
         "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
         "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
     ],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_log_metric": ["self", "name", "value"],
     "_log_completion_extra": ["self", "column", "values"],
 }  # fmt: skip
