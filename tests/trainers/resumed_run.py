@@ -10,7 +10,15 @@ from small_runs import SMALL_RUN
 from trainers.equal_ranks import shard_on_cpu, write
 from transformers import Trainer
 
-from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
+from step_trl import (
+    EfficientReasoningConfig,
+    EfficientReasoningTrainer,
+    SASConfig,
+    SASTrainer,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+    testbed,
+)
 
 
 # Without a GPU, transformers loads the optimizer of the second process to "cpu:1", which torch.load does not know.
@@ -18,7 +26,7 @@ torch.serialization.register_package(
     50, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
 )
 RANKS = int(os.environ.get("WORLD_SIZE", 1))
-# An epoch is four updates, of two generations: the fifth is in the second epoch, and leaves a micro-batch to train on.
+# An epoch is four updates. The fifth is in the second epoch; where a generation is for two, it leaves one to be made.
 OPTIONS = SMALL_RUN | {
     "max_steps": 7,
     "save_strategy": "steps",
@@ -33,6 +41,7 @@ OPTIONS = SMALL_RUN | {
 METHODS = {
     "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"steps_per_generation": 2}),
     "sas": (SASTrainer, SASConfig, {"criterion": "random", "num_iterations": 2}),
+    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig, {"length_reward": "lapo_discovery"}),
 }
 
 
@@ -44,7 +53,7 @@ def build(method: str, folder: Path, how: str) -> Trainer:
     return trainer_class(
         testbed.load_model(),
         args=config,
-        train_dataset=testbed.load_dataset("easy").select(range(4 if method == "step_grpo" else 2)),
+        train_dataset=testbed.load_dataset("easy").select(range(2 if method == "sas" else 4)),
         processing_class=testbed.load_tokenizer(),
     )
 

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from trainers.equal_ranks import train
 from trainers.resumed_run import train_and_resume
 from trainers.two_processes import run_two_processes
 from transformers import AutoModelForCausalLM
 
 from step_trl import testbed
+from step_trl.trainers.lapo import FILE as LAPO_FILE
+from step_trl.trainers.resume import load_rollouts, save_rollouts
 from step_trl.trainers.sharding import check_rollouts_in_process
 
 
@@ -86,10 +89,12 @@ def test_what_fsdp2_shards(runs, how):
         assert found["refused"].startswith("fsdp_cpu_ram_efficient_loading: ")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "grpo"])
 def test_a_resumed_training_equals_one_in_one_go(method, tmp_path):
     train_and_resume(method, tmp_path)
     assert_resumed(tmp_path, method)
+    lengths = [tmp_path / f"grpo-{run}" / LAPO_FILE for run in ("whole", "resumed")]
+    assert method != "grpo" or lengths[0].read_text() == lengths[1].read_text() != "{}"
 
 
 def test_a_resumed_training_on_two_processes(runs, how):
@@ -102,7 +107,26 @@ def assert_resumed(folder, method):
     print(f"{method} resumed: logged {logged:.1e}, parameters {parameters:.1e}")
     assert logged < 1e-6 and parameters == 0
     assert len(losses(folder / f"{method}-resumed")) == 7
-    assert (folder / f"{method}-whole/checkpoint-5/rollouts_0.safetensors").is_file()
+    in_use = (folder / f"{method}-whole/checkpoint-5/rollouts_0.safetensors").is_file()
+    assert in_use == (method != "grpo")
+
+
+def test_rollouts_of_other_processes_are_sampled_anew(tmp_path, caplog):
+    accelerator = Accelerator(cpu=True)
+    batches = [{"completion_ids": torch.arange(6).view(2, 3), "num_items_in_batch": torch.tensor(6)}]
+    save_rollouts(tmp_path, accelerator, 5, batches)
+    step, loaded = load_rollouts(tmp_path, accelerator)
+    assert step == 5 and loaded[0].keys() == batches[0].keys()
+    assert all(torch.equal(loaded[0][name], value) for name, value in batches[0].items())
+    assert load_rollouts(tmp_path / "another", accelerator) is None
+
+    file = tmp_path / "rollouts_0.safetensors"
+    save_file(load_file(file), file, {"step": "5", "processes": "2"})
+    assert load_rollouts(tmp_path, accelerator) is None
+    assert "holds rollouts of 2 processes. Now there are 1, so rollouts are sampled anew." in caplog.text
+
+    save_rollouts(tmp_path / "images", accelerator, 5, [batches[0] | {"num_images": [1, 2]}])
+    assert load_rollouts(tmp_path / "images", accelerator) is None
 
 
 def test_rollouts_that_would_wait_for_ever_are_refused():
