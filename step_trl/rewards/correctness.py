@@ -186,7 +186,7 @@ def math_accuracy_reward(
 
     Like TRL's `accuracy_reward`, with these differences: only the text after the last `</think>` is graded,
     "Answer: 42" counts without LaTeX, bare LaTeX values are understood as solutions, an unreadable solution gives 0.0
-    and not `None` (a count is logged), and the time limit holds in any thread and against any input.
+    and not `None` (its share is logged), and the time limit holds in any thread and against any input.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
@@ -200,8 +200,8 @@ def math_accuracy_reward(
         workers (`int`, *optional*):
             Most processes to grade in at once. Defaults to the number of cores, at most 4.
         log_metric (`callable`, *optional*):
-            Passed by TRL. Receives the counts `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and
-            `accuracy/timeouts`.
+            Passed by TRL, which logs the mean. Receives `accuracy/unparsed_solutions`, `accuracy/unparsed_answers`
+            and `accuracy/timeouts` of each completion, 0 or 1.
         **kwargs:
             Ignored: other columns and what else TRL passes.
 
@@ -216,7 +216,8 @@ def math_accuracy_reward(
     texts = [answer_text(completion, require_end_of_thinking) for completion in completions]
     grades = grade_all(list(zip(texts, solution, strict=True)), timeout, workers)
     if log_metric is not None:
-        log_metric("accuracy/unparsed_solutions", sum(not grade.solution_parsed for grade in grades))
-        log_metric("accuracy/unparsed_answers", sum(not grade.answer_parsed for grade in grades))
-        log_metric("accuracy/timeouts", sum(grade.killed for grade in grades))
+        for grade in grades:
+            log_metric("accuracy/unparsed_solutions", float(not grade.solution_parsed))
+            log_metric("accuracy/unparsed_answers", float(not grade.answer_parsed))
+            log_metric("accuracy/timeouts", float(grade.killed))
     return [float(grade.correct) for grade in grades]

@@ -18,15 +18,18 @@ from ..rollout.event_loop import run_to_end
 from ..rollout.ranks import failing_together
 from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
-from .batching import Batch, sort_by_length, trim_padding
+from .batching import sort_by_length, trim_padding
 from .followed import FollowedTrainer
+from .model_card import ModelCardTrainer
+from .resume import ResumableTrainer
+from .sharding import ShardedTrainer
 from .signals import SignalWarnings
 
 
 logger = logging.getLogger(__name__)
 
 
-class BaseTrainer(FollowedTrainer):
+class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, FollowedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
@@ -50,7 +53,6 @@ class BaseTrainer(FollowedTrainer):
     default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
     args: EfficientReasoningConfig
     model: PreTrainedModel
-    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # TRL's: micro-batches of the last generation
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
     _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
 

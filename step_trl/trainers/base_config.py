@@ -35,8 +35,9 @@ class EfficientReasoningConfig(GRPOConfig):
             the gradient. Ignored where it would: loss types `"bnpo"` and `"luspo"`, `top_entropy_quantile` below 1,
             images.
         seeded_rollouts (`bool`, *optional*):
-            Give each completion a seed of its own, drawn from `seed`, so that a run can be repeated. By default in
-            process but not on servers: vLLM samples seeded requests one by one.
+            Give each completion of a truncated rollout a seed of its own, drawn from `seed` and its place in the batch
+            of all processes, so that a run can be repeated. By default in process but not on servers: vLLM samples
+            seeded requests one by one.
         weight_sync (`str`, *optional*, defaults to `"nccl"`):
             How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
             them to a folder that the servers read, for machines without NCCL and for several servers.

@@ -100,6 +100,11 @@ class EfficientReasoningTrainer(BaseTrainer):
             ]
         return prompt_ids, images, multimodal_fields
 
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._solution_lengths is not None and checkpoint is not None:
+            self._solution_lengths.load(checkpoint)
+
     def _lapo_lengths(self, model) -> SolutionLengths | None:
         """LAPO's memory, in either stage."""
         stage = self.args.length_reward

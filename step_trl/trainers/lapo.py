@@ -71,9 +71,10 @@ class SolutionLengths(TrainerCallback):
             elif not self.refine:
                 self._tokens.pop(key, None)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FILE
-        if state.global_step > 0 and path.exists():
+    def load(self, checkpoint: str | Path) -> None:
+        """Go on with the lengths of a checkpoint, if it has any."""
+        path = Path(checkpoint) / FILE
+        if path.exists():
             self._tokens = json.loads(path.read_text())
 
     def on_save(self, args, state, control, **kwargs):

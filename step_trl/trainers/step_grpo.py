@@ -10,6 +10,7 @@ Departures from GRPO:
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -26,8 +27,9 @@ from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
 from ..rollout.ranks import failing_together, rollout_seeds
 from ..steps import TriggerSegmenter
 from .base import filled_in_after_the_gather
-from .metrics import rollout_metrics
+from .metrics import length_totals, rollout_metrics, tokens_saved
 from .sas import StepSelectionMixin
+from .sharding import check_rollouts_in_process
 from .step_grpo_config import StepGRPOConfig
 
 
@@ -107,6 +109,10 @@ class StepGRPOTrainer(StepSelectionMixin):
                 "processing_class: truncated rollouts are for text models, this one has a multimodal processor. Set "
                 "truncated_rollout=False."
             )
+        if self.args.truncated_rollout and not self.use_vllm:
+            check_rollouts_in_process(
+                self._dist.zero_stage, self._dist.fsdp_version, self.args.ds3_gather_for_generation
+            )
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
         self._engine: TransformersEngine | None = None
@@ -114,6 +120,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         if self.args.truncated_rollout and self.use_vllm and self._server_engine is None:
             self._colocated_engine = VLLMColocatedEngine(self.vllm_generation.llm, self._tokenizer)
         self._seeded_step, self._seeded_calls = -1, 0
+        self._length_totals = torch.zeros(2, 2)  # of this process's truncated rollouts since the last rewards
         self.truncation_callbacks = (
             [self._confidence_truncation()] if truncation_callbacks is None else list(truncation_callbacks)
         )
@@ -169,6 +176,7 @@ class StepGRPOTrainer(StepSelectionMixin):
         self._own_rollouts = None if self.tools else rollouts
         confidences = [probe.confidence for rollout in rollouts for probe in rollout.probes]
         self.observe("step_grpo/confidence/histogram", [value for value in confidences if value is not None])
+        self._length_totals += length_totals(rollouts)
         return [r.completion_ids for r in rollouts], [r.logprobs.tolist() for r in rollouts]
 
     def _rollout_seeds(self, count: int) -> list[int]:
@@ -211,7 +219,7 @@ class StepGRPOTrainer(StepSelectionMixin):
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=cast("dict | None", self.args.gradient_checkpointing_kwargs),
             ) as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            self._whole_parameters(),
         ):
             if self._engine is None:
                 self._engine = TransformersEngine(model, self._tokenizer)
@@ -237,6 +245,11 @@ class StepGRPOTrainer(StepSelectionMixin):
         metrics["step_grpo/steps/mean"].append(num_steps.float().mean().item())
         if self._correct.any():
             metrics["step_grpo/steps/correct_mean"].append(num_steps[self._correct].float().mean().item())
+        if self.args.truncated_rollout and self.model.training:
+            totals = self.accelerator.reduce(self._length_totals.to(num_steps.device), reduction="sum")
+            if not math.isnan(saved := tokens_saved(totals)):
+                metrics["step_grpo/tokens_saved"].append(saved)
+            self._length_totals = torch.zeros(2, 2)
         self._log_completion_extra("steps", local_steps)
         if self._own_rollouts is not None:
             self._log_completion_extra("exit", [rollout.truncated for rollout in self._own_rollouts])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -142,17 +143,21 @@ def test_messages_are_graded_by_the_last_one():
     assert math_accuracy_reward([completion, parsed], ["4"] * 2, require_end_of_thinking=True) == [0.0, 1.0]
 
 
-def test_counts_are_logged(pool):
-    logged = {}
+def test_shares_are_logged(pool):
+    logged = defaultdict(list)
     rewards = math_accuracy_reward(
         completions=["nothing", r"\boxed{1}", HOSTILE["power tower"], r"\boxed{1}"],
         solution=["1", "", "2", "1"],
         timeout=1.0,
         prompts=["?"] * 4,
-        log_metric=logged.__setitem__,
+        log_metric=lambda name, value: logged[name].append(value),
     )
     assert rewards == [0.0, 0.0, 0.0, 1.0]
-    assert logged == {"accuracy/unparsed_solutions": 1, "accuracy/unparsed_answers": 1, "accuracy/timeouts": 1}
+    assert logged == {
+        "accuracy/unparsed_solutions": [0, 1, 0, 0],
+        "accuracy/unparsed_answers": [1, 0, 0, 0],
+        "accuracy/timeouts": [0, 0, 1, 0],
+    }
 
 
 def test_hostile_input_ends_in_time_and_the_next_call_works(pool):

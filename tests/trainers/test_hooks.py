@@ -17,6 +17,8 @@ SIGNATURES = {
 WITH_ANNOTATIONS = {
     "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
     "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_get_train_sampler": ["self", "dataset"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_tokenize_prompts": ["self", "prompts"],
@@ -25,6 +27,7 @@ WITH_ANNOTATIONS = {
         "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes",
         "num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids",
     ],
+    "create_model_card": ["self", "model_name", "dataset_name", "tags"],
     "_log_metric": ["self", "name", "value"],
     "_log_completion_extra": ["self", "column", "values"],
 }  # fmt: skip
