@@ -327,6 +327,9 @@ def command_lines(block: Block) -> list[list[str]]:
     for words in lines:
         while words and re.match(r"\w+=", words[0]):
             words.pop(0)
+        if words[:3] == ["accelerate", "launch", "--config_file"]:
+            assert (ROOT / words[3]).is_file(), words
+            del words[2:4]
         if words[:3] == ["accelerate", "launch", "-m"]:
             words[:4] = ["step-trl"] if words[3] == "step_trl" else words[:4]
     return [words for words in lines if words]

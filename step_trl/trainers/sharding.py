@@ -11,7 +11,10 @@ from trl import GRPOTrainer
 
 
 class ShardedTrainer(GRPOTrainer):
-    """Samples in process from a model that FSDP2 shards."""
+    """
+    Truncated rollouts in process from a model that FSDP2 shards. Plain ones need no help: transformers' `generate`
+    keeps the processes in step.
+    """
 
     model_wrapped: PreTrainedModel
 
@@ -20,14 +23,8 @@ class ShardedTrainer(GRPOTrainer):
         if self._dist.fsdp_version == 2 and self.ref_model is not None:
             check_reference_model(self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        with self._whole_parameters():
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
-
     def _whole_parameters(self) -> AbstractContextManager[None]:
-        if self.use_vllm or self._dist.fsdp_version != 2:
+        if self._dist.fsdp_version != 2:
             return nullcontext()
         return whole_parameters(self.model_wrapped, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 

@@ -46,7 +46,7 @@ def build_sharded(folder, peft_config=None, **options):
 
 def check_fsdp2(trainer, folder):
     """What is sharded: evaluation, synchronised weights, LoRA, and what is refused. Writes what it finds."""
-    found = {"evaluated": trainer.evaluate()["eval_reward"]}  # one completion each: they end at different lengths
+    found = {"evaluated": trainer.evaluate()["eval_reward"]}  # by transformers' `generate`, of different lengths
     whole, synced = trainer.accelerator.get_state_dict(trainer.model), synced_weights(trainer, folder)
     if synced is not None:
         found["synced"] = max((whole[name] - synced[name]).abs().max().item() for name in whole)
