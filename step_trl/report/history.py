@@ -73,7 +73,9 @@ def _history_records(path: Path) -> Iterator[dict[str, Any]]:
     for content in _records(path.read_bytes()):
         record = Record.FromString(content)
         if record.WhichOneof("record_type") == "history":
-            yield {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            # Parts of a table, a picture or a histogram have nested keys.
+            items = [item for item in record.history.item if len(item.nested_key) < 2]
+            yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
 
 
 def _records(log: bytes) -> Iterator[bytes]:

@@ -160,7 +160,7 @@ def test_a_model_that_learns_to_do_without_triggers_is_no_symptom(caplog):
 
 def test_a_segmenter_of_ones_own(build, tokenizer, monkeypatch):
     """Steps are sentences here; in Step-GRPO they count as trigger words do."""
-    sentences = Segmenter(tokenizer, re.compile(rb"[.?] "), end_text="</think>")
+    sentences = Segmenter(tokenizer, re.compile(rb"[.?]\s+"), end_text="</think>")
     trainer = build("sas", trainer_options={"segmenter": sentences})
     records = record_losses(trainer, monkeypatch)
     trainer.train()
@@ -171,5 +171,5 @@ def test_a_segmenter_of_ones_own(build, tokenizer, monkeypatch):
     trainer = build("step_grpo", trainer_options={"segmenter": sentences})
     trainer.train()
     completions = [messages[0]["content"] for messages in trainer._logs["completion"]]
-    counts = [1 + len(re.findall(r"[.?] ", text)) for text in completions]
+    counts = [1 + len(re.findall(r"[.?]\s+", text)) for text in completions]
     assert trainer.state.log_history[0]["step_grpo/steps/mean"] == pytest.approx(sum(counts) / len(counts))
