@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a vLLM server run in one worker, so that there is one server of each kind."""
+    """Tests that share what takes long to make run in one worker: a vLLM server of each kind, pairs of processes."""
     for item in items:
         if {"vllm_server", "mortal_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("vllm"))
+        elif item.path.name == "test_two_ranks.py":
+            item.add_marker(pytest.mark.xdist_group("two ranks"))
 
 
 @pytest.fixture(scope="session")
