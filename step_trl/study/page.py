@@ -55,8 +55,8 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         f"A context of {SHORT_CONTEXT} tokens cuts off {results.cut_off(SHORT_CONTEXT):.0%} of the vanilla model's "
         "correct completions, which makes failures of them (SAS: about 29 %, of 4,096 tokens against 8,192).",
         "",
-        "`l1-exact` and `l1-max` are asked for a length in words that the testbed model has never seen; it fails at them "
-        "before training, too (benchmarks/README.md): their rows are about that, not about L1.",
+        "`l1-exact` and `l1-max` are asked for a length in words that the testbed model has never seen; it fails "
+        "at them before training, too (benchmarks/README.md): their rows are about that, not about L1.",
         "",
     ]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
