@@ -39,18 +39,15 @@ class NotebookView(NotebookProgressCallback):
             self.training_tracker.write_line(values | self._row(logs))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        # Of a hundred metrics that TRL evaluates, those of the headline.
+        # Of a hundred metrics that TRL evaluates, those of the headline. The parent adds the losses to this line.
         metrics = metrics or {}
-        kept = {key: value for key, value in metrics.items() if key.endswith("_loss")}
-        if self.training_tracker is not None and (prefix := next((key[:-4] for key in kept), None)) is not None:
-            self.training_tracker.write_line(
-                {
-                    self.first_column: state.global_step if self.first_column == "Step" else int(state.epoch),
-                    "Training Loss": self._row(state.log_history[-1]).get("loss", "No log"),
-                }
-                | self._row(metrics, prefix)
-            )
-        super().on_evaluate(args, state, control, kept, **kwargs)
+        tracker = self.training_tracker
+        if tracker is not None and tracker.inner_table is not None:
+            step = state.global_step if self.first_column == "Step" else int(state.epoch)
+            line = dict.fromkeys(tracker.inner_table[0], "No log") | {self.first_column: step}
+            tracker.write_line(line | self._row(metrics, "eval_"))
+        losses = {key: value for key, value in metrics.items() if key.endswith("_loss")}
+        super().on_evaluate(args, state, control, losses, **kwargs)
 
     def _row(self, logs, prefix: str = "") -> dict[str, str]:
         values = self.status.headline_values(logs, prefix)
