@@ -60,10 +60,10 @@ class CompletionSamples:
             if row not in self._credits and 0 < length <= logps.size(1):
                 self._credits[row] = (advantages[place, :length].tolist(), logps[place, :length].tolist())
 
-    def traces(self, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, title: str) -> list[Trace]:
-        """Pictures of the completions whose loss was computed."""
+    def traces(self, number: int, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, title: str) -> list[Trace]:
+        """Pictures of the first `number` completions whose loss was computed."""
         made = []
-        for row, (selected, logps) in sorted(self._credits.items()):
+        for row, (selected, logps) in sorted(self._credits.items())[:number]:
             made.append(
                 render_rollout(
                     self.rollouts[row],

@@ -54,7 +54,7 @@ class TrackerCallback(TrainerCallback):
             trackio.config.update(symbols)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "loss" not in (logs or {}):
+        if not (self.trainer.args.report_to and state.is_world_process_zero and "loss" in (logs or {})):
             return
         step, observed = state.global_step, self.trainer.take_observations()
         rows = self._rows(step)

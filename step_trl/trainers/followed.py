@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class FollowedTrainer(GRPOTrainer):
         if segmenter is None:
             return []
         title = f"{self._name}, update {self.state.global_step}"
-        return self._samples.traces(self._tokenizer, segmenter, title)[:number]
+        return self._samples.traces(number, self._tokenizer, segmenter, title)
 
     def _headline(self) -> dict[str, str]:
         """Label to key of the metrics that matter first."""
@@ -81,8 +82,12 @@ class FollowedTrainer(GRPOTrainer):
 
     def _shown_steps(self) -> Segmenter | None:
         """What a step is, for those who look on; `None` for a tokenizer whose tokens cannot be read."""
+        return self._default_steps
+
+    @cached_property
+    def _default_steps(self) -> Segmenter | None:
         try:
-            return TriggerSegmenter(self._tokenizer)
+            return TriggerSegmenter(self._tokenizer)  # reads the whole vocabulary
         except ValueError:
             return None
 
