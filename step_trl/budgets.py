@@ -33,6 +33,11 @@ def validate_targets(
         )
 
 
+def ask_for_tokens(prompt: list[dict], tokens: int, at_most: bool = False) -> list[dict]:
+    """Messages whose last one asks for a length, in L1's words."""
+    return build_prompt(prompt, f"{{problem}} Think for {'maximum ' if at_most else ''}{tokens} tokens.", None)
+
+
 def add_token_targets(
     dataset: datasets.Dataset,
     lowest: int = 100,
@@ -66,10 +71,8 @@ def add_token_targets(
     if not 0 < lowest <= highest:
         raise ValueError(f"lowest, highest: {lowest} and {highest} are no range of tokens. Set 0 < lowest <= highest.")
     targets = np.random.default_rng(seed).integers(lowest, highest, size=len(dataset), endpoint=True).tolist()
-    template = "{problem} Think for " + ("maximum " if at_most else "")
 
     def asking(row: dict, index: int) -> dict:
-        prompt = build_prompt(row["prompt"], f"{template}{targets[index]} tokens.", None)
-        return {"prompt": prompt, TARGET_COLUMN: targets[index]}
+        return {"prompt": ask_for_tokens(row["prompt"], targets[index], at_most), TARGET_COLUMN: targets[index]}
 
     return dataset.map(asking, with_indices=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pandas as pd
@@ -85,12 +85,50 @@ def training_rows(
     rows = []
     for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
         # Tokenized here: a chat template may open the thought in the prompt, or drop it from a message.
-        prompt = tokenizer.apply_chat_template(
-            problems[int(problem)]["prompt"], add_generation_prompt=True, return_dict=False
-        )
-        answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
-        rows.append({"input_ids": [*prompt, *answer], "completion_mask": [0] * len(prompt) + [1] * len(answer)})
+        messages = problems[int(problem)]["prompt"]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        rows.append(training_row(cast("list[int]", ids), completion, tokenizer))
     return datasets.Dataset.from_list(rows)
+
+
+def training_row(prompt_ids: list[int], completion: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """`input_ids` and `completion_mask` of a completion that ended by itself."""
+    answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    return {
+        "input_ids": [*prompt_ids, *answer],
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer),
+    }
+
+
+def fine_tune(
+    model: str,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: Path,
+    **training: Any,
+) -> None:
+    """
+    Train on rows of [`training_rows`], and save the model.
+
+    Args:
+        model (`str`):
+            Folder or name on the hub.
+        rows ([`~datasets.Dataset`]):
+            Of `input_ids` and `completion_mask`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the model.
+        output_dir (`Path`):
+            For the model.
+        **training:
+            Fields of [`~trl.SFTConfig`].
+    """
+    options = TRAINING | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True} | training
+    trainer = SFTTrainer(
+        model, args=SFTConfig(str(output_dir), **options), train_dataset=rows, processing_class=tokenizer
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
 
 
 def distill(
@@ -172,18 +210,5 @@ def distill(
         raise ValueError(
             f"n: of {len(samples)} samples none is right and ended by itself. Set a larger n or max_tokens."
         )
-    trainer = SFTTrainer(
-        name,
-        args=SFTConfig(
-            str(output_dir),
-            **TRAINING
-            | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True, "seed": seed}
-            | training,
-        ),
-        train_dataset=training_rows(kept, rows, tokenizer),
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    trainer.save_model()
-    trainer.save_state()
+    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, output_dir, seed=seed, **training)
     return figures

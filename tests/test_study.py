@@ -6,12 +6,15 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
-from step_trl import study
+from step_trl import study, testbed
 from step_trl.study import run
 from step_trl.study.arms import ARMS, Arm, jobs
 from step_trl.study.claims import CLAIMS, verdict
+from step_trl.study.page import write_page
 from step_trl.study.pictures import draw
+from step_trl.study.prompted import FORMS, prompt_ids
 from step_trl.study.results import Difference, Results, step_labels
 
 
@@ -29,7 +32,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path):
     assert len({arm.name for arm in ARMS}) == len(ARMS)
     (tmp_path / "lapo_lengths.json").write_text("{}")  # as the first stage leaves it
     for arm in ARMS:
-        if arm.method == "distill":
+        if arm.method in ("distill", "prompts"):
             continue
         for stage, further in enumerate(arm.stages):
             options = arm.options | further
@@ -146,24 +149,56 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     """What differs from a plain training: several models after each other, prompts that say more, and SFT."""
     chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
-    asked = []
+    asked = {}
     original = run.evaluate
 
     def recording(model, benchmarks, **options):
-        asked.append(benchmarks["easy"][0]["prompt"])
+        asked[str(options["save_to"].relative_to(tmp_path))] = benchmarks["easy"][0]["prompt"]
         return original(model, benchmarks, **options)
 
     monkeypatch.setattr(run, "evaluate", recording)
     run.run_study(tmp_path, [(arm, 0) for arm in chosen.values()], max_steps=3)
-    prompts = dict(zip(["vanilla", *chosen], asked, strict=True))
-    question = prompts["vanilla"][0]["content"]
-    assert prompts["deer-sft"] == prompts["lapo-i"] == prompts["vanilla"]
-    assert prompts["thinkprune"][0]["content"] == "Think, then answer, within 112 tokens."
-    assert prompts["l1-max"][0]["content"] == f"{question} Think for maximum 112 tokens."
+    question = asked["vanilla/samples"][0]["content"]
+    plain = ("prompted/0/samples", "deer-sft/0/samples", "lapo-i/0/before", "lapo-i/0/samples")
+    assert all(asked[path] == asked["vanilla/samples"] for path in plain)
+    for when in ("before", "samples"):
+        assert asked[f"thinkprune/0/{when}"][0]["content"] == "Think, then answer, within 112 tokens."
+        assert asked[f"l1-max/0/{when}"][0]["content"] == f"{question} Think for maximum 112 tokens."
     for name, stages in (("lapo-i", 1), ("thinkprune", 2), ("l1-max", 0), ("deer-sft", 0)):
         model = tmp_path / name / "0" / "model"
         assert len(list(model.glob("stage-*/model.safetensors"))) == stages
         assert (model / "model.safetensors").is_file() and json.loads((model / "phases.json").read_text())[
             "seconds"
         ] > 0
-    assert set(Results(tmp_path).samples) == {"vanilla", *chosen}
+    assert set(Results(tmp_path).samples) == {"vanilla", "prompted", *chosen}
+    write_page(tmp_path, tmp_path / "page", 3)
+    page = (tmp_path / "page" / "README.md").read_text()
+    asked_for = page[page.index("## Asked for a length") : page.index("## Seconds")]
+    assert [line.split(" | ")[0] for line in asked_for.splitlines()[6:] if line] == [
+        "| l1-max", "| lapo-i", "| thinkprune"
+    ]  # fmt: skip
+
+
+def test_a_job_of_another_process_is_left_to_it(small, tmp_path, capsys):
+    arm = next(arm for arm in ARMS if arm.name == "grpo-short")
+    (tmp_path / "grpo-short" / "0").mkdir(parents=True)
+    with FileLock(tmp_path / "grpo-short" / "0" / "lock"):
+        run.run_study(tmp_path, [(arm, 0)], max_steps=1)
+    assert "under way in another process" in capsys.readouterr().out
+    assert not (tmp_path / "grpo-short" / "0" / "model").exists()
+
+
+def test_prompts_ask_as_the_arms_do():
+    tokenizer = testbed.load_tokenizer()
+    messages = testbed.load_dataset("easy")[0]["prompt"]
+    question = messages[0]["content"]
+    texts = {form: tokenizer.decode(prompt_ids(form, messages, 50, tokenizer)) for form in FORMS}
+    turn = "<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert texts == {
+        "none": f"<|im_start|>user\n{question}{turn}",
+        "l1-exact": f"<|im_start|>user\n{question} Think for 50 tokens.{turn}",
+        "l1-max": f"<|im_start|>user\n{question} Think for maximum 50 tokens.{turn}",
+        "thinkprune": "<|im_start|>system\nThink, then answer, within 50 tokens.<|im_end|>\n"
+        f"<|im_start|>user\n{question}{turn}",
+        "lapo-i": f"<|im_start|>user\n{question}{turn}I will answer the question with 50 tokens.",
+    }

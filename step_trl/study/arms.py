@@ -27,8 +27,8 @@ class Arm:
     Attributes:
         name (`str`):
             Of its folder and its row.
-        method (`"grpo"`, `"step_grpo"`, `"sas"` or `"distill"`):
-            The trainer.
+        method (`"grpo"`, `"step_grpo"`, `"sas"`, `"distill"` or `"prompts"`):
+            The trainer; the last one is [`~step_trl.study.prompted.teach_prompts`].
         options (`dict[str, Any]`):
             Fields of its configuration.
         tables (`tuple[str, ...]`):
@@ -43,10 +43,12 @@ class Arm:
             Options of stages that share the budget, each from the model of the one before; `system_prompt` is one.
         targets (`tuple[int, int]`, *optional*):
             Range of the lengths that prompts ask for; the evaluation's ask for the middle.
+        start (`Arm`, *optional*):
+            Whose model of the same seed it starts from, by default the vanilla one.
     """
 
     name: str
-    method: Literal["grpo", "step_grpo", "sas", "distill"]
+    method: Literal["grpo", "step_grpo", "sas", "distill", "prompts"]
     options: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     budget: float = 1.0
@@ -54,6 +56,7 @@ class Arm:
     checkpoints: int = 0
     stages: tuple[dict[str, Any], ...] = ({},)
     targets: tuple[int, int] | None = None
+    start: Arm | None = None
 
 
 _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
@@ -68,8 +71,10 @@ _LAPO = (
     {"length_reward": "lapo_discovery", "length_reward_options": {"decay": 100 * _SCALE}},
     {"length_reward": "lapo_internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
 )
+LIMIT_PROMPT = "Think, then answer, within {} tokens."
 _LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
 _S_GRPO = {"serial_group": True, "length_reward": "s_grpo", "scale_rewards": "none", "accuracy_weight": 1.0}
+_PROMPTED = Arm("prompted", "prompts", {}, (_SAS,))
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
@@ -85,22 +90,23 @@ ARMS: tuple[Arm, ...] = (
     Arm("s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,)),
     Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
     Arm("train-efficiently", "grpo", {**_SHORT, "length_reward": "train_efficiently"}, (_SAS,)),
+    _PROMPTED,
     Arm(
         "l1-exact", "grpo", {**_SHORT, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA}, (_SAS,),
-        targets=_L1_TARGETS,
+        targets=_L1_TARGETS, start=_PROMPTED,
     ),
     Arm(
         "l1-max", "grpo", {**_SHORT, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA}, (_SAS,),
-        targets=_L1_TARGETS,
+        targets=_L1_TARGETS, start=_PROMPTED,
     ),
     Arm("lapo-d", "grpo", {**_SHORT, **_LAPO[0]}, (_SAS,)),
-    Arm("lapo-i", "grpo", _SHORT, (_SAS,), stages=_LAPO),
+    Arm("lapo-i", "grpo", _SHORT, (_SAS,), stages=_LAPO, start=_PROMPTED),
     Arm(
         "thinkprune", "grpo", {}, (_SAS,),
         stages=tuple(
-            {"max_completion_length": limit, "system_prompt": f"Think, then answer, within {limit} tokens."}
-            for limit in _LIMITS
+            {"max_completion_length": limit, "system_prompt": LIMIT_PROMPT.format(limit)} for limit in _LIMITS
         ),
+        start=_PROMPTED,
     ),
     Arm("no-step-reward", "step_grpo", {"step_reward": False}, (_PARTS,)),
     Arm("no-truncation", "step_grpo", {"truncated_rollout": False}, (_PARTS,)),

@@ -55,13 +55,12 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         f"A context of {SHORT_CONTEXT} tokens cuts off {results.cut_off(SHORT_CONTEXT):.0%} of the vanilla model's "
         "correct completions, which makes failures of them (SAS: about 29 %, of 4,096 tokens against 8,192).",
         "",
-        "`l1-exact` and `l1-max` are asked for a length in words that the testbed model has never seen; it fails "
-        "at them before training, too (benchmarks/README.md): their rows are about that, not about L1.",
-        "",
     ]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
+    if started := [arm for arm in done if arm.start is not None]:
+        lines += ["## Asked for a length", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", *_phase_rows(results, done), ""]
     lines += ["## By benchmark", "", markdown_table(tables), ""]
     for name in draw(results, tables, done, page):
@@ -96,11 +95,27 @@ def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Seque
     return lines
 
 
+def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
+    lines = [
+        "The vanilla model has never read words that ask for a length, and fails under them (benchmarks/README.md). "
+        "These arms start from `prompted`: the vanilla model, fine-tuned on its own right completions behind such "
+        "words, with lengths drawn at random. Each is evaluated under the prompts that it is trained with.",
+        "",
+        "| | accuracy before, % | tokens before | accuracy after, % | tokens after |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for arm in arms:
+        before, after = results.before(arm.name), tables[arm.name].loc["overall"]
+        cells = [f"{100 * row['accuracy']:.1f} | {row['tokens']:.0f}" for row in (before, after)]
+        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
+    return lines
+
+
 def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
     phases = ["generation", "reward", "old", "reference", "update"]
     lines = [f"| | | {' | '.join(phases)} | sum |", "|---|---" + "|---:" * (len(phases) + 1) + "|"]
     for arm in arms:
-        if arm.sweep or arm.method == "distill":
+        if arm.sweep or arm.method in ("distill", "prompts"):
             continue
         for time, row in results.phases(arm.name).reindex(columns=phases, fill_value=0.0).iterrows():
             lines.append(f"| {arm.name} | {time} | {' | '.join(f'{value:.2f}' for value in row)} | {row.sum():.2f} |")

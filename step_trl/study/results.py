@@ -35,6 +35,12 @@ def step_labels(samples: pd.DataFrame) -> list[list[str]]:
     return [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in rows]
 
 
+def _overall(samples: pd.DataFrame) -> pd.Series:
+    """Means of `accuracy` and `tokens` over benchmarks."""
+    rows = samples.rename(columns={"correct": "accuracy"}).astype({"accuracy": float})
+    return rows.groupby("benchmark")[["accuracy", "tokens"]].mean().mean()
+
+
 class Results:
     """
     All that is done of a study.
@@ -141,11 +147,12 @@ class Results:
         last = max(entry["step"] for entry in self.history(name, seed))
         folders = {int(path.name): path for path in own.glob("checkpoints/*")} | {last: own / "samples"}
         samples = {0: self.samples[VANILLA]} | {update: read_samples(folders[update]) for update in sorted(folders)}
-        means = {
-            update: rows.astype({"correct": float}).groupby("benchmark")[["correct", "tokens"]].mean().mean()
-            for update, rows in samples.items()
-        }
-        return pd.DataFrame(means).T.rename(columns={"correct": "accuracy"})
+        return pd.DataFrame({update: _overall(rows) for update, rows in samples.items()}).T
+
+    def before(self, name: str) -> pd.Series:
+        """Overall accuracy and tokens of the models that an arm starts from, under the arm's own prompts."""
+        rows = pd.concat([read_samples(self.folder / name / str(seed) / "before") for seed in self.seeds[name]])
+        return _overall(rows)
 
     def phases(self, name: str) -> pd.DataFrame:
         """Mean seconds per update and phase of the first and the last tenth of the updates, over seeds."""

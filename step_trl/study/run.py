@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from datasets import Dataset
+from filelock import FileLock, Timeout
 
 from .. import testbed
 from ..budgets import add_token_targets
@@ -20,12 +21,23 @@ from ..evaluation import evaluate, load_benchmark
 from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
 from .arms import Arm
 from .phases import PhaseTimer
+from .prompted import teach_prompts
 
 
 BETA = 0.001  # of the KL term, so that it can be followed; SAS's
 PROBLEMS = 128  # of each evaluation set, from its first
 SAMPLES = 4  # of each problem
 VANILLA = "vanilla"
+COMPLETIONS = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]  # of an update
+SFT: dict[str, Any] = {
+    "learning_rate": TRAINING["learning_rate"],
+    "per_device_train_batch_size": 16,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
 
 
 def build_trainer(
@@ -69,44 +81,62 @@ def with_prompts(
     return rows if targets is None else add_token_targets(rows, *targets, at_most=at_most, seed=seed)
 
 
-def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int) -> None:
+def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True) -> None:
     """
-    Train and evaluate one arm with one seed, or go on with it.
+    Train and evaluate one arm with one seed, or go on with it; the one that it starts from first.
 
     Args:
         arm ([`Arm`]), seed (`int`):
             What to run.
         folder (`Path`):
             Of the study. Writes `model/` (with the trainer's state and `phases.json`) below `ARM/SEED`, and samples:
-            `samples/`, and `checkpoints/UPDATE/` where the arm has checkpoints.
+            `samples/`, `checkpoints/UPDATE/` where the arm has checkpoints, and `before/` of a model that it starts
+            from, under its own prompts.
         max_steps (`int`):
             Updates of an arm of budget 1.
+        wait (`bool`, *optional*, defaults to `True`):
+            For another process that is at it; otherwise a `filelock.Timeout` is raised.
     """
+    start = testbed.MODEL_DIR
+    if arm.start is not None:
+        run_arm(arm.start, seed, folder, max_steps)
+        start = folder / arm.start.name / str(seed) / "model"
     own = folder / arm.name / str(seed)
-    model = own / "model"
-    if not model.exists():
-        unfinished = own / "unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        began = time.perf_counter()
-        phases = (
-            _distill(unfinished, seed, max_steps)
-            if arm.method == "distill"
-            else _train(arm, seed, unfinished, max_steps)
-        )
-        seconds = time.perf_counter() - began
-        (unfinished / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
-        unfinished.rename(model)
-    asked = arm.targets and (sum(arm.targets) // 2,) * 2
-    prompts = (arm.stages[-1].get("system_prompt"), asked, arm.options.get("length_reward") == "l1_max")
-    for checkpoint in model.glob("checkpoint-*"):
-        number = checkpoint.name.removeprefix("checkpoint-")
-        evaluate_model(checkpoint, own / "checkpoints" / number, 1, *prompts)
-    evaluate_model(model, own / "samples", SAMPLES, *prompts)
+    own.mkdir(parents=True, exist_ok=True)
+    with FileLock(own / "lock", timeout=-1 if wait else 0):
+        model = own / "model"
+        if not model.exists():
+            unfinished = own / "unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            began = time.perf_counter()
+            phases = _make_model(arm, seed, unfinished, max_steps, start)
+            seconds = time.perf_counter() - began
+            (unfinished / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
+            unfinished.rename(model)
+        asked = arm.targets and (sum(arm.targets) // 2,) * 2
+        prompts = (arm.stages[-1].get("system_prompt"), asked, arm.options.get("length_reward") == "l1_max")
+        if arm.start is not None:
+            evaluate_model(start, own / "before", 1, *prompts)
+        for checkpoint in model.glob("checkpoint-*"):
+            number = checkpoint.name.removeprefix("checkpoint-")
+            evaluate_model(checkpoint, own / "checkpoints" / number, 1, *prompts)
+        evaluate_model(model, own / "samples", SAMPLES, *prompts)
 
 
-def _train(arm: Arm, seed: int, folder: Path, max_steps: int) -> list[dict[str, float]]:
-    """All stages; the last model ends up in `folder` itself. Returns the seconds of the phases."""
-    model, phases = testbed.MODEL_DIR, []
+def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) -> list[dict[str, float]]:
+    """Train an arm into `folder`. Returns the seconds of the phases of each update, where there are any."""
+    if arm.method == "distill":
+        _distill(folder, seed, max_steps)
+    elif arm.method == "prompts":
+        teach_prompts(folder, seed, max_steps * COMPLETIONS // 2, **SFT)
+    else:
+        return _train(arm, seed, folder, max_steps, start)
+    return []
+
+
+def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> list[dict[str, float]]:
+    """All stages from `model`; the last one ends up in `folder` itself. Returns the seconds of the phases."""
+    phases = []
     for stage in range(len(arm.stages)):
         output = folder if stage + 1 == len(arm.stages) else folder / f"stage-{stage + 1}"
         trainer = build_trainer(arm, seed, str(output), max_steps, stage, model)
@@ -119,15 +149,12 @@ def _train(arm: Arm, seed: int, folder: Path, max_steps: int) -> list[dict[str, 
     return phases
 
 
-def _distill(folder: Path, seed: int, max_steps: int) -> list[dict[str, float]]:
+def _distill(folder: Path, seed: int, max_steps: int) -> None:
     """As many samples as a training has, and an update per 16 of those that are kept, three times."""
-    per_update = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]
     distill(
-        "testbed", "testbed", folder, limit=max_steps * per_update // 4, n=4, max_tokens=MAX_COMPLETION_LENGTH,
-        learning_rate=TRAINING["learning_rate"], per_device_train_batch_size=16, seed=seed,
-        bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none", disable_tqdm=True,
+        "testbed", "testbed", folder,
+        limit=max_steps * COMPLETIONS // 4, n=4, max_tokens=MAX_COMPLETION_LENGTH, seed=seed, **SFT,
     )  # fmt: skip
-    return []
 
 
 def evaluate_model(
@@ -148,7 +175,7 @@ def evaluate_model(
 
 def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None:
     """
-    Run all jobs that are not done, one after another.
+    Run all jobs that are not done, one after another; those that another process is at are left to it.
 
     Args:
         folder (`Path`):
@@ -167,4 +194,7 @@ def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None
     evaluate_model(testbed.MODEL_DIR, folder / VANILLA / "samples")
     for number, (arm, seed) in enumerate(jobs, 1):
         print(f"{number} of {len(jobs)}: {arm.name}, seed {seed}", flush=True)
-        run_arm(arm, seed, folder, max_steps)
+        try:
+            run_arm(arm, seed, folder, max_steps, wait=False)
+        except Timeout:
+            print("under way in another process", flush=True)
