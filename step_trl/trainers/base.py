@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,23 +11,16 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
-from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
-from ..rollout.event_loop import run_to_end
-from ..rollout.ranks import failing_together
-from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .batching import sort_by_length, trim_padding
-from .followed import FollowedTrainer
 from .model_card import ModelCardTrainer
 from .resume import ResumableTrainer
+from .served import ServedTrainer
 from .sharding import ShardedTrainer
 from .signals import SignalWarnings
 
 
-logger = logging.getLogger(__name__)
-
-
-class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, FollowedTrainer):
+class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrainer):
     """
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
@@ -66,89 +57,14 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, FollowedTr
                 f"{self.config_class.__name__}, which has all fields of GRPOConfig."
             )
         self._check_datasets(model, args, train_dataset, reward_funcs is None, kwargs)
-        on_servers = args.use_vllm and args.vllm_mode == "server"
-        by_disk = on_servers and args.weight_sync == "disk"
-        args.use_vllm = args.use_vllm and not by_disk  # or TRL opens a process group with the server
-        try:
-            super().__init__(
-                model,
-                self.default_reward if reward_funcs is None else reward_funcs,
-                args=args,
-                train_dataset=train_dataset,
-                **kwargs,
-            )
-        finally:
-            args.use_vllm = args.use_vllm or by_disk
+        super().__init__(
+            model,
+            self.default_reward if reward_funcs is None else reward_funcs,
+            args,
+            train_dataset=train_dataset,
+            **kwargs,
+        )
         self.add_callback(SignalWarnings())
-        self._server_engine = self._connect() if on_servers else None
-        self._weights_checked_at: int | None = None
-        if self._server_engine is not None and by_disk:
-            self.use_vllm = True
-            self._last_loaded_step = -1  # as TRL: no weights were sent yet
-            self.vllm_generation = self._disk_synced_generation(self._server_engine)
-
-    def train(self, *args, **kwargs):
-        try:
-            return super().train(*args, **kwargs)
-        except EngineUnavailableError:
-            # Raised on every process, between two updates: nothing that was trained is lost.
-            if self.state.global_step > 0:
-                self._save_checkpoint(self.model, trial=None)
-                logger.error(
-                    "Saved %s. When a server answers, go on with train(resume_from_checkpoint=True).",
-                    os.path.join(cast("str", self.args.output_dir), f"checkpoint-{self.state.global_step}"),
-                )
-            raise
-
-    def _connect(self) -> VLLMServerEngine:
-        engine = VLLMServerEngine(
-            self.args.server_urls(),
-            self._tokenizer,
-            api_key=os.environ.get("VLLM_API_KEY"),
-            retry_window=self.args.vllm_server_timeout,
-        )
-        run_to_end(engine.check(max_length=1 + cast("int", self.max_completion_length)))
-        return engine
-
-    def _disk_synced_generation(self, engine: VLLMServerEngine) -> DiskSyncedGeneration:
-        return DiskSyncedGeneration(
-            engine=engine,
-            folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
-            generate_together=not self.tools,
-            model=self.model,
-            accelerator=self.accelerator,
-            processing_class=self.processing_class,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            max_completion_length=self.max_completion_length,
-        )
-
-    def _sync_weights(self) -> None:
-        """Give the servers the policy's weights if it has moved, as TRL's `_generate_single_turn` does."""
-        if self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
-            self._last_loaded_step = self.state.global_step
-
-    def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
-        every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, self.state.global_step
-        due = every > 0 and (last is None or step - last >= every)
-        # TRL has computed the policy's own log-probabilities where it corrects for the server's.
-        if self._server_engine is not None and due and "old_per_token_logps" in output:
-            self._weights_checked_at = step
-            with failing_together():
-                check_log_probabilities(
-                    output["sampling_per_token_logps"],
-                    output["old_per_token_logps"],
-                    output["completion_mask"],
-                    support_is_whole=self.top_p == 1.0 and not self.top_k and not self.min_p,
-                    tolerance=0.01 if self.model.dtype == torch.float32 else 0.1,
-                    tied_embeddings=bool(getattr(self.model.config, "tie_word_embeddings", False)),
-                    urls=self.args.server_urls(),
-                )
-        return output
 
     def _check_datasets(
         self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]
