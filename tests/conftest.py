@@ -33,9 +33,9 @@ def vllm_server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mortal_server(tmp_path_factory):
-    """Another one. The tests of a module may kill it, if they start it again."""
+    """Another one. Tests may kill it, if they start it again; what weights it has is theirs to say."""
     with _server(tmp_path_factory, "mortal.log") as server:
         yield server
 
