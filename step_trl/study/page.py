@@ -61,7 +61,8 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
     if started := [arm for arm in done if arm.start is not None]:
         lines += ["## Asked for a length", "", *_start_lines(results, tables, started), ""]
-    lines += ["## Seconds per update and phase", "", *_phase_rows(results, done), ""]
+    lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
+    lines += [*_phase_rows(results, done), ""]
     lines += ["## By benchmark", "", markdown_table(tables), ""]
     for name in draw(results, tables, done, page):
         lines += [f"![{name}]({name}.png)", ""]
