@@ -40,11 +40,12 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
     lines = [
         "# The testbed study",
         "",
-        f"Made by `step-trl study`. {max_steps} updates per arm (times its budget), 64 completions each; the first "
-        f"{results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} samples per "
-        f"problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours. Brackets hold 95 % bootstrap "
-        "intervals over problems, ± the standard deviation from training to training. The tuning protocol is in "
-        "`step_trl/study/arms.py`.",
+        "Made by `step-trl study`, which goes on where it was stopped; processes side by side share the work, and "
+        f"`--page-only` makes this page anew. {max_steps} updates per arm (times its budget), 64 completions each; "
+        f"the first {results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} "
+        f"samples per problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours of one core. "
+        "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
+        "The tuning protocol is in `step_trl/study/arms.py`.",
         "",
         "## Claims",
         "",

@@ -191,7 +191,9 @@ def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None
     if path.exists() and (earlier := json.loads(path.read_text())) != settings:
         raise ValueError(f"output: {folder} holds a study with {earlier}, not {settings}. Set another folder.")
     path.write_text(json.dumps(settings) + "\n")
-    evaluate_model(testbed.MODEL_DIR, folder / VANILLA / "samples")
+    (folder / VANILLA).mkdir(exist_ok=True)
+    with FileLock(folder / VANILLA / "lock"):
+        evaluate_model(testbed.MODEL_DIR, folder / VANILLA / "samples")
     for number, (arm, seed) in enumerate(jobs, 1):
         print(f"{number} of {len(jobs)}: {arm.name}, seed {seed}", flush=True)
         try:
