@@ -185,8 +185,7 @@ class _Samples:
         rows["tokens"] = [len(rollout.completion_ids) for rollout in rollouts]
         rows["steps"] = [1 + self._segmenter.count(rollout.completion_ids) for rollout in rollouts]
         rows["exit"] = [rollout.truncated for rollout in rollouts]
-        ended = [rollout.completion_ids[-1] == self._tokenizer.eos_token_id for rollout in rollouts]
-        rows["finish_reason"] = ["eos" if eos else "length" for eos in ended]
+        rows["finish_reason"] = ["eos" if rollout.ended else "length" for rollout in rollouts]
         rows["sampled_tokens"] = [rollout.sampled_tokens for rollout in rollouts]
         part = rows.drop(columns=["solution", "grader"])
         if self._store is not None:

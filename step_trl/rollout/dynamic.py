@@ -55,6 +55,8 @@ class Rollout:
             Probes in order.
         truncated (`bool`):
             Whether a callback ended the thought.
+        ended (`bool`):
+            Whether it ends in EOS, any of the model's; otherwise the budget ran out.
         sampled_tokens (`int`), discarded_tokens (`int`):
             Tokens that engine calls returned for this rollout, probes included; those of them that are not in
             `completion_ids`. Tokens of calls that were cancelled while they ran are in neither.
@@ -66,6 +68,7 @@ class Rollout:
     injected: list[bool] = field(default_factory=list)
     probes: list[ProbeRecord] = field(default_factory=list)
     truncated: bool = False
+    ended: bool = False
     sampled_tokens: int = 0
     discarded_tokens: int = 0
 
@@ -73,6 +76,7 @@ class Rollout:
         self.completion_ids.extend(generation.token_ids)
         self.logprobs.extend([math.nan] * len(generation.token_ids) if greedy else generation.logprobs)
         self.injected.extend([False] * len(generation.token_ids))
+        self.ended = generation.finish_reason == "eos"
 
     def inject(self, token_ids: Sequence[int]) -> None:
         self.completion_ids.extend(token_ids)
@@ -272,7 +276,7 @@ class _Path:
             segment: Generation | None = await self._sample()
             while segment is not None:
                 self.rollout.append(segment)
-                if segment.finish_reason == "eos" or self.remaining == 0:
+                if self.rollout.ended or self.remaining == 0:
                     break
                 segment = await self._decide(self._boundaries_after(segment))
         self.rollout.completion_ids = [_TOKEN_IDS.setdefault(id_, id_) for id_ in self.rollout.completion_ids]
@@ -350,7 +354,7 @@ class _Path:
             probe, answer = probed
             rollout.inject(probe.prompt_ids)
             rollout.append(answer, greedy=True)
-            if answer.finish_reason == "eos":
+            if rollout.ended:
                 return
             # An answer longer than the probe goes on as it began; one that ended at `</think>` needs no closing.
             greedy = probe.closes_thought

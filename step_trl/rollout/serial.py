@@ -119,7 +119,7 @@ class SerialGroupRollout:
             rollout.completion_ids.extend(answer.completion_ids)
             rollout.logprobs.extend(answer.logprobs)
             rollout.injected.extend(answer.injected)
-            rollout.sampled_tokens = answer.sampled_tokens
+            rollout.ended, rollout.sampled_tokens = answer.ended, answer.sampled_tokens
         return [rollouts[place] for place in range(len(prompts))]
 
     def _cut(self, whole: Rollout, length: int) -> Rollout:

@@ -58,6 +58,16 @@ def test_a_folder_and_a_loaded_model_are_the_same(engine, tokenizer, benchmarks)
     pd.testing.assert_frame_equal(loaded, expected)
 
 
+def test_every_eos_of_a_model_ends_a_completion(tokenizer, benchmarks):
+    """As Qwen3's two. A completion that ends in the second one has not run out of its budget."""
+    model = testbed.load_model()
+    (other,) = tokenizer.encode(" =", add_special_tokens=False)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, other]
+    rows = evaluate(model, {"easy": benchmarks["easy"]}, tokenizer=tokenizer, **SAMPLING)
+    assert rows["completion"].str.endswith(" =").all() and rows["tokens"].lt(20).all()
+    assert set(rows["finish_reason"]) == {"eos"}
+
+
 def test_truncation_at_inference_time(engine, tokenizer, benchmarks):
     plain = evaluate(engine, benchmarks, **SAMPLING)
     cut = evaluate(engine, benchmarks, callbacks=[ConfidenceTruncation(tokenizer, threshold=1e-9)], **SAMPLING)
