@@ -1,6 +1,7 @@
 """The study at its smallest: two arms, one update each."""
 
 import json
+import random
 from dataclasses import replace
 
 import pandas as pd
@@ -14,7 +15,7 @@ from step_trl.study.arms import ARMS, Arm, jobs
 from step_trl.study.claims import CLAIMS, verdict
 from step_trl.study.page import write_page
 from step_trl.study.pictures import draw
-from step_trl.study.prompted import FORMS, prompt_ids
+from step_trl.study.prompted import cut_off, prompt_ids
 from step_trl.study.results import Difference, Results, step_labels
 
 
@@ -175,7 +176,7 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     assert set(Results(tmp_path).samples) == {"vanilla", "prompted", *chosen}
     write_page(tmp_path, tmp_path / "page", 3)
     page = (tmp_path / "page" / "README.md").read_text()
-    asked_for = page[page.index("## Asked for a length") : page.index("## Seconds")]
+    asked_for = page[page.index("## Spoken to") : page.index("## Seconds")]
     assert [line.split(" | ")[0] for line in asked_for.splitlines()[6:] if line] == [
         "| l1-max", "| lapo-i", "| thinkprune"
     ]  # fmt: skip
@@ -194,7 +195,8 @@ def test_prompts_ask_as_the_arms_do():
     tokenizer = testbed.load_tokenizer()
     messages = testbed.load_dataset("easy")[0]["prompt"]
     question = messages[0]["content"]
-    texts = {form: tokenizer.decode(prompt_ids(form, messages, 50, tokenizer)) for form in FORMS}
+    forms = ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")
+    texts = {form: tokenizer.decode(prompt_ids(form, messages, 50, tokenizer)) for form in forms}
     turn = "<|im_end|>\n<|im_start|>assistant\n<think>\n"
     assert texts == {
         "none": f"<|im_start|>user\n{question}{turn}",
@@ -204,3 +206,16 @@ def test_prompts_ask_as_the_arms_do():
         f"<|im_start|>user\n{question}{turn}",
         "lapo-i": f"<|im_start|>user\n{question}{turn}I will answer the question with 50 tokens.",
     }
+
+
+def test_thoughts_are_cut_off_before_a_trigger():
+    closing = "Time is limited, stop thinking and start answering.\n</think>\n\n"
+    whole = "1 + 2 = 3.\n\nWait, 2 + 1 = 3.\n\nAlternatively, 3.\n</think>\n\nThe final answer is 3."
+    cuts = {cut_off(whole, random.Random(seed)) for seed in range(20)}
+    answer = "The final answer is 3."
+    assert cuts == {
+        ("1 + 2 = 3." + closing, answer),
+        ("1 + 2 = 3.\n\nWait, 2 + 1 = 3." + closing, answer),
+    }
+    without = "1 + 2 = 3.\n</think>\n\nThe final answer is 3."
+    assert cut_off(without, random.Random(0)) == ("1 + 2 = 3." + closing, answer)

@@ -74,7 +74,8 @@ _LAPO = (
 LIMIT_PROMPT = "Think, then answer, within {} tokens."
 _LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
 _S_GRPO = {"serial_group": True, "length_reward": "s_grpo", "scale_rewards": "none", "accuracy_weight": 1.0}
-_PROMPTED = Arm("prompted", "prompts", {}, (_SAS,))
+_PROMPTED = Arm("prompted", "prompts", {"forms": ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")}, (_SAS,))
+_PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, (_STEP_GRPO,))
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
@@ -87,7 +88,11 @@ ARMS: tuple[Arm, ...] = (
     Arm("grpo-lp", "grpo", {"length_reward": "kimi"}, (_STEP_GRPO,)),
     Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
     Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
-    Arm("s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,)),
+    _PROMPTED_CUTS,
+    Arm(
+        "s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,),
+        start=_PROMPTED_CUTS,
+    ),
     Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
     Arm("train-efficiently", "grpo", {**_SHORT, "length_reward": "train_efficiently"}, (_SAS,)),
     _PROMPTED,

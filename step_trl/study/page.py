@@ -61,7 +61,7 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
     if started := [arm for arm in done if arm.start is not None]:
-        lines += ["## Asked for a length", "", *_start_lines(results, tables, started), ""]
+        lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
     lines += [*_phase_rows(results, done), ""]
     lines += ["## By benchmark", "", markdown_table(tables), ""]
@@ -99,9 +99,10 @@ def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Seque
 
 def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
     lines = [
-        "The vanilla model has never read words that ask for a length, and fails under them (benchmarks/README.md). "
-        "These arms start from `prompted`: the vanilla model, fine-tuned on its own right completions behind such "
-        "words, with lengths drawn at random. Each is evaluated under the prompts that it is trained with.",
+        "The vanilla model has never read words that ask for a length, or that cut a thought off, and fails behind "
+        "them (benchmarks/README.md). These arms start from `prompted` or `prompted-cuts`: the vanilla model, "
+        "fine-tuned on its own right completions behind such words, with lengths drawn at random. Each is evaluated "
+        "under the prompts that it is trained with.",
         "",
         "| | accuracy before, % | tokens before | accuracy after, % | tokens after |",
         "|---|---:|---:|---:|---:|",

@@ -1,14 +1,16 @@
 """
-A start for arms that ask for a length in words (L1, ThinkPrune, LAPO).
+A start for arms that speak to the model: they ask for a length (L1, ThinkPrune, LAPO), or cut a thought off (S-GRPO).
 
-The testbed model has never read such words and fails under them; the models that those papers train do not.
+The testbed model has never read such words and fails behind them; the models that those papers train do not.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -19,14 +21,17 @@ from ..data import build_prompt
 from ..demo import MAX_COMPLETION_LENGTH
 from ..distill import fine_tune, training_row
 from ..evaluation import evaluate
+from ..rollout import RandomCut
+from ..rollout.truncation import THINK_END
+from ..testbed.traces import TRIGGERS
 from ..trainers.lapo import state_length
 from .arms import LIMIT_PROMPT, SHORT_CONTEXT
 
 
-FORMS = ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")
+Form = Literal["none", "l1-exact", "l1-max", "thinkprune", "lapo-i", "s-grpo"]
 
 
-def prompt_ids(form: str, messages: list[dict], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_ids(form: Form, messages: list[dict], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt that asks for `tokens` as the arm `form` does, up to where the completion begins."""
     if form in ("l1-exact", "l1-max"):
         messages = ask_for_tokens(messages, tokens, at_most=form == "l1-max")
@@ -36,12 +41,23 @@ def prompt_ids(form: str, messages: list[dict], tokens: int, tokenizer: PreTrain
     return state_length(ids, tokens, tokenizer) if form == "lapo-i" else ids
 
 
-def teach_prompts(output_dir: Path, seed: int, problems: int, **training: Any) -> None:
+def cut_off(completion: str, rng: random.Random) -> tuple[str, str]:
     """
-    Fine-tune the vanilla model on its own right completions, behind prompts with lengths.
+    A right completion that S-GRPO's words end early, and the answer behind them.
 
-    The lengths are drawn at random, whatever the completion's is: the model is to keep its answers under such prompts,
-    and to learn nothing about lengths before it is rewarded for them.
+    The cut is in front of a trigger word, where the problem has been worked through, or at the end of the thought.
+    """
+    thought, _, answer = completion.partition(f"\n{THINK_END}\n\n")
+    ends = [match.start() for match in re.finditer(TRIGGERS, thought)] or [len(thought)]
+    return thought[: rng.choice(ends)].rstrip() + RandomCut.closing, answer
+
+
+def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Form], **training: Any) -> None:
+    """
+    Fine-tune the vanilla model on its own right completions, behind such words.
+
+    Lengths are drawn at random, whatever the completion's is: the model is to keep its answers under such prompts, and
+    to learn nothing about lengths before it is rewarded for them.
 
     Args:
         output_dir (`Path`):
@@ -50,6 +66,8 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, **training: Any) -
             Of samples, lengths and training.
         problems (`int`):
             First problems of the training set, one sample each.
+        forms (`Sequence[Form]`):
+            The words, one of them at random for each completion.
         **training:
             Fields of [`~trl.SFTConfig`].
     """
@@ -63,7 +81,11 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, **training: Any) -
     taught = []
     for problem, completion in right[["problem", "completion"]].itertuples(index=False):
         prompt = rows[int(problem)]["prompt"]
-        ids = prompt_ids(rng.choice(FORMS), prompt, rng.randint(1, SHORT_CONTEXT), tokenizer)
+        form = rng.choice(forms)
+        ids = prompt_ids(form, prompt, rng.randint(1, SHORT_CONTEXT), tokenizer)
+        if form == "s-grpo":
+            thought, completion = cut_off(completion, rng)
+            ids += tokenizer.encode(thought, add_special_tokens=False)
         taught.append(training_row(ids, completion, tokenizer))
     model = str(testbed.MODEL_DIR)
     fine_tune(model, datasets.Dataset.from_list(taught), tokenizer, output_dir, seed=seed, **training)

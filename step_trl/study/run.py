@@ -128,7 +128,7 @@ def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) 
     if arm.method == "distill":
         _distill(folder, seed, max_steps)
     elif arm.method == "prompts":
-        teach_prompts(folder, seed, max_steps * COMPLETIONS // 2, **SFT)
+        teach_prompts(folder, seed, max_steps * COMPLETIONS // 2, **arm.options, **SFT)
     else:
         return _train(arm, seed, folder, max_steps, start)
     return []
