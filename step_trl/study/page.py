@@ -77,9 +77,10 @@ def _chance(results: Results) -> str:
             "Their intervals are over problems only, since no arm has several seeds: they are about these trainings."
         )
     return (
-        "Their intervals know two sources of chance, problems and trainings. From one training of an arm to another, "
-        f"the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens (standard "
-        "deviations, pooled over all arms with several seeds)."
+        "Their intervals know two sources of chance, problems and trainings. From one training of a usual arm to "
+        f"another, the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens "
+        "(standard deviations, the median over all arms with several seeds); an arm whose own deviation is larger is "
+        "taken with its own."
     )
 
 

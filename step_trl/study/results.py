@@ -83,20 +83,26 @@ class Results:
         return float(means.groupby(level="number").mean().std())
 
     def pooled_spread(self, measure: str, benchmark: str | None = None) -> float:
-        """The same over all arms that were trained with several seeds, by their degrees of freedom; NaN for none."""
+        """
+        The same of a usual arm, from all that were trained with several seeds; NaN for none.
+
+        It is the median, so that a few unstable arms do not speak for the others. A variance of f degrees of freedom
+        is distributed as chi-squared over f, whose median is about (1 - 2 / 9f)^3 (Wilson and Hilferty).
+        """
         freedom = {name: len(seeds) - 1 for name, seeds in self.seeds.items() if len(seeds) > 1}
-        if not freedom:
-            return np.nan
-        squares = [number * self.spread(name, measure, benchmark) ** 2 for name, number in freedom.items()]
-        return float(np.sqrt(sum(squares) / sum(freedom.values())))
+        variances = [
+            self.spread(name, measure, benchmark) ** 2 / (1 - 2 / (9 * number)) ** 3
+            for name, number in freedom.items()
+        ]
+        return float(np.sqrt(np.median(variances))) if variances else np.nan
 
     def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
         """
         Of the `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` of two arms.
 
         The interval knows two sources of chance: problems, which are resampled, and trainings, for which normal noise
-        is added. Few seeds tell little of an arm's own spread, so that noise has the pooled one, over the root of the
-        number of seeds; the vanilla model has none.
+        is added. Few seeds tell little of an arm's own spread, so that noise has the pooled one, or the own one where
+        that is larger, over the root of the number of seeds; the vanilla model has none.
 
         Args:
             left (`str`), right (`str`):
@@ -117,9 +123,13 @@ class Results:
             places = generator.integers(len(values), size=(RESAMPLES, len(values)))
             estimates.append([values.mean(), *values[places].mean(axis=1)])
         overall = np.mean(estimates, axis=0)
-        trained = [len(self.seeds[name]) for name in (left, right) if name != VANILLA]
-        noise = np.nan_to_num(self.pooled_spread(measure, benchmark)) * np.sqrt(sum(1 / number for number in trained))
-        resamples = overall[1:] + noise * generator.standard_normal(RESAMPLES)
+        usual = np.nan_to_num(self.pooled_spread(measure, benchmark))
+        variances = [
+            np.fmax(usual, self.spread(name, measure, benchmark)) ** 2 / len(self.seeds[name])
+            for name in (left, right)
+            if name != VANILLA
+        ]
+        resamples = overall[1:] + np.sqrt(sum(variances)) * generator.standard_normal(RESAMPLES)
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
 
     def labels(self, name: str) -> list[list[str]]:
