@@ -22,6 +22,11 @@ from .train import TESTBED, load_rows
 TRAINING: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 3}
 
 
+def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are right and ended by themselves."""
+    return samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
+
+
 def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
     """
     Rejection sampling: of each problem, the shortest right completions.
@@ -36,8 +41,7 @@ def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
         [`~pandas.DataFrame`]: rows of `samples` that are right and ended by themselves, problem by problem, in
         ascending order of tokens.
     """
-    right = samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
-    right = right.drop_duplicates(["benchmark", "problem", "completion"])
+    right = keep_right(samples).drop_duplicates(["benchmark", "problem", "completion"])
     shortest = (
         right.sort_values("tokens", kind="stable").groupby(["benchmark", "problem"], sort=False).head(per_problem)
     )

@@ -19,7 +19,7 @@ from .. import testbed
 from ..budgets import ask_for_tokens
 from ..data import build_prompt
 from ..demo import MAX_COMPLETION_LENGTH
-from ..distill import fine_tune, training_row
+from ..distill import fine_tune, keep_right, training_row
 from ..evaluation import evaluate
 from ..rollout import RandomCut
 from ..rollout.truncation import THINK_END
@@ -76,10 +76,9 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
         testbed.MODEL_DIR, {"train": rows}, seeds=[seed], temperature=1.0, top_p=1.0,
         max_tokens=MAX_COMPLETION_LENGTH, save_to=output_dir / "samples",
     )  # fmt: skip
-    right = samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
     rng, tokenizer = random.Random(seed), testbed.load_tokenizer()
     taught = []
-    for problem, completion in right[["problem", "completion"]].itertuples(index=False):
+    for problem, completion in keep_right(samples)[["problem", "completion"]].itertuples(index=False):
         prompt = rows[int(problem)]["prompt"]
         form = rng.choice(forms)
         ids = prompt_ids(form, prompt, rng.randint(1, SHORT_CONTEXT), tokenizer)
