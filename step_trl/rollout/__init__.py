@@ -1,7 +1,8 @@
 """Dynamic truncated rollout: engines, truncation callbacks and the rollout that joins them."""
 
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
-from .dynamic import DynamicTruncatedRollout, Rollout, SamplingParams
+from .dynamic import DynamicTruncatedRollout
+from .records import Rollout, SamplingParams
 from .serial import SerialGroupRollout
 from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCallback
 

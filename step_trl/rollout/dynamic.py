@@ -8,85 +8,22 @@ callback wants a probe, the thought may go on beside it (speculative probing); a
 from __future__ import annotations
 
 import asyncio
-import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from .engines import Engine, Generation
-from .event_loop import rare_garbage_collections, run_to_end
+from .event_loop import cancel, rare_garbage_collections, run_to_end
+from .records import Rollout, SamplingParams
 from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
+from .watch import Watch
 
 
 # One object per token id, however often it is in completions.
 _TOKEN_IDS: dict[int, int] = {}
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How the policy is sampled; the names are vLLM's. `max_tokens` is the budget of a whole completion."""
-
-    max_tokens: int = 512
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-
-
-@dataclass
-class Rollout:
-    """
-    One completion and how it came about.
-
-    Attributes:
-        prompt_ids (`Sequence[int]`), completion_ids (`list[int]`):
-            Token ids. The completion is exactly what the engine sampled plus what was injected; it ends in EOS unless
-            the budget ran out.
-        logprobs (`array` of floats):
-            Sampling log-probability of each completion token, NaN where the token was not sampled from the policy:
-            injected tokens and greedily decoded answers.
-        injected (`list[bool]`):
-            True for the tokens that no engine sampled.
-        probes (`list[ProbeRecord]`):
-            Probes in order.
-        truncated (`bool`):
-            Whether a callback ended the thought.
-        ended (`bool`):
-            Whether it ends in EOS, any of the model's; otherwise the budget ran out.
-        sampled_tokens (`int`), discarded_tokens (`int`):
-            Tokens that engine calls returned for this rollout, probes included; those of them that are not in
-            `completion_ids`. Tokens of calls that were cancelled while they ran are in neither.
-    """
-
-    prompt_ids: Sequence[int]
-    completion_ids: list[int] = field(default_factory=list)
-    logprobs: array[float] = field(default_factory=lambda: array("d"))
-    injected: list[bool] = field(default_factory=list)
-    probes: list[ProbeRecord] = field(default_factory=list)
-    truncated: bool = False
-    ended: bool = False
-    sampled_tokens: int = 0
-    discarded_tokens: int = 0
-
-    def append(self, generation: Generation, greedy: bool = False) -> None:
-        self.completion_ids.extend(generation.token_ids)
-        self.logprobs.extend([math.nan] * len(generation.token_ids) if greedy else generation.logprobs)
-        self.injected.extend([False] * len(generation.token_ids))
-        self.ended = generation.finish_reason == "eos"
-
-    def inject(self, token_ids: Sequence[int]) -> None:
-        self.completion_ids.extend(token_ids)
-        self.logprobs.extend([math.nan] * len(token_ids))
-        self.injected.extend([True] * len(token_ids))
-
-    def cut(self, length: int) -> None:
-        """Take back the tokens from `length` on."""
-        self.discarded_tokens += len(self.completion_ids) - length
-        del self.completion_ids[length:], self.logprobs[length:], self.injected[length:]
 
 
 class DynamicTruncatedRollout:
@@ -197,46 +134,8 @@ class DynamicTruncatedRollout:
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
-            await _cancel(*tasks)
+            await cancel(*tasks)
             raise
-
-
-class _Watch:
-    """One callback's view of one rollout."""
-
-    def __init__(self, callback: TruncationCallback, segmenter: TriggerSegmenter | None, positions: Iterator[int]):
-        self.callback = callback
-        self.segmenter = segmenter
-        self.positions = positions
-        self.next_position: int | None = 0
-        self.number = 0
-        self.probes: list[ProbeRecord] = []
-        self._pass_positions(0)
-
-    def boundary(self, rollout: Rollout, new_tokens: int, remaining: int) -> Boundary | None:
-        """The boundary of this callback that ends the path, if one does."""
-        path = rollout.completion_ids
-        start = self._trigger_start(path, new_tokens)
-        on_time = self.next_position == len(path)
-        self._pass_positions(len(path))
-        if start is None and not on_time:
-            return None
-        return Boundary(
-            rollout.prompt_ids, path, len(path) if start is None else start, remaining, self.number, self.probes
-        )
-
-    def _pass_positions(self, length: int) -> None:
-        while self.next_position is not None and self.next_position <= length:
-            self.next_position = next(self.positions, None)
-
-    def _trigger_start(self, path: list[int], new_tokens: int) -> int | None:
-        """First token of the trigger that ends the path: "await" and "Waiting" stop an engine but are no triggers."""
-        if self.segmenter is None:
-            return None
-        # The trigger lies in the new tokens; the token before tells whether a letter stands in front of it.
-        offset = max(0, len(path) - new_tokens - 1)
-        triggers = self.segmenter.occurrences(path[offset:])
-        return offset + triggers[-1][0] if triggers and offset + triggers[-1][1] == len(path) else None
 
 
 class _Path:
@@ -255,7 +154,7 @@ class _Path:
         self.seed = seed
         self.budget = budget
         self.watches = [
-            _Watch(
+            Watch(
                 callback,
                 segmenter,
                 iter(callback.positions(rollout.prompt_ids, budget, seed)),
@@ -283,7 +182,7 @@ class _Path:
         self.rollout.injected = list(map(bool, self.rollout.injected))
         return self.rollout
 
-    def _boundaries_after(self, segment: Generation) -> list[tuple[_Watch, Boundary]]:
+    def _boundaries_after(self, segment: Generation) -> list[tuple[Watch, Boundary]]:
         """Who wants to be asked at the end of the path. Nobody, once the thought has ended."""
         new_tokens = len(segment.token_ids)
         if self.watches and self.owner.think_end.boundaries(
@@ -293,9 +192,9 @@ class _Path:
         asked = [(watch, watch.boundary(self.rollout, new_tokens, self.remaining)) for watch in self.watches]
         return [(watch, boundary) for watch, boundary in asked if boundary is not None]
 
-    async def _decide(self, asked: list[tuple[_Watch, Boundary]]) -> Generation | None:
+    async def _decide(self, asked: list[tuple[Watch, Boundary]]) -> Generation | None:
         """Ask the callbacks. Returns the next segment of the thought, or `None` where the rollout ended here."""
-        decisions: list[tuple[_Watch, Boundary, Decision]] = []
+        decisions: list[tuple[Watch, Boundary, Decision]] = []
         for watch, boundary in asked:
             decision = watch.callback.at_boundary(boundary)
             watch.number += 1
@@ -322,12 +221,12 @@ class _Path:
                         await self._leave(boundary, exit_, (decision, answer))
                         return None
         except BaseException:
-            await _cancel(following)
+            await cancel(following)
             raise
         return await (following or self._sample())
 
     async def _discard(self, following: asyncio.Future[Generation] | None) -> None:
-        await _cancel(following)
+        await cancel(following)
         if following is not None and not following.cancelled() and following.exception() is None:
             self.rollout.discarded_tokens += len(following.result().token_ids)  # it was done before its probe
 
@@ -390,7 +289,7 @@ class _Path:
         self.rollout.sampled_tokens += len(generation.token_ids)
         self.owner.sampled_tokens += len(generation.token_ids)
 
-    def _record(self, watch: _Watch, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
+    def _record(self, watch: Watch, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
         outcome: Outcome = "declined" if exit_ is None else "exit"
         confidence = probe.confidence(answer) if probe.confidence is not None else None
         if answer.finish_reason == "abandoned":
@@ -400,11 +299,3 @@ class _Path:
         self.rollout.probes.append(record)
         if exit_ is None:
             self.rollout.discarded_tokens += len(answer.token_ids)
-
-
-async def _cancel(*tasks: asyncio.Future | None) -> None:
-    """Cancel the tasks and wait until each has stopped."""
-    running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""One way from ordinary code into asynchronous code, in scripts and in notebooks."""
+"""One way from ordinary code into asynchronous code, in scripts and in notebooks; and how tasks are cancelled."""
 
 from __future__ import annotations
 
@@ -56,3 +56,11 @@ def rare_garbage_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(first, *others)
+
+
+async def cancel(*tasks: asyncio.Future | None) -> None:
+    """Cancel the tasks and wait until each has stopped."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

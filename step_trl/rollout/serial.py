@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter
 from .callbacks import RandomCut
-from .dynamic import DynamicTruncatedRollout, Rollout, SamplingParams
+from .dynamic import DynamicTruncatedRollout
 from .engines import Engine
+from .records import Rollout, SamplingParams
 from .truncation import THINK_END
 
 

@@ -18,10 +18,11 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from trl.generation.vllm_generation import VLLMGeneration
 
-from .dynamic import DynamicTruncatedRollout, SamplingParams
+from .dynamic import DynamicTruncatedRollout
 from .engines import VLLMServerEngine
 from .event_loop import run_to_end
 from .ranks import failing_together
+from .records import SamplingParams
 
 
 class WeightSyncError(RuntimeError):
