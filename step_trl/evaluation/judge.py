@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pandas as pd
 
-from ..rollout.event_loop import run_to_end
+from ..rollout.event_loop import cancel, run_to_end
 from .answers import AnswerCache, read_labels
 from .chat import ChatClient
 from .composition import TRIGGERS, UNKNOWN, split_steps
@@ -221,9 +221,7 @@ class StepJudge:
             try:
                 await asyncio.gather(*tasks)
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await cancel(*tasks)
 
     async def _ask(self, http: aiohttp.ClientSession, job: _Job) -> list[str] | None:
         content = job.content

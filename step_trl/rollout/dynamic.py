@@ -154,11 +154,7 @@ class _Path:
         self.seed = seed
         self.budget = budget
         self.watches = [
-            Watch(
-                callback,
-                segmenter,
-                iter(callback.positions(rollout.prompt_ids, budget, seed)),
-            )
+            Watch(callback, segmenter, iter(callback.positions(rollout.prompt_ids, budget, seed)))
             for callback, segmenter in zip(owner.callbacks, owner.segmenters, strict=True)
         ]
 
