@@ -10,13 +10,15 @@ import torch
 from filelock import FileLock
 
 from step_trl import study, testbed
+from step_trl.evaluation import classify_testbed_steps, read_samples
 from step_trl.study import run
 from step_trl.study.arms import ARMS, Arm, jobs
 from step_trl.study.claims import CLAIMS, verdict
 from step_trl.study.page import write_page
 from step_trl.study.pictures import draw
 from step_trl.study.prompted import cut_off, prompt_ids
-from step_trl.study.results import Difference, Results, step_labels
+from step_trl.study.records import collect_records, read_records
+from step_trl.study.results import Difference, Results
 
 
 def test_tables_come_before_sweeps_and_seeds_one_after_another():
@@ -81,7 +83,8 @@ def small(monkeypatch):
 def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     folder, page = tmp_path / "runs", tmp_path / "page"
     study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
-    results = Results(folder)
+    records = collect_records(folder)
+    results = Results(records)
     assert results.seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0, 1]}
     samples = results.samples["sas"]
     assert len(samples) == 2 * 4 * 2 * run.SAMPLES and not samples.duplicated(["benchmark", "problem", "sample"]).any()
@@ -89,7 +92,7 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
     assert "Not run yet: " in text
     assert {path.name for path in page.iterdir()} == {
-        *("README.md", "summary.csv", "samples.parquet"),
+        *("README.md", "summary.csv", "samples.parquet", "updates.parquet", "study.json"),
         *("accuracy.png", "steps.png", "training.png"),
     }
     raw = pd.read_parquet(page / "samples.parquet")
@@ -111,26 +114,60 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     untrained = results.difference("vanilla", "vanilla", "tokens")
     assert untrained.low == untrained.high == 0
     timings = [json.loads((folder / "sas" / seed / "model" / "phases.json").read_text()) for seed in ("0", "1")]
-    updates = min(timings, key=lambda timing: timing["seconds"])["updates"]
-    assert results.phases("sas").at["early", "update"] == updates[0]["update"]
+    updates = min((timing["updates"] for timing in timings), key=lambda updates: sum(updates[0].values()))
+    assert results.phases("sas").at["early", "update"] == pytest.approx(updates[0]["update"])
     assert len(updates) == 1 and all(updates[0][phase] > 0 for phase in ("generation", "reward", "update"))
     assert updates[0]["reference"] > 0  # beta is above 0
     # Nothing is done again; an arm that is under way is left out.
     monkeypatch.setattr(run, "build_trainer", None)
     study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
     assert (page / "README.md").read_text() == text
+    # On another machine there is only the page with its records, and they say all that it says.
+    monkeypatch.setattr(run, "evaluate", None)
+    study.study(tmp_path / "elsewhere", page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    assert (page / "README.md").read_text() == text
+    # What is run again replaces what was known of it; what is under way is left out.
+    tables = {name: getattr(records, name) for name in ("samples", "updates")}
+    again = replace(
+        records,
+        **{name: rows[(rows["arm"] == "sas") & (rows["seed"] == 1)].head(1) for name, rows in tables.items()},
+    )
+    merged = records.updated_by(again)
+    for name, rows in tables.items():
+        assert len(getattr(merged, name)) == len(rows) - (rows["arm"] == "sas").sum() // 2 + 1
     next((folder / "sas" / "1" / "samples").glob("samples-*.parquet")).unlink()
-    assert Results(folder).seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0]}
-    with pytest.raises(ValueError, match=r"output: .* holds a study"):
+    assert Results(collect_records(folder)).seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0]}
+    with pytest.raises(ValueError, match=r"page: .* holds a study"):
         study.study(folder, page, ["sas"], [0], max_steps=2)
+    with pytest.raises(ValueError, match=r"output_dir: .* holds a study"):
+        study.study(folder, tmp_path / "new", ["sas"], [0], max_steps=2)
+
+
+def test_what_was_lost_is_left_out(small, tmp_path):
+    """Records of samples whose texts and logs are gone."""
+    run.run_study(tmp_path, [], max_steps=1)
+    vanilla = collect_records(tmp_path).samples
+    arms = [vanilla.assign(arm=name, seed=seed) for name in ("step-grpo", "sas") for seed in range(3)]
+    rows = pd.concat([vanilla, *arms], ignore_index=True)
+    lost = (rows["arm"] == "sas") | ((rows["arm"] == "step-grpo") & (rows["seed"] > 0))
+    rows.loc[lost, ["forward", "verification", "redundancy"]] = pd.NA
+    records = replace(read_records(tmp_path), samples=rows)
+    write_page(records, tmp_path / "page", 1)
+    text = (tmp_path / "page" / "README.md").read_text()
+    assert "are redundant. **does not hold**: `step-grpo` against `vanilla` (seeds: 1 and 1), +0.0 points" in text
+    assert "vanilla model. **does not hold**: `step-grpo` against `vanilla` (seeds: 3 and 1), +0.0 tokens" in text
+    assert "trainings whose seconds" not in text and "training.png" not in text and "steps.png" in text
+    labels = Results(records).labels
+    assert len(labels("sas")) == 0 and len(labels("step-grpo")) == len(labels("vanilla")) > 0
 
 
 @pytest.mark.timeout(600)
 def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
     arm = Arm("long", "sas", {"learning_rate": 1e-3}, budget=1.5, checkpoints=2)
     run.run_study(tmp_path, [(arm, 0)], max_steps=2)
-    results = Results(tmp_path)
-    progress = results.progress("long", 0)
+    records = collect_records(tmp_path)
+    results = Results(records)
+    progress = results.progress("long")
     assert progress.index.tolist() == [0, 1, 2, 3]
     assert progress["tokens"].nunique() == 4  # no two of them are the same model
     assert progress.at[0, "accuracy"] == results.table(run.VANILLA).at["overall", "accuracy"]
@@ -140,13 +177,16 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
     assert draw(results, tables, [replace(arm, tables=("SAS, table 1",))], tmp_path) == ["accuracy", "long"]
 
     # Differences are of any measure and benchmark.
-    labels = step_labels(results.samples["long"])
-    shares = pd.Series([row.count("redundancy") / len(row) for row in labels], index=results.samples["long"].index)
-    unseen = (results.samples["long"]["benchmark"] == "unseen").to_numpy()
-    expected = shares[unseen].mean()
+    texts = read_samples(tmp_path / "long" / "0" / "samples").query("benchmark == 'unseen'")
+    solutions = testbed.load_dataset("unseen")["solution"]
+    shares = []
+    for problem, completion in zip(texts["problem"], texts["completion"], strict=True):
+        labels = classify_testbed_steps(completion, solutions[int(problem)])
+        shares.append(labels.count("redundancy") / len(labels))
     assert results.difference("long", "long", "redundancy", "unseen").value == 0
-    results.samples["none"], results.seeds["none"] = results.samples["long"].assign(completion="This gives 5."), [0]
-    assert results.difference("long", "none", "redundancy", "unseen").value == pytest.approx(expected)
+    results.samples["none"] = results.samples["long"].assign(forward=1, verification=0, redundancy=0)
+    difference = results.difference("long", "none", "redundancy", "unseen")
+    assert difference.value == pytest.approx(sum(shares) / len(shares))
     right = results.samples[run.VANILLA].query("correct")["tokens"].sort_values()
     assert results.cut_off(right.iloc[0]) == (right > right.iloc[0]).mean() < 1 and results.cut_off(512) == 0
 
@@ -176,8 +216,11 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
         assert (model / "model.safetensors").is_file() and json.loads((model / "phases.json").read_text())[
             "seconds"
         ] > 0
-    assert set(Results(tmp_path).samples) == {"vanilla", "prompted", *chosen}
-    write_page(tmp_path, tmp_path / "page", 3)
+    records = collect_records(tmp_path)
+    assert set(Results(records).samples) == {"vanilla", "prompted", *chosen}
+    numbers = records.updates.groupby("arm")["number"].apply(list)
+    assert numbers.to_dict() == {"thinkprune": [1, 2, 3], "l1-max": [1, 2, 3], "lapo-i": [1, 2, 3, 4]}
+    write_page(records, tmp_path / "page", 3)
     page = (tmp_path / "page" / "README.md").read_text()
     asked_for = page[page.index("## Spoken to") : page.index("## Seconds")]
     assert [line.split(" | ")[0] for line in asked_for.splitlines()[6:] if line] == [

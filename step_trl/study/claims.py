@@ -138,18 +138,20 @@ def claim_lines(results: Results) -> list[str]:
     """One Markdown line per claim whose arms are done, and one that names the others."""
     lines, missing = [], []
     for claim in CLAIMS:
-        if claim.left not in results.samples or claim.right not in results.samples:
+        about = (claim.measure, claim.benchmark)
+        arms = (claim.left, claim.right)
+        seeds = [results.trainings(name, *about) if name in results.samples else 0 for name in arms]
+        if 0 in seeds:
             missing.append(claim.text)
             continue
-        found = results.difference(claim.left, claim.right, claim.measure, claim.benchmark)
+        found = results.difference(claim.left, claim.right, *about)
         scale, unit = (1, claim.measure) if claim.measure in ("tokens", "steps") else (100, "points")
         numbers = f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
         compared = f"`{claim.left}` against `{claim.right}`" + (f" on `{claim.benchmark}`" if claim.benchmark else "")
-        seeds = " and ".join(str(len(results.seeds[name])) for name in (claim.left, claim.right))
         paper = f" The paper: {claim.paper}." if claim.paper else ""
         lines.append(
-            f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared} (seeds: {seeds}), "
-            f"{numbers}.{paper}"
+            f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared} "
+            f"(seeds: {seeds[0]} and {seeds[1]}), {numbers}.{paper}"
         )
     if missing:
         lines.append(f"- Not run yet: {'; '.join(missing)}.")

@@ -11,6 +11,7 @@ from ..report import markdown_table
 from .arms import ARMS, SHORT_CONTEXT, Arm
 from .claims import claim_lines
 from .pictures import draw
+from .records import PHASES, TRAINING, Records
 from .results import Results
 from .run import SAMPLES, VANILLA
 
@@ -19,31 +20,32 @@ _MEASURES = {"accuracy": (100, 1), "tokens": (1, 0), "steps": (1, 2), "cr": (1, 
 _HEAD = ["", "seeds", "accuracy, %", "tokens", "steps", "CR", "AES", "± accuracy", "± tokens"]
 
 
-def write_page(folder: Path, page: Path, max_steps: int) -> None:
+def write_page(records: Records, page: Path, max_steps: int) -> None:
     """
-    Write `README.md`, `summary.csv`, `samples.parquet` (without their texts) and the pictures.
+    Write `README.md`, `summary.csv` and the pictures.
 
     Args:
-        folder (`Path`):
-            Of the study's runs.
+        records ([`~step_trl.study.records.Records`]):
+            Of all trainings; that of the vanilla model is among them.
         page (`Path`):
             Folder to write to.
         max_steps (`int`):
             Of the study.
     """
-    results = Results(folder)
+    results = Results(records)
     page.mkdir(parents=True, exist_ok=True)
     done = [arm for arm in ARMS if arm.name in results.samples]
     tables = {name: results.table(name) for name in (VANILLA, *(arm.name for arm in done))}
     pd.concat(tables, names=["arm"]).to_csv(page / "summary.csv", float_format="%.5g")
-    results.without_texts().to_parquet(page / "samples.parquet", compression="zstd", index=False)
     lines = [
         "# The testbed study",
         "",
-        "Made by `step-trl study`, which goes on where it was stopped; processes side by side share the work, and "
-        f"`--page-only` makes this page anew. {max_steps} updates per arm (times its budget), 64 completions each; "
+        "Made by `step-trl study`, which goes on where it was stopped, on any machine: `samples.parquet` and "
+        "`updates.parquet` say what is done. Processes side by side share the work; `--page-only` makes this page "
+        "anew, and with another `--page` all is run anew. "
+        f"{max_steps} updates per arm (times its budget), 64 completions each; "
         f"the first {results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} "
-        f"samples per problem and seed. Trainings so far took {results.seconds() / 3600:.1f} hours of one core. "
+        f"samples per problem and seed. {_hours(records)}"
         "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
         "The tuning protocol is in `step_trl/study/arms.py`.",
         "",
@@ -60,14 +62,21 @@ def write_page(folder: Path, page: Path, max_steps: int) -> None:
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
-    if started := [arm for arm in done if arm.start is not None]:
+    if started := [arm for arm in done if results.before(arm.name)[0]]:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
-    lines += [*_phase_rows(results, done), ""]
+    lines += [*_phase_rows(results, [arm for arm in done if not arm.sweep]), ""]
     lines += ["## By benchmark", "", markdown_table(tables), ""]
     for name in draw(results, tables, done, page):
         lines += [f"![{name}]({name}.png)", ""]
     (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _hours(records: Records) -> str:
+    if records.updates.empty:
+        return ""
+    seconds = records.updates.groupby(TRAINING)[list(PHASES)].sum().sum(axis=1)
+    return f"The {len(seconds)} trainings whose seconds are known took {seconds.sum() / 3600:.1f} hours of one core. "
 
 
 def _chance(results: Results) -> str:
@@ -105,22 +114,23 @@ def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequen
         "fine-tuned on its own right completions behind such words, with lengths drawn at random. Each is evaluated "
         "under the prompts that it is trained with.",
         "",
-        "| | accuracy before, % | tokens before | accuracy after, % | tokens after |",
-        "|---|---:|---:|---:|---:|",
+        "| | seeds before | accuracy before, % | tokens before | seeds after | accuracy after, % | tokens after |",
+        "|---" + "|---:" * 6 + "|",
     ]
     for arm in arms:
-        before, after = results.before(arm.name), tables[arm.name].loc["overall"]
-        cells = [f"{100 * row['accuracy']:.1f} | {row['tokens']:.0f}" for row in (before, after)]
+        seeds, before = results.before(arm.name)
+        after = tables[arm.name].loc["overall"]
+        cells = [
+            f"{number} | {100 * row['accuracy']:.1f} | {row['tokens']:.0f}"
+            for number, row in ((seeds, before), (len(results.seeds[arm.name]), after))
+        ]
         lines.append(f"| {arm.name} | {' | '.join(cells)} |")
     return lines
 
 
 def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
-    phases = ["generation", "reward", "old", "reference", "update"]
-    lines = [f"| | | {' | '.join(phases)} | sum |", "|---|---" + "|---:" * (len(phases) + 1) + "|"]
+    lines = [f"| | | {' | '.join(PHASES)} | sum |", "|---|---" + "|---:" * (len(PHASES) + 1) + "|"]
     for arm in arms:
-        if arm.sweep or arm.method in ("distill", "prompts"):
-            continue
-        for time, row in results.phases(arm.name).reindex(columns=phases, fill_value=0.0).iterrows():
+        for time, row in results.phases(arm.name).iterrows():
             lines.append(f"| {arm.name} | {time} | {' | '.join(f'{value:.2f}' for value in row)} | {row.sum():.2f} |")
     return lines

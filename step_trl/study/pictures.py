@@ -13,18 +13,13 @@ from ..evaluation import composition
 from ..report import plot_accuracy_against_tokens, plot_composition, plot_semantic_density, plot_training
 from ..report.figures import COLORS, STYLE
 from .arms import Arm
+from .records import CURVES
 from .results import Results
 from .run import VANILLA
 
 
 MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # those whose steps and training are looked at
 PAPERS = ("Step-GRPO, table 1", "SAS, table 1")
-CURVES = {
-    "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
-    "completions/mean_length": "tokens per rollout",
-    "kl": "KL to the vanilla model",
-    "entropy": "entropy",
-}
 
 
 def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
@@ -49,9 +44,10 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
         main = [arm.name for arm in arms if arm.name in MAIN]
         if any(set(PAPERS) & set(arm.tables) for arm in arms):
             figures["accuracy"] = _accuracy(tables, arms)
-        if main:
-            figures["steps"] = _steps(results, [VANILLA, *main])
-            figures["training"] = _training(results, main)
+        if known := [name for name in main if len(results.labels(name))]:
+            figures["steps"] = _steps(results, [VANILLA, *known])
+        if known := [name for name in main if results.history(name)]:
+            figures["training"] = _training(results, known)
         if long := [arm.name for arm in arms if arm.checkpoints]:
             figures["long"] = _long(results, long)
         for name, figure in figures.items():
@@ -71,12 +67,8 @@ def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure
 
 
 def _steps(results: Results, models: Sequence[str]) -> Figure:
-    parts = []
-    for name in models:
-        rows = results.samples[name].reset_index(drop=True)
-        labels = rows[["benchmark"]].assign(model=name, label=results.labels(name)).explode("label")
-        parts.append(labels)
-    shares = composition(pd.concat(parts)).xs("overall", level="benchmark")
+    labels = pd.concat([results.labels(name).assign(model=name) for name in models])
+    shares = composition(labels).xs("overall", level="benchmark")
     figure = Figure(figsize=(10, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     plot_composition(left, shares)
@@ -85,7 +77,7 @@ def _steps(results: Results, models: Sequence[str]) -> Figure:
 
 
 def _training(results: Results, arms: Sequence[str]) -> Figure:
-    histories = _histories(results, arms)
+    histories = {name: results.history(name) for name in arms}
     figure = Figure(figsize=(10, 6), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
         plot_training(axes, histories, key, label)
@@ -94,11 +86,11 @@ def _training(results: Results, arms: Sequence[str]) -> Figure:
 
 
 def _long(results: Results, arms: Sequence[str]) -> Figure:
-    histories = _histories(results, arms)
+    histories = {name: results.history(name) for name in arms}
     figure = Figure(figsize=(10, 8), layout="constrained")
     accuracy, tokens, *others = figure.subplots(3, 2).flat
     for color, name in zip(COLORS[1:], arms, strict=False):
-        progress = results.progress(name, results.seeds[name][0])
+        progress = results.progress(name)
         accuracy.plot(progress["accuracy"], "o-", color=color, label=name)
         tokens.plot(progress["tokens"], "o-", color=color)
     accuracy.set(xlabel="update", ylabel="accuracy, held-out problems")
@@ -107,8 +99,3 @@ def _long(results: Results, arms: Sequence[str]) -> Figure:
     for axes, (key, label) in zip(others, CURVES.items(), strict=True):
         plot_training(axes, histories, key, label)
     return figure
-
-
-def _histories(results: Results, arms: Sequence[str]) -> dict[str, list[dict[str, float]]]:
-    """Of the first seed of each arm."""
-    return {name: results.history(name, results.seeds[name][0]) for name in arms}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .. import testbed
-from ..evaluation import classify_testbed_steps, read_samples, summarize
-from ..report import read_history
+from ..budgets import TARGET_COLUMN
+from ..evaluation import summarize
+from ..evaluation.composition import LABELS
+from .records import BEFORE, CURVES, PHASES, TRAINED, Records
 from .run import SAMPLES, VANILLA
 
 
@@ -28,13 +27,6 @@ class Difference:
     high: float
 
 
-def step_labels(samples: pd.DataFrame) -> list[list[str]]:
-    """What each step of each completion is for, see [`~step_trl.evaluation.classify_testbed_steps`]."""
-    solutions = {name: testbed.load_dataset(name)["solution"] for name in samples["benchmark"].unique()}
-    rows = samples[["benchmark", "problem", "completion"]].itertuples(index=False)
-    return [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in rows]
-
-
 def _overall(samples: pd.DataFrame) -> pd.Series:
     """Means of `accuracy` and `tokens` over benchmarks."""
     rows = samples.rename(columns={"correct": "accuracy"}).astype({"accuracy": float})
@@ -43,34 +35,30 @@ def _overall(samples: pd.DataFrame) -> pd.Series:
 
 class Results:
     """
-    All that is done of a study.
+    All that is known of a study, by arm.
 
     Args:
-        folder (`Path`):
-            Of the study.
+        records ([`~step_trl.study.records.Records`]):
+            Of all trainings.
 
     Attributes:
         seeds (`dict[str, list[int]]`):
             Seeds of each arm that are done, that of the vanilla model included.
         samples (`dict[str, DataFrame]`):
-            Of each arm, all seeds together: a sample of another seed is one more sample of the problem.
+            Of each arm's trained models, all seeds together: a sample of another seed is one more sample of the
+            problem.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, records: Records):
+        self.records = records
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
-        self._labels: dict[str, list[list[str]]] = {}
-        whole = len(read_samples(folder / VANILLA / "samples"))
-        for path in [folder / VANILLA / "samples", *sorted(folder.glob("*/*/samples"))]:
-            name, seed = path.relative_to(folder).parts[0], path.parent.name
-            rows = read_samples(path)
-            if len(rows) != whole:
-                continue  # its evaluation is under way
-            number = len(self.seeds.setdefault(name, []))
-            self.seeds[name].append(0 if name == VANILLA else int(seed))
-            rows["sample"] += number * SAMPLES
-            self.samples[name] = pd.concat([self.samples[name], rows]) if name in self.samples else rows
+        trained = records.samples[records.samples["model"] == TRAINED]
+        for name, rows in trained.groupby("arm"):
+            self.seeds[str(name)] = sorted(map(int, rows["seed"].unique()))
+            number = rows["seed"].map(self.seeds[str(name)].index)
+            rows = rows.assign(sample=rows["sample"] + number * SAMPLES)
+            self.samples[str(name)] = rows.drop(columns=TARGET_COLUMN) if rows[TARGET_COLUMN].isna().all() else rows
 
     def table(self, name: str) -> pd.DataFrame:
         """[`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""
@@ -78,9 +66,11 @@ class Results:
 
     def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
         """Standard deviation from training to training of an arm's mean, see [`Results.difference`]; NaN for one."""
-        values = self._values(name, measure, benchmark)
-        means = values.groupby(["number", "benchmark"])["value"].mean()
-        return float(means.groupby(level="number").mean().std())
+        return float(self._means(name, measure, benchmark).std())
+
+    def trainings(self, name: str, measure: str, benchmark: str | None = None) -> int:
+        """Number of those of an arm whose measure is known."""
+        return len(self._means(name, measure, benchmark))
 
     def pooled_spread(self, measure: str, benchmark: str | None = None) -> float:
         """
@@ -89,11 +79,8 @@ class Results:
         It is the median, so that a few unstable arms do not speak for the others. A variance of f degrees of freedom
         is distributed as chi-squared over f, whose median is about (1 - 2 / 9f)^3 (Wilson and Hilferty).
         """
-        freedom = {name: len(seeds) - 1 for name, seeds in self.seeds.items() if len(seeds) > 1}
-        variances = [
-            self.spread(name, measure, benchmark) ** 2 / (1 - 2 / (9 * number)) ** 3
-            for name, number in freedom.items()
-        ]
+        means = [self._means(name, measure, benchmark) for name in self.samples]
+        variances = [values.var() / (1 - 2 / (9 * (len(values) - 1))) ** 3 for values in means if len(values) > 1]
         return float(np.sqrt(np.median(variances))) if variances else np.nan
 
     def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
@@ -125,56 +112,54 @@ class Results:
         overall = np.mean(estimates, axis=0)
         usual = np.nan_to_num(self.pooled_spread(measure, benchmark))
         variances = [
-            np.fmax(usual, self.spread(name, measure, benchmark)) ** 2 / len(self.seeds[name])
+            np.fmax(usual, self.spread(name, measure, benchmark)) ** 2 / self.trainings(name, measure, benchmark)
             for name in (left, right)
             if name != VANILLA
         ]
         resamples = overall[1:] + np.sqrt(sum(variances)) * generator.standard_normal(RESAMPLES)
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
 
-    def labels(self, name: str) -> list[list[str]]:
-        """[`step_labels`] of an arm's samples."""
-        if name not in self._labels:
-            self._labels[name] = step_labels(self.samples[name])
-        return self._labels[name]
+    def labels(self, name: str) -> pd.DataFrame:
+        """One row per step of an arm's samples, as far as they are known, for [`~step_trl.evaluation.composition`]."""
+        rows = self.samples[name].dropna(subset=list(LABELS))
+        steps = [rows.loc[rows.index.repeat(rows[label]), ["benchmark"]].assign(label=label) for label in LABELS]
+        return pd.concat(steps)
 
-    def _values(self, name: str, measure: str, benchmark: str | None) -> pd.DataFrame:
-        """`value` of each sample, with its benchmark and problem and the `number` of its training."""
-        rows = self.samples[name]
-        if measure == "redundancy":
-            values = np.array([labels.count("redundancy") / len(labels) for labels in self.labels(name)])
-        else:
-            values = rows[COLUMNS.get(measure, measure)].to_numpy(float)
-        values = rows[["benchmark", "problem"]].assign(value=values, number=rows["sample"] // SAMPLES)
-        return values if benchmark is None else values[values["benchmark"] == benchmark]
+    def history(self, name: str) -> list[dict[str, float]]:
+        """What is logged of an arm's first training that has a log, as `trainer.state.log_history`; else nothing."""
+        rows = self._updates(name)
+        rows = rows[rows["seed"] == rows["seed"].min()]
+        return rows.rename(columns={"number": "step"})[["step", *CURVES]].to_dict("records")
 
-    def history(self, name: str, seed: int) -> list[dict[str, float]]:
-        return read_history(self.folder / name / str(seed) / "model")
+    def progress(self, name: str) -> pd.DataFrame:
+        """Overall accuracy and tokens by update, from the vanilla model to an arm's first trained one."""
+        seed, samples = self.seeds[name][0], self.records.samples
+        rows = samples[(samples["arm"] == name) & (samples["seed"] == seed)]
+        models = {str(model): part for model, part in rows.groupby("model") if model != BEFORE}
+        last = {int(self._updates(name)["number"].max()): models.pop(TRAINED)}
+        steps = {0: self.samples[VANILLA]} | {int(model): part for model, part in models.items()} | last
+        return pd.DataFrame({update: _overall(steps[update]) for update in sorted(steps)}).T
 
-    def progress(self, name: str, seed: int) -> pd.DataFrame:
-        """Overall accuracy and tokens by update, from the vanilla model to the trained one."""
-        own = self.folder / name / str(seed)
-        last = max(entry["step"] for entry in self.history(name, seed))
-        folders = {int(path.name): path for path in own.glob("checkpoints/*")} | {last: own / "samples"}
-        samples = {0: self.samples[VANILLA]} | {update: read_samples(folders[update]) for update in sorted(folders)}
-        return pd.DataFrame({update: _overall(rows) for update, rows in samples.items()}).T
-
-    def before(self, name: str) -> pd.Series:
-        """Overall accuracy and tokens of the models that an arm starts from, under the arm's own prompts."""
-        rows = pd.concat([read_samples(self.folder / name / str(seed) / "before") for seed in self.seeds[name]])
-        return _overall(rows)
+    def before(self, name: str) -> tuple[int, pd.Series]:
+        """
+        Number of seeds whose start is known, and the overall accuracy and tokens of these models that the arm starts
+        from, under its prompts.
+        """
+        samples = self.records.samples
+        rows = samples[(samples["arm"] == name) & (samples["model"] == BEFORE)]
+        return rows["seed"].nunique(), _overall(rows)
 
     def phases(self, name: str) -> pd.DataFrame:
         """
-        Mean seconds per update and phase of the first and the last tenth of the updates.
+        Mean seconds per update and phase of the first and the last tenth of the updates, empty where none are known.
 
-        Of the seed whose training was the fastest: beside the others, this machine may have done other work.
+        Of the training that was the fastest: beside the others, its machine may have done other work.
         """
-        timings = [
-            json.loads((self.folder / name / str(seed) / "model" / "phases.json").read_text())
-            for seed in self.seeds[name]
-        ]
-        updates = pd.DataFrame(min(timings, key=lambda timing: timing["seconds"])["updates"]).fillna(0.0)
+        rows = self._updates(name)
+        if rows.empty:
+            return pd.DataFrame()
+        sums = rows.groupby("seed")[list(PHASES)].sum().sum(axis=1)
+        updates = rows.loc[rows["seed"] == sums.idxmin(), list(PHASES)].fillna(0.0)
         few = max(1, len(updates) // 10)
         return pd.DataFrame({"early": updates.head(few).mean(), "late": updates.tail(few).mean()}).T
 
@@ -183,15 +168,25 @@ class Results:
         rows = self.samples[VANILLA]
         return float((rows.loc[rows["correct"].astype(bool), "tokens"] > context).mean())
 
-    def without_texts(self) -> pd.DataFrame:
-        """All samples of all arms, with the seed of the training."""
-        parts = []
-        for name, rows in self.samples.items():
-            seeds = [self.seeds[name][number] for number in rows["sample"] // SAMPLES]
-            columns = rows[["benchmark", "problem", "correct", "tokens", "steps", "finish_reason"]]
-            parts.append(columns.assign(arm=name, seed=seeds, sample=rows["sample"] % SAMPLES))
-        return pd.concat(parts, ignore_index=True).astype({"tokens": "int32", "steps": "int16", "problem": "int16"})
+    def _values(self, name: str, measure: str, benchmark: str | None) -> pd.DataFrame:
+        """
+        `value` of each sample that it is known of, with its benchmark and problem and the `number` of its training.
+        """
+        rows = self.samples[name]
+        if measure == "redundancy":
+            values = rows["redundancy"] / rows[list(LABELS)].sum(axis=1)
+        else:
+            values = rows[COLUMNS.get(measure, measure)]
+        values = rows[["benchmark", "problem"]].assign(
+            value=values.astype("Float64").to_numpy(float, na_value=np.nan), number=rows["sample"] // SAMPLES
+        )
+        return values[values["value"].notna() & (benchmark is None or values["benchmark"] == benchmark)]
 
-    def seconds(self) -> float:
-        """Of all trainings."""
-        return sum(json.loads(path.read_text())["seconds"] for path in self.folder.glob("*/*/model/phases.json"))
+    def _means(self, name: str, measure: str, benchmark: str | None) -> pd.Series:
+        """Mean of each training, over benchmarks."""
+        means = self._values(name, measure, benchmark).groupby(["number", "benchmark"])["value"].mean()
+        return means.groupby(level="number").mean()
+
+    def _updates(self, name: str) -> pd.DataFrame:
+        rows = self.records.updates
+        return rows[rows["arm"] == name]

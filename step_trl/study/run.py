@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,24 @@ def evaluate_model(
     return evaluate(model, benchmarks, n=samples, save_to=save_to, **EVALUATION)
 
 
-def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None:
+def whole_evaluation() -> int:
+    """Samples of an evaluated model."""
+    return PROBLEMS * SAMPLES * len(testbed.EVALUATION_SPLITS)
+
+
+def check_settings(field: str, folder: Path, max_steps: int) -> None:
+    """Note a study's settings in a folder. Raises a `ValueError` that names `field` if it holds another study."""
+    settings = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
+    path = folder / "study.json"
+    if path.exists() and (earlier := json.loads(path.read_text())) != settings:
+        raise ValueError(f"{field}: {folder} holds a study with {earlier}, not {settings}. Set another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(settings) + "\n")
+
+
+def run_study(
+    folder: Path, jobs: list[tuple[Arm, int]], max_steps: int, done: Container[tuple[str, int]] = ()
+) -> None:
     """
     Run all jobs that are not done, one after another; those that another process is at are left to it.
 
@@ -184,16 +202,15 @@ def run_study(folder: Path, jobs: list[tuple[Arm, int]], max_steps: int) -> None
             What to run, see [`jobs`].
         max_steps (`int`):
             Updates of an arm of budget 1. A folder with another number is refused.
+        done (`Container[tuple[str, int]]`, *optional*):
+            Names and seeds of arms that are left out, that of the vanilla model, seed 0, included.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
-    path = folder / "study.json"
-    if path.exists() and (earlier := json.loads(path.read_text())) != settings:
-        raise ValueError(f"output: {folder} holds a study with {earlier}, not {settings}. Set another folder.")
-    path.write_text(json.dumps(settings) + "\n")
-    (folder / VANILLA).mkdir(exist_ok=True)
-    with FileLock(folder / VANILLA / "lock"):
-        evaluate_model(testbed.MODEL_DIR, folder / VANILLA / "samples")
+    check_settings("output_dir", folder, max_steps)
+    if (VANILLA, 0) not in done:
+        (folder / VANILLA).mkdir(exist_ok=True)
+        with FileLock(folder / VANILLA / "lock"):
+            evaluate_model(testbed.MODEL_DIR, folder / VANILLA / "samples")
+    jobs = [(arm, seed) for arm, seed in jobs if (arm.name, seed) not in done]
     for number, (arm, seed) in enumerate(jobs, 1):
         print(f"{number} of {len(jobs)}: {arm.name}, seed {seed}", flush=True)
         try:

@@ -1,0 +1,142 @@
+"""What is kept of each training, small enough to lie beside the page: a study goes on from it on another machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import testbed
+from ..budgets import TARGET_COLUMN
+from ..evaluation import classify_testbed_steps, read_samples
+from ..evaluation.composition import LABELS
+from ..report import read_history
+from .run import VANILLA, whole_evaluation
+
+
+TRAINED, BEFORE = "trained", "before"  # models that samples are of; others are checkpoints, by their update
+LENGTH = "completions/mean_length"
+CURVES = {
+    "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
+    LENGTH: "tokens per rollout",
+    "kl": "KL to the vanilla model",
+    "entropy": "entropy",
+}
+PHASES = ("generation", "reward", "old", "reference", "update")
+TRAINING = ["arm", "seed"]
+KINDS = {  # of the columns that are kept of a sample
+    "benchmark": "str",
+    "problem": "int16",
+    "sample": "int16",
+    "correct": "bool",
+    "tokens": "int32",
+    "steps": "int16",
+    "finish_reason": "str",
+    TARGET_COLUMN: "Int32",
+}
+
+
+@dataclass(frozen=True)
+class Records:
+    """
+    All that is known of the trainings of a study.
+
+    Attributes:
+        samples (`DataFrame`):
+            One row each, with `arm` and `seed` of the training and the `model`: `"trained"`, `"before"` (the training,
+            under its prompts) or an update; how many of its steps are `forward`, `verification` and `redundancy`, see
+            [`~step_trl.evaluation.classify_testbed_steps`], is missing where its text was lost.
+        updates (`DataFrame`):
+            One row each, with `arm`, `seed` and its `number` (from 1), what is logged of `CURVES` and the seconds of
+            `PHASES`.
+    """
+
+    samples: pd.DataFrame
+    updates: pd.DataFrame
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """Arms and seeds whose trained models are evaluated, the vanilla model with seed 0."""
+        trained = self.samples.loc[self.samples["model"] == TRAINED, TRAINING].drop_duplicates()
+        return {(str(arm), int(seed)) for arm, seed in trained.itertuples(index=False)}
+
+    def updated_by(self, newer: Records) -> Records:
+        """Both; where both know a training, what the newer ones say of it."""
+        known = newer.done
+
+        def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+            kept = [training not in known for training in zip(old["arm"], old["seed"], strict=True)]
+            parts = [part for part in (old[np.array(kept, dtype=bool)], new) if len(part)]
+            return pd.concat(parts, ignore_index=True) if parts else new
+
+        return Records(merge(self.samples, newer.samples), merge(self.updates, newer.updates))
+
+
+def read_records(page: Path) -> Records:
+    """Those that lie beside a page, empty where there is none."""
+    tables = []
+    of_samples, of_updates = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
+    for path, columns in ((page / "samples.parquet", of_samples), (page / "updates.parquet", of_updates)):
+        tables.append(pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=columns))
+    return Records(*tables)
+
+
+def write_records(records: Records, page: Path) -> None:
+    page.mkdir(parents=True, exist_ok=True)
+    for name in ("samples", "updates"):
+        path = page / f"{name}.parquet"
+        unfinished = path.with_suffix(".unfinished")
+        getattr(records, name).to_parquet(unfinished, compression="zstd", index=False)
+        unfinished.rename(path)
+
+
+def collect_records(folder: Path) -> Records:
+    """Of all trainings in the folder of a study whose evaluation is done."""
+    samples, updates = [], []
+    for arm, seed, own in _trainings(folder):
+        trained = read_samples(own / "samples")
+        if len(trained) != whole_evaluation():
+            continue
+        models = {TRAINED: trained, BEFORE: read_samples(own / "before")}
+        models |= {path.name: read_samples(path) for path in own.glob("checkpoints/*")}
+        for model, rows in models.items():
+            if len(rows):
+                samples.append(_summary(rows).assign(arm=arm, seed=seed, model=model))
+        if len(rows := _updates(own / "model")):
+            updates.append(rows.assign(arm=arm, seed=seed))
+    empty = read_records(folder)
+    return Records(
+        pd.concat(samples, ignore_index=True) if samples else empty.samples,
+        pd.concat(updates, ignore_index=True) if updates else empty.updates,
+    )
+
+
+def _trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
+    yield VANILLA, 0, folder / VANILLA
+    for path in sorted(folder.glob("*/*/samples")):
+        yield path.parent.parent.name, int(path.parent.name), path.parent
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Samples without their texts, but with what their steps are for."""
+    solutions = {name: testbed.load_dataset(name)["solution"] for name in rows["benchmark"].unique()}
+    texts = rows[["benchmark", "problem", "completion"]].itertuples(index=False)
+    labels = [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in texts]
+    counts = {label: pd.array([row.count(label) for row in labels], dtype="Int16") for label in LABELS}
+    return rows.reindex(columns=list(KINDS)).astype(KINDS).assign(**counts)
+
+
+def _updates(model: Path) -> pd.DataFrame:
+    """Log and seconds of each update, none of a model that was made by SFT."""
+    timing = model / "phases.json"
+    seconds = json.loads(timing.read_text())["updates"] if timing.exists() else []
+    if not seconds:
+        return pd.DataFrame()
+    stages = [*sorted(model.glob("stage-*")), model]
+    log = [entry for stage in stages for entry in read_history(stage) if LENGTH in entry]
+    parts = pd.DataFrame(log, columns=list(CURVES)), pd.DataFrame(seconds, columns=list(PHASES))
+    return pd.concat(parts, axis=1).astype("float32").assign(number=range(1, len(seconds) + 1))
