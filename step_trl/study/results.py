@@ -14,7 +14,8 @@ from .records import BEFORE, CURVES, PHASES, TRAINED, Records
 from .run import SAMPLES, VANILLA
 
 
-RESAMPLES = 2000
+RESAMPLES = 2000  # of a table
+DRAWS = 20_000  # of a difference, whose interval may end near 0
 COLUMNS = {"accuracy": "correct"}  # of the samples, where a measure is called otherwise
 
 
@@ -107,7 +108,7 @@ class Results:
         estimates = []
         for _, problems in (means[0] - means[1]).groupby(level="benchmark"):
             values = problems.to_numpy()
-            places = generator.integers(len(values), size=(RESAMPLES, len(values)))
+            places = generator.integers(len(values), size=(DRAWS, len(values)))
             estimates.append([values.mean(), *values[places].mean(axis=1)])
         overall = np.mean(estimates, axis=0)
         usual = np.nan_to_num(self.pooled_spread(measure, benchmark))
@@ -116,7 +117,7 @@ class Results:
             for name in (left, right)
             if name != VANILLA
         ]
-        resamples = overall[1:] + np.sqrt(sum(variances)) * generator.standard_normal(RESAMPLES)
+        resamples = overall[1:] + np.sqrt(sum(variances)) * generator.standard_normal(DRAWS)
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
 
     def labels(self, name: str) -> pd.DataFrame:
