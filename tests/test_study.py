@@ -13,7 +13,7 @@ from step_trl import study, testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
 from step_trl.study import run
 from step_trl.study.arms import ARMS, Arm, jobs
-from step_trl.study.claims import CLAIMS, verdict
+from step_trl.study.claims import CHOICES, CLAIMS, verdict
 from step_trl.study.page import write_page
 from step_trl.study.pictures import draw
 from step_trl.study.prompted import cut_off, prompt_ids
@@ -52,6 +52,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path):
 def test_claims_are_about_arms():
     names = {arm.name for arm in ARMS} | {run.VANILLA}
     assert all({claim.left, claim.right} <= names for claim in CLAIMS)
+    assert all(set(arms) <= names for _, *arms in CHOICES)
 
 
 @pytest.mark.parametrize(
@@ -147,15 +148,18 @@ def test_what_was_lost_is_left_out(small, tmp_path):
     """Records of samples whose texts and logs are gone."""
     run.run_study(tmp_path, [], max_steps=1)
     vanilla = collect_records(tmp_path).samples
-    arms = [vanilla.assign(arm=name, seed=seed) for name in ("step-grpo", "sas") for seed in range(3)]
+    names = ("step-grpo", "sas", "trigger-dropped")
+    arms = [vanilla.assign(arm=name, seed=seed) for name in names for seed in range(3)]
     rows = pd.concat([vanilla, *arms], ignore_index=True)
-    lost = (rows["arm"] == "sas") | ((rows["arm"] == "step-grpo") & (rows["seed"] > 0))
+    lost = rows["arm"].isin(["sas", "trigger-dropped"]) | ((rows["arm"] == "step-grpo") & (rows["seed"] > 0))
     rows.loc[lost, ["forward", "verification", "redundancy"]] = pd.NA
     records = replace(read_records(tmp_path), samples=rows)
     write_page(records, tmp_path / "page", 1)
     text = (tmp_path / "page" / "README.md").read_text()
     assert "are redundant. **does not hold**: `step-grpo` against `vanilla` (seeds: 1 and 1), +0.0 points" in text
     assert "vanilla model. **does not hold**: `step-grpo` against `vanilla` (seeds: 3 and 1), +0.0 tokens" in text
+    assert "`trigger-dropped` against `step-grpo` (seeds: 3 and 3), +0.0 points (+0.0 to +0.0), +0.0 tokens" in text
+    assert text.count(" against `sas`") == 0  # neither other version of SAS was run
     assert "trainings whose seconds" not in text and "training.png" not in text and "steps.png" in text
     labels = Results(records).labels
     assert len(labels("sas")) == 0 and len(labels("step-grpo")) == len(labels("vanilla")) > 0

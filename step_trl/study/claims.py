@@ -133,6 +133,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
 )  # fmt: skip
 
+CHOICES = (  # what the papers leave open, or their releases do otherwise: text, arm that chooses otherwise, and ours
+    ("`keep_trigger=False`", "trigger-dropped", "step-grpo"),
+    ("`train_on_injected_tokens=False`", "injected-not-trained", "step-grpo"),
+    ("Step-GRPO as it was released", "step-grpo-released", "step-grpo"),
+    ("`failed_step_advantage=1.0`, the default, by the earlier version of the paper", "sas-failed-1", "sas"),
+    ("SAS as it was released", "sas-released-slip", "sas"),
+)
+
 
 def claim_lines(results: Results) -> list[str]:
     """One Markdown line per claim whose arms are done, and one that names the others."""
@@ -145,14 +153,28 @@ def claim_lines(results: Results) -> list[str]:
             missing.append(claim.text)
             continue
         found = results.difference(claim.left, claim.right, *about)
-        scale, unit = (1, claim.measure) if claim.measure in ("tokens", "steps") else (100, "points")
-        numbers = f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
         compared = f"`{claim.left}` against `{claim.right}`" + (f" on `{claim.benchmark}`" if claim.benchmark else "")
         paper = f" The paper: {claim.paper}." if claim.paper else ""
         lines.append(
             f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared} "
-            f"(seeds: {seeds[0]} and {seeds[1]}), {numbers}.{paper}"
+            f"(seeds: {seeds[0]} and {seeds[1]}), {_numbers(found, claim.measure)}.{paper}"
         )
     if missing:
         lines.append(f"- Not run yet: {'; '.join(missing)}.")
     return lines
+
+
+def choice_lines(results: Results) -> list[str]:
+    """One Markdown line per choice of [`CHOICES`] whose arms are done: how another choice differs from the default."""
+    lines = []
+    for text, left, right in CHOICES:
+        if left in results.samples and right in results.samples:
+            numbers = [_numbers(results.difference(left, right, name), name) for name in ("accuracy", "tokens")]
+            seeds = f"{len(results.seeds[left])} and {len(results.seeds[right])}"
+            lines.append(f"- {text}: `{left}` against `{right}` (seeds: {seeds}), {', '.join(numbers)}.")
+    return lines
+
+
+def _numbers(found: Difference, measure: str) -> str:
+    scale, unit = (1, measure) if measure in ("tokens", "steps") else (100, "points")
+    return f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..report import markdown_table
 from .arms import ARMS, SHORT_CONTEXT, Arm
-from .claims import claim_lines
+from .claims import choice_lines, claim_lines
 from .pictures import draw
 from .records import PHASES, TRAINING, Records
 from .results import Results
@@ -59,6 +59,8 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
         "correct completions, which makes failures of them (SAS: about 29 %, of 4,096 tokens against 8,192).",
         "",
     ]
+    if choices := choice_lines(results):
+        lines += ["## Choices", "", "Another choice against the one that the other arms make:", "", *choices, ""]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
