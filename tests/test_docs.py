@@ -32,6 +32,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import step_trl
 from step_trl import testbed
+from step_trl.study.claims import CHOICES
 
 
 ROOT = Path(__file__).parent.parent
@@ -433,3 +434,18 @@ def test_figures_of_performance_were_measured():
     for line in (ROOT / "docs/performance.md").read_text().splitlines():
         figures = re.findall(r"(?<![#\w/`-])\d[\d,]*\.\d+|\d+,\d{3}", line)
         assert set(figures) <= measured, line
+
+
+def test_differences_of_choices_are_the_study_s():
+    """Those of `docs/options.md`, each in the line of its arm."""
+    page = (ROOT / "benchmarks/study/README.md").read_text()
+    choices = page[page.index("## Choices") : page.index("## Step-GRPO, table 1")]
+    section = (ROOT / "docs/options.md").read_text().partition("## Why these defaults")[2]
+    paragraphs = [" ".join(part.splitlines()) for part in re.split(r"\n\n|\n(?=\|)", section)]
+    figures = {paragraph: re.findall(r"[+-]\d+\.\d", paragraph) for paragraph in paragraphs}
+    assert sum(map(bool, figures.values())) == len(CHOICES)
+    for paragraph, numbers in figures.items():
+        if numbers:
+            arm = next(arm for _, arm, _ in CHOICES if f"`{arm}`" in paragraph)
+            line = next(line for line in choices.splitlines() if f"`{arm}` against" in line)
+            assert set(numbers) <= set(re.findall(r"[+-]\d+\.\d", line)), paragraph
