@@ -11,7 +11,7 @@ from ..report import markdown_table
 from .arms import ARMS, SHORT_CONTEXT, Arm
 from .claims import choice_lines, claim_lines
 from .pictures import draw
-from .records import PHASES, TRAINING, Records
+from .records import PHASES, Records
 from .results import Results
 from .run import SAMPLES, VANILLA
 
@@ -45,7 +45,7 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
         "anew, and with another `--page` all is run anew. "
         f"{max_steps} updates per arm (times its budget), 64 completions each; "
         f"the first {results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} "
-        f"samples per problem and seed. {_hours(records)}"
+        f"samples per problem and seed. {_hours(results)}"
         "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
         "The tuning protocol is in `step_trl/study/arms.py`.",
         "",
@@ -74,10 +74,9 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
     (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _hours(records: Records) -> str:
-    if records.updates.empty:
+def _hours(results: Results) -> str:
+    if (seconds := results.seconds()).empty:
         return ""
-    seconds = records.updates.groupby(TRAINING)[list(PHASES)].sum().sum(axis=1)
     return f"The {len(seconds)} trainings whose seconds are known took {seconds.sum() / 3600:.1f} hours of one core. "
 
 

@@ -44,7 +44,7 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
         main = [arm.name for arm in arms if arm.name in MAIN]
         if any(set(PAPERS) & set(arm.tables) for arm in arms):
             figures["accuracy"] = _accuracy(tables, arms)
-        if known := [name for name in main if len(results.labels(name))]:
+        if known := [name for name in main if results.trainings(name, "redundancy")]:
             figures["steps"] = _steps(results, [VANILLA, *known])
         if known := [name for name in main if results.history(name)]:
             figures["training"] = _training(results, known)

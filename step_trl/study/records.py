@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,7 @@ KINDS = {  # of the columns that are kept of a sample
     "finish_reason": "str",
     TARGET_COLUMN: "Int32",
 }
+OF_SAMPLES, OF_UPDATES = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,21 @@ class Records:
         """Both; where both know a training, what the newer ones say of it."""
         known = newer.done
 
-        def merge(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
-            kept = [training not in known for training in zip(old["arm"], old["seed"], strict=True)]
-            parts = [part for part in (old[np.array(kept, dtype=bool)], new) if len(part)]
-            return pd.concat(parts, ignore_index=True) if parts else new
+        def kept(rows: pd.DataFrame) -> pd.DataFrame:
+            unknown = [training not in known for training in zip(rows["arm"], rows["seed"], strict=True)]
+            return rows[np.array(unknown, dtype=bool)]
 
-        return Records(merge(self.samples, newer.samples), merge(self.updates, newer.updates))
+        return Records(
+            _join([kept(self.samples), newer.samples], OF_SAMPLES),
+            _join([kept(self.updates), newer.updates], OF_UPDATES),
+        )
 
 
 def read_records(page: Path) -> Records:
     """Those that lie beside a page, empty where there is none."""
     tables = []
-    of_samples, of_updates = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
-    for path, columns in ((page / "samples.parquet", of_samples), (page / "updates.parquet", of_updates)):
-        tables.append(pd.read_parquet(path) if path.exists() else pd.DataFrame(columns=columns))
+    for path, columns in ((page / "samples.parquet", OF_SAMPLES), (page / "updates.parquet", OF_UPDATES)):
+        tables.append(_join([pd.read_parquet(path)] if path.exists() else [], columns))
     return Records(*tables)
 
 
@@ -106,13 +108,14 @@ def collect_records(folder: Path) -> Records:
         for model, rows in models.items():
             if len(rows):
                 samples.append(_summary(rows).assign(arm=arm, seed=seed, model=model))
-        if len(rows := _updates(own / "model")):
-            updates.append(rows.assign(arm=arm, seed=seed))
-    empty = read_records(folder)
-    return Records(
-        pd.concat(samples, ignore_index=True) if samples else empty.samples,
-        pd.concat(updates, ignore_index=True) if updates else empty.updates,
-    )
+        updates.append(_updates(own / "model").assign(arm=arm, seed=seed))
+    return Records(_join(samples, OF_SAMPLES), _join(updates, OF_UPDATES))
+
+
+def _join(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The rows of all, with these columns if there are none."""
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
 def _trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:

@@ -10,7 +10,7 @@ import pandas as pd
 from ..budgets import TARGET_COLUMN
 from ..evaluation import summarize
 from ..evaluation.composition import LABELS
-from .records import BEFORE, CURVES, PHASES, TRAINED, Records
+from .records import BEFORE, CURVES, PHASES, TRAINED, TRAINING, Records
 from .run import SAMPLES, VANILLA
 
 
@@ -54,6 +54,7 @@ class Results:
         self.records = records
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
+        self._known_means: dict[tuple[str, str, str | None], pd.Series] = {}
         trained = records.samples[records.samples["model"] == TRAINED]
         for name, rows in trained.groupby("arm"):
             self.seeds[str(name)] = sorted(map(int, rows["seed"].unique()))
@@ -159,10 +160,13 @@ class Results:
         rows = self._updates(name)
         if rows.empty:
             return pd.DataFrame()
-        sums = rows.groupby("seed")[list(PHASES)].sum().sum(axis=1)
-        updates = rows.loc[rows["seed"] == sums.idxmin(), list(PHASES)].fillna(0.0)
+        updates = rows.loc[rows["seed"] == self.seconds()[name].idxmin(), list(PHASES)].fillna(0.0)
         few = max(1, len(updates) // 10)
         return pd.DataFrame({"early": updates.head(few).mean(), "late": updates.tail(few).mean()}).T
+
+    def seconds(self) -> pd.Series:
+        """Of all updates of each training that has a log, by arm and seed."""
+        return self.records.updates.groupby(TRAINING)[list(PHASES)].sum().sum(axis=1)
 
     def cut_off(self, context: int) -> float:
         """Share of the vanilla model's correct completions with more tokens than `context`."""
@@ -185,8 +189,11 @@ class Results:
 
     def _means(self, name: str, measure: str, benchmark: str | None) -> pd.Series:
         """Mean of each training, over benchmarks."""
-        means = self._values(name, measure, benchmark).groupby(["number", "benchmark"])["value"].mean()
-        return means.groupby(level="number").mean()
+        key = (name, measure, benchmark)
+        if key not in self._known_means:  # each difference needs those of all arms
+            means = self._values(*key).groupby(["number", "benchmark"])["value"].mean()
+            self._known_means[key] = means.groupby(level="number").mean()
+        return self._known_means[key]
 
     def _updates(self, name: str) -> pd.DataFrame:
         rows = self.records.updates
