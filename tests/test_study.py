@@ -92,6 +92,10 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     text = (page / "README.md").read_text()
     assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
     assert "Not run yet: " in text
+    found = results.difference("grpo-short", "sas", "tokens")
+    row = next(line for line in text[text.index("| against `sas`") :].splitlines() if "grpo-short" in line)
+    assert f"| {found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}) |" in row
+    assert ("longer" in row) == (found.low > 0) and ("shorter" in row) == (found.high < 0)
     assert {path.name for path in page.iterdir()} == {
         *("README.md", "summary.csv", "samples.parquet", "updates.parquet", "study.json"),
         *("accuracy.png", "steps.png", "training.png"),

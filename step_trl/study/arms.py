@@ -62,6 +62,7 @@ class Arm:
 _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
 _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
+METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # whose the tables are that compare all methods
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
 _SCALE = SHORT_CONTEXT / 4096

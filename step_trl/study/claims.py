@@ -7,7 +7,7 @@ beginnings of the papers could be read here; a claim without numbers is what its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -175,6 +175,21 @@ def choice_lines(results: Results) -> list[str]:
     return lines
 
 
+def order_lines(results: Results, method: str, others: Sequence[str]) -> list[str]:
+    """A Markdown table of how other arms of a table differ from its method, and what their intervals say."""
+    lines = [f"| against `{method}` | accuracy, points | tokens | by the intervals |", "|---|---:|---:|---|"]
+    for name in others:
+        accuracy, tokens = (results.difference(name, method, measure) for measure in ("accuracy", "tokens"))
+        sides = ((accuracy, "more accurate", "less accurate"), (tokens, "longer", "shorter"))
+        said = [above if found.low > 0 else below for found, above, below in sides if found.low * found.high > 0]
+        lines.append(f"| {name} | {_interval(accuracy, 100)} | {_interval(tokens, 1)} | {', '.join(said)} |")
+    return lines
+
+
 def _numbers(found: Difference, measure: str) -> str:
     scale, unit = (1, measure) if measure in ("tokens", "steps") else (100, "points")
-    return f"{scale * found.value:+.1f} {unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"
+    return _interval(found, scale, f" {unit}")
+
+
+def _interval(found: Difference, scale: int, unit: str = "") -> str:
+    return f"{scale * found.value:+.1f}{unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..report import markdown_table
-from .arms import ARMS, SHORT_CONTEXT, Arm
-from .claims import choice_lines, claim_lines
+from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
+from .claims import choice_lines, claim_lines, order_lines
 from .pictures import draw
 from .records import PHASES, Records
 from .results import Results
@@ -64,6 +64,9 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
+        if (method := METHODS.get(title)) in tables:
+            others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
+            lines += ["Each against the paper's method:", "", *order_lines(results, method, others), ""]
     if started := [arm for arm in done if results.before(arm.name)[0]]:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
@@ -90,7 +93,7 @@ def _chance(results: Results) -> str:
         "Their intervals know two sources of chance, problems and trainings. From one training of a usual arm to "
         f"another, the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens "
         "(standard deviations, the median over all arms with several seeds); an arm whose own deviation is larger is "
-        "taken with its own."
+        "taken with its own. No interval is corrected for the number of comparisons."
     )
 
 

@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 from ..evaluation import composition
 from ..report import plot_accuracy_against_tokens, plot_composition, plot_semantic_density, plot_training
 from ..report.figures import COLORS, STYLE
-from .arms import Arm
+from .arms import METHODS, Arm
 from .records import CURVES
 from .results import Results
 from .run import VANILLA
 
 
 MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # those whose steps and training are looked at
-PAPERS = ("Step-GRPO, table 1", "SAS, table 1")
 
 
 def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
@@ -42,7 +41,7 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
     figures = {}
     with matplotlib.rc_context(STYLE):
         main = [arm.name for arm in arms if arm.name in MAIN]
-        if any(set(PAPERS) & set(arm.tables) for arm in arms):
+        if any(set(METHODS) & set(arm.tables) for arm in arms):
             figures["accuracy"] = _accuracy(tables, arms)
         if known := [name for name in main if results.trainings(name, "redundancy")]:
             figures["steps"] = _steps(results, [VANILLA, *known])
@@ -57,7 +56,7 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
 
 def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure:
     """Both papers' first tables, side by side."""
-    papers = [title for title in PAPERS if any(title in arm.tables for arm in arms)]
+    papers = [title for title in METHODS if any(title in arm.tables for arm in arms)]
     figure = Figure(figsize=(7 * len(papers), 4.5), layout="constrained")
     for axes, title in zip(figure.subplots(1, len(papers), squeeze=False).flat, papers, strict=True):
         names = [VANILLA, *(arm.name for arm in arms if title in arm.tables)]
