@@ -24,9 +24,13 @@ MATH_PROMPT = "{question}\n\nPlease reason step by step, and put your final answ
 CHOICE_PROMPT = (
     "{question}\n\nPlease reason step by step, and put the letter of your answer, and nothing else, within \\boxed{}."
 )
+# Not in a box: answers such as `} ]` would close it.
+TEXT_PROMPT = '{question}\n\nPlease reason step by step, and end with "The answer is", your answer, and nothing else.'
+PROMPTS = {"math": MATH_PROMPT, "choice": CHOICE_PROMPT, "text": TEXT_PROMPT}  # by grader
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPTIONS_SEED = 0  # of the order of GPQA's options
 _SAMPLE_SEED = 0  # of the 500 problems of MMLU
+_DOLLAR = re.compile(r"(?<!\\)\$")
 _LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
 
 
@@ -75,8 +79,8 @@ def read_amc_2023(row: dict) -> tuple[str, Any] | None:
 
 
 def read_olympiad(row: dict) -> tuple[str, Any]:
-    """A list of answers, in dollar signs; several are one answer together."""
-    return row["question"], ", ".join(str(answer).strip().strip("$") for answer in row["final_answer"])
+    """A list of answers, or of several together, each in dollar signs; all of them are one answer."""
+    return row["question"], ", ".join(_DOLLAR.sub("", str(answer)).strip() for answer in row["final_answer"])
 
 
 def read_gpqa(row: dict) -> tuple[str, Any]:
@@ -205,7 +209,6 @@ def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Datas
 
 
 def _read(name: str, published: Published, task: str | None, part: datasets.Dataset) -> list[dict]:
-    template = MATH_PROMPT if published.grader != "choice" else CHOICE_PROMPT
     rows = []
     for place, row in enumerate(part):
         read = published.read(row)
@@ -219,7 +222,9 @@ def _read(name: str, published: Published, task: str | None, part: datasets.Data
         rows.append(
             {
                 "problem": problem if task is None else f"{task}/{problem}",
-                "prompt": [{"role": "user", "content": template.replace("{question}", question.strip())}],
+                "prompt": [
+                    {"role": "user", "content": PROMPTS[published.grader].replace("{question}", question.strip())}
+                ],
                 "solution": solution,
                 "grader": published.grader,
             }

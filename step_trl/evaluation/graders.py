@@ -20,48 +20,58 @@ _AFTER_PHRASE = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
 _LETTER = re.compile(
     r"(?:(?i:option|choice)\s+)?\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL
 )
+_ALONE = re.compile(r"(?:(?i:option|choice)\s+)?\(?([A-Z])[).:]?")
+_ESCAPED = re.compile(r"\\[{}]")
 _MARKS = " \t\r\n*_`$\"'."
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` that is closed, or `None`."""
+    r"""Content of the last `\boxed{...}` that is closed, or `None`; `\{` and `\}` open and close nothing."""
+    braces = _ESCAPED.sub("..", text)
     start = text.rfind(r"\boxed{")
     while start >= 0:
         depth, begin = 0, start + len(r"\boxed")
         for end in range(begin, len(text)):
-            depth += (text[end] == "{") - (text[end] == "}")
+            depth += (braces[end] == "{") - (braces[end] == "}")
             if depth == 0:
                 return text[begin + 1 : end]
         start = text.rfind(r"\boxed{", 0, start)
     return None
 
 
-def stated_answer(text: str) -> str | None:
-    """What a text gives as its answer: its last box, else what follows its last "answer is", else its last line."""
+def given_answer(text: str) -> str | None:
+    """What a text gives as its answer: its last box, else what follows its last "answer is", else `None`."""
     boxed = last_boxed(text)
-    if boxed is None:
-        phrases = _AFTER_PHRASE.findall(text)
-        lines = text.strip().splitlines()
-        boxed = phrases[-1] if phrases else lines[-1] if lines else None
-    if boxed is None:
-        return None
-    while (plain := _WRAPPER.sub(r"\1", boxed)) != boxed:
-        boxed = plain
-    return boxed.replace("\\", "").replace("**", "").strip(_MARKS)
+    if boxed is not None:
+        return _plain(boxed)
+    phrases = _AFTER_PHRASE.findall(text)
+    return _plain(phrases[-1]) if phrases else None
+
+
+def last_line(text: str) -> str:
+    return _plain(text.strip().rpartition("\n")[2])
 
 
 def is_choice(text: str, letter: str) -> bool:
-    """Whether the stated answer is this letter."""
-    found = _LETTER.match(stated_answer(text) or "")
+    """Whether the answer is this letter; on a last line it must stand alone."""
+    answer = given_answer(text)
+    found = _ALONE.fullmatch(last_line(text)) if answer is None else _LETTER.match(answer)
     return found is not None and found[1] == letter
 
 
 def is_text(text: str, solution: str) -> bool:
-    """Whether the stated answer is this text, but for case, spaces and marks around it."""
+    """Whether the answer, or else the last line, is this text, but for case, spaces and marks around it."""
     if re.fullmatch(r"\([A-Z]\)", solution):
         return is_choice(text, solution[1])
-    answer = stated_answer(text)
-    return answer is not None and _normal(answer) == _normal(solution)
+    answer = given_answer(text)
+    return _normal(last_line(text) if answer is None else answer) == _normal(solution)
+
+
+def _plain(answer: str) -> str:
+    """Without the marks and the fonts of LaTeX and Markdown."""
+    while (plain := _WRAPPER.sub(r"\1", answer)) != answer:
+        answer = plain
+    return answer.replace("\\", "").replace("**", "").strip(_MARKS)
 
 
 def _normal(text: str) -> str:

@@ -15,23 +15,26 @@ import resource
 import signal
 import sys
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
 
 MEMORY_LIMIT = 2 * 1024**3
-# As in TRL's `accuracy_reward` (valid LaTeX, a box before all else), and DAPO's "Answer: 42" without LaTeX.
-EXTRACTION = (
-    LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True),
-        boxed_match_priority=0,
-        try_extract_without_anchor=False,
-    ),
-    ExprExtractionConfig(try_extract_without_anchor=False),
-)
-ANCHOR = re.compile(r"\$|\\\(|\\\[|\\boxed|(?i:answer)")
+
+
+def _extraction(**latex: Any) -> tuple[LatexExtractionConfig, ExprExtractionConfig]:
+    """A box before all else, as in TRL's `accuracy_reward`, and DAPO's "Answer: 42" without LaTeX."""
+    return (
+        LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False, **latex),
+        ExprExtractionConfig(try_extract_without_anchor=False),
+    )
+
+
+# As TRL does: an answer must be valid LaTeX, while a solution may be written as data sets do, such as `\frac43`.
+ANSWERS, SOLUTIONS = _extraction(normalization_config=NormalizationConfig(units=True)), _extraction()
+ANCHOR = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|(?i:answer)")
 INTEGER = r"(0|-?[1-9][0-9]{0,14})"
 # Nothing around the box that could be LaTeX of its own: only math-verify's pattern for a bare box can match.
 BOXED_INTEGER = re.compile(rf"[^\\${{}}\[]*\\boxed\{{{INTEGER}\}}[^\\${{}}\[]*")
@@ -72,7 +75,7 @@ def compare_integers(text: str, solution: str) -> Grade | None:
 
 
 def parse_answer(text: str) -> list:
-    return parse(text, EXTRACTION, extraction_mode="first_match", parsing_timeout=None)
+    return parse(text, ANSWERS, extraction_mode="first_match", parsing_timeout=None)
 
 
 @lru_cache(maxsize=1024)  # the completions of a group share it
@@ -82,7 +85,7 @@ def parse_solution(solution: str) -> list:
     """
     if ANCHOR.search(solution):
         return parse(solution, parsing_timeout=None)
-    return parse_answer(rf"\boxed{{{solution}}}")
+    return parse(rf"\boxed{{{solution}}}", SOLUTIONS, extraction_mode="first_match", parsing_timeout=None)
 
 
 def grade(text: str, solution: str) -> Grade:

@@ -89,11 +89,12 @@ def test_olympiadbench(tmp_path):
         {"id": 1606, "question": "Find all.", "final_answer": ["$2$"], "is_multiple_answer": False},
         {"id": 1610, "question": "Find both.", "final_answer": ["$1,-1$"], "is_multiple_answer": True},
         {"id": 1611, "question": "Find them.", "final_answer": ["$3$", "$\\frac{1}{3}$"], "is_multiple_answer": True},
+        {"id": 1612, "question": "Find all.", "final_answer": ["$69$,$84$"], "is_multiple_answer": True},
     ]
     path = tmp_path / "OE_TO_maths_en_COMP" / "OE_TO_maths_en_COMP.parquet"
     path.parent.mkdir()
     pd.DataFrame(rows).to_parquet(path)
-    assert load_benchmark("olympiadbench", tmp_path)["solution"] == ["2", "1,-1", r"3, \frac{1}{3}"]
+    assert load_benchmark("olympiadbench", tmp_path)["solution"] == ["2", "1,-1", r"3, \frac{1}{3}", "69,84"]
 
 
 def test_lsat_answers_run_from_a_to_e(tmp_path):

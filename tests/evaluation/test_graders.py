@@ -2,7 +2,7 @@
 
 import pytest
 
-from step_trl.evaluation.graders import grade, is_choice, is_text, last_boxed, stated_answer
+from step_trl.evaluation.graders import grade, is_choice, is_text, last_boxed
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,8 @@ from step_trl.evaluation.graders import grade, is_choice, is_text, last_boxed, s
         (r"\boxed{7}", "7"),
         (r"\boxed{\frac{1}{2}} or \boxed{x_{1}}", "x_{1}"),
         (r"\boxed{3} and \boxed{4", "3"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\} ]}", r"\} ]"),
         ("no box", None),
     ],
 )
@@ -53,6 +55,10 @@ def test_a_letter_that_is_given_as_the_answer_counts(text):
         "The answer is Because",
         "(A) or (B)",
         "B could be",
+        "Let me check the options.\nA) Smith is first",
+        "A) is incorrect, so the choice must be B",
+        "Option A) is wrong; B",
+        "A. The first statement contradicts rule 2",
     ],
 )
 def test_a_stray_letter_does_not(text):
@@ -75,6 +81,9 @@ def test_a_thought_that_was_cut_off_has_no_answer():
         ("The answer is Yes.", "Yes", True),
         (r"\boxed{ant  bee cat}", "ant bee cat", True),
         (r"\boxed{] ) }", "] )", True),
+        (r"\boxed{\} ]}", "} ]", True),
+        ("The answer is } ].", "} ]", True),
+        ("The letters are these.\nant bee cat", "ant bee cat", True),
         (r"\boxed{B}", "(B)", True),
         (r"\boxed{(C)}", "(B)", False),
         (r"\boxed{-24}", "-24", True),
@@ -85,6 +94,6 @@ def test_texts(text, solution, right):
     assert is_text(text, solution) is right
 
 
-def test_a_text_without_an_answer_states_none():
-    assert stated_answer("") is None
+def test_an_empty_text_is_no_answer():
     assert not is_text("", "True")
+    assert not is_choice("", "A")

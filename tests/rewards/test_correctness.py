@@ -53,11 +53,16 @@ EQUAL = [
     (r"\boxed{7}", r"Adding up we get \boxed{7}."),
     ("résumé — 数学 \U0001d538 \ud800 " + r"\boxed{7}", "7"),
     (r"\boxed{٤٢}", "٤٢"),
+    *[(r"\boxed{\frac{4}{3}}", r"\frac43"), (r"\boxed{\frac{9}{19}}", r"\frac9{19}")],  # as data sets write them
+    *[(r"\boxed{11\sqrt{2}}", r"11\sqrt2"), (r"\boxed{\frac{\sqrt{3}}{2}}", r"\frac{\sqrt3}{2}")],
+    *[(r"\boxed{18.90}", r"\$18.90"), (r"\boxed{\$36}", r"\$36"), (r"\boxed{32348}", r"\$32,\!348")],
 ]
 UNEQUAL = [
     (r"\boxed{2}", r"2\sqrt{3}"),
     (r"\boxed{43}", "42"),
     (r"\boxed{C}", "B"),
+    (r"\boxed{4}", r"\frac43"),
+    (r"\boxed{3}", r"\sqrt3"),
     (r"\boxed{0.33}", r"\frac{1}{3}"),
     (r"\boxed{42}, no: \boxed{41}", "42"),
     ("42", "42"),
