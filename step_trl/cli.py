@@ -83,6 +83,7 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, in place of the hub")
     evaluation.add_argument("--limit", type=int, help="first problems of each benchmark only")
     evaluation.add_argument("--n", type=int, default=1, help="samples per problem")
+    evaluation.add_argument("--seeds", type=int, nargs="+", metavar="N", help="one per sample, by default 0, 1, ...")
     evaluation.add_argument("--temperature", type=float, default=0.6)
     evaluation.add_argument("--top-p", type=float, default=0.95)
     evaluation.add_argument("--max-tokens", type=int, default=32_768, help="of a completion")
@@ -96,6 +97,10 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument(
         "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
         help="leave a thought where an induced answer is more confident than this (DEER)",
+    )  # fmt: skip
+    evaluation.add_argument(
+        "--require-end-of-thinking", action=argparse.BooleanOptionalAction, default=True,
+        help="a completion without </think> is wrong; not so for models that do not think",
     )  # fmt: skip
     evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -62,10 +63,29 @@ def sample(
             problems,
             n=n,
             max_tokens=max_tokens,
-            name=None if engine == "transformers" else model,  # a server's address may be another one next time
+            name=None if engine == "transformers" else name_of(model),
             on_sample=on_sample,
             **options,
         )
+
+
+def name_of(model: str) -> str:
+    """
+    What a model on a server is called, whose address may be another one next time: its name on the hub, or its folder
+    with a fingerprint of the weights, as training changes them.
+    """
+    files = sorted(Path(model).glob("*.safetensors"))
+    if not files:
+        return model
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(0, size, max(1, size // 1000)):
+                file.seek(place)
+                digest.update(file.read(64))
+    return f"{Path(model).name} ({digest.hexdigest()})"
 
 
 def run_eval(
@@ -104,7 +124,7 @@ def run_eval(
         max_tokens (`int`, *optional*, defaults to `32768`):
             Of a completion.
         limit (`int`, *optional*):
-            First problems of each benchmark only.
+            First problems of each benchmark only. A report keeps the one that it began with.
         token_targets (`Sequence[int]`, *optional*):
             Evaluate each benchmark once for each of these lengths, which its prompts ask for (L1), under the name
             `math500@512`. The summary then says how far lengths are from them.

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -24,7 +25,7 @@ class ChatClient:
 
     Args:
         base_url (`str`):
-            With or without `/v1`.
+            With the path that `/chat/completions` follows; `/v1` where there is none.
         model (`str`):
             Its name there.
         api_key (`str`, *optional*):
@@ -49,7 +50,7 @@ class ChatClient:
         base_url = base_url.rstrip("/")
         if not base_url.startswith(("http://", "https://")):
             raise ValueError(f"base_url: {base_url!r} is no address. Set for instance http://localhost:8000/v1.")
-        self.url = f"{base_url if base_url.endswith('/v1') else base_url + '/v1'}/chat/completions"
+        self.url = f"{base_url}{'' if urlsplit(base_url).path else '/v1'}/chat/completions"
         self.model, self.retry_window = model, retry_window
         self.options = {name: value for name, value in options.items() if value is not None}
         self._api_key = api_key

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _ROWS_PER_FILE = 256
+_SECONDS_PER_FILE = 15.0  # at most this long is lost when the process is killed
 
 
 def evaluate(
@@ -77,8 +80,8 @@ def evaluate(
         max_in_flight (`int`, *optional*, defaults to `64`):
             Completions under way at once.
         save_to (`str` or `Path`, *optional*):
-            Folder for the samples, written as they are made. What is there is not sampled again; other settings, or
-            another model, are refused.
+            Folder for the samples, written as they are made, every 256 of them or 15 seconds. What is there is not
+            sampled again; other settings, or another model, are refused, and a second process at the same time.
         name (`str`, *optional*):
             What the model is called in `save_to`, so that another one is refused. By default a name with a fingerprint
             of the weights, or the engine's `repr`.
@@ -96,46 +99,43 @@ def evaluate(
     problems = _problems(benchmarks)
     engine = _engine(model, tokenizer)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, min_p)
-    store, done = None, pd.DataFrame(columns=KEY)
-    if save_to is not None:
-        store = SampleStore(
-            save_to,
-            {
-                "model": name or _name_of(model, engine),
-                "sampling": asdict(sampling),
-                "callbacks": [_describe(callback) for callback in callbacks],
-                "triggers": list(triggers),
-                "require_end_of_thinking": require_end_of_thinking,
-                "seeds": "of a sample: its number" if seeds == list(range(n)) else seeds,
-                "benchmarks": {name: _fingerprint(rows) for name, rows in problems.groupby("benchmark", sort=False)},
-            },
-        )
-        done = store.read()
+    settings = {
+        "model": name or _name_of(model, engine),
+        "chat_template": _digest(json.dumps(engine.tokenizer.chat_template)),
+        "sampling": asdict(sampling),
+        "callbacks": [_describe(callback) for callback in callbacks],
+        "triggers": list(triggers),
+        "require_end_of_thinking": require_end_of_thinking,
+        "seeds": "of a sample: its number" if seeds == list(range(n)) else seeds,
+        "benchmarks": {name: _fingerprint(rows) for name, rows in problems.groupby("benchmark", sort=False)},
+    }
     order = problems.merge(pd.DataFrame({"sample": range(n), "seed": seeds}), how="cross")
-    known = pd.MultiIndex.from_frame(done[KEY])
-    jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(known)]
-    made = _Samples(
-        jobs, engine.tokenizer, TriggerSegmenter(engine.tokenizer, triggers), require_end_of_thinking, store
-    )
-
-    def note(place: int, rollout: Rollout) -> None:
-        made.add(place, rollout)
-        if on_sample is not None:
-            on_sample(rollout)
-
-    if len(jobs) > 0:
-        prompts = cast(
-            "list[list[int]]",
-            engine.tokenizer.apply_chat_template(
-                jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
-            ),
+    with nullcontext() if save_to is None else SampleStore(save_to, settings) as store:
+        done = pd.DataFrame(columns=KEY) if store is None else store.read()
+        known = pd.MultiIndex.from_frame(done[KEY])
+        jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(known)]
+        made = _Samples(
+            jobs, engine.tokenizer, TriggerSegmenter(engine.tokenizer, triggers), require_end_of_thinking, store
         )
-        rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
-        draws = [_draw(*job) for job in jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
-        try:
-            rollout.run(prompts, draws, on_rollout=note)
-        finally:
-            made.flush()
+
+        def note(place: int, rollout: Rollout) -> None:
+            made.add(place, rollout)
+            if on_sample is not None:
+                on_sample(rollout)
+
+        if len(jobs) > 0:
+            prompts = cast(
+                "list[list[int]]",
+                engine.tokenizer.apply_chat_template(
+                    jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
+                ),
+            )
+            rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
+            draws = [_draw(*job) for job in jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
+            try:
+                rollout.run(prompts, draws, on_rollout=note)
+            finally:
+                made.flush()
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
     # The same types whether rows were read or made.
     samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
@@ -160,10 +160,11 @@ class _Samples:
         self._require_end_of_thinking = require_end_of_thinking
         self._store = store
         self._waiting: dict[int, Rollout] = {}
+        self._written = time.monotonic()
 
     def add(self, place: int, rollout: Rollout) -> None:
         self._waiting[place] = rollout
-        if len(self._waiting) >= _ROWS_PER_FILE:
+        if len(self._waiting) >= _ROWS_PER_FILE or time.monotonic() - self._written >= _SECONDS_PER_FILE:
             self.flush()
 
     def flush(self) -> None:
@@ -192,6 +193,7 @@ class _Samples:
             self._store.add(part)
         self.parts.append(part)
         self._waiting = {}
+        self._written = time.monotonic()
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
@@ -247,7 +249,10 @@ def _describe(callback: TruncationCallback) -> str:
 
 
 def _fingerprint(rows: pd.DataFrame) -> str:
-    text = rows[["problem", "prompt", "solution", "grader"]].to_json(orient="values")
+    return _digest(rows[["problem", "prompt", "solution", "grader"]].to_json(orient="values"))
+
+
+def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

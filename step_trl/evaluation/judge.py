@@ -79,11 +79,12 @@ class StepJudge:
 
     Each completion is one call, and its answer is kept on disk at once: a stopped run goes on where it was, and a
     second one asks nothing. A completion whose answers cannot be used, `max_attempts` times, is labelled `"unknown"`
-    (which is kept, too), and counted.
+    (which is kept, too), and counted; with other `options` all are asked about anew.
 
     Args:
         base_url (`str`):
-            Of an OpenAI-compatible server, with or without `/v1`.
+            Of an OpenAI-compatible server: `http://host:8000`, or with the path that `/chat/completions` follows,
+            where that is another one than `/v1`.
         model (`str`):
             Its name there.
         api_key (`str`, *optional*):
@@ -206,7 +207,7 @@ class StepJudge:
         texts = {"problem": question, "steps": numbered}
         # In one pass: a problem may hold "{steps}".
         content = re.sub(r"\{(problem|steps)\}", lambda match: texts[match[1]], self.prompt)
-        key = hashlib.sha256(json.dumps([self.model, self.prompt, content]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.model, self.prompt, content, self.chat.options]).encode()).hexdigest()
         return _Job(key, content, len(steps))
 
     async def _ask_all(self, jobs: Iterable[_Job]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 
 KEY = ["benchmark", "problem", "sample"]
@@ -28,6 +29,8 @@ class SampleStore:
     """
     Rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
 
+    A context manager: while it is open, the folder is its own.
+
     Args:
         folder (`str` or `Path`):
             Made if it is not there.
@@ -36,17 +39,36 @@ class SampleStore:
             which later runs may add.
 
     Raises:
-        `ValueError`: the folder holds samples of other settings; names each that differs.
+        `ValueError`: another process writes there, or the folder holds samples of other settings; names each that
+            differs.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
         self.folder = Path(folder)
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._lock = FileLock(self.folder / ".lock", timeout=0)
+
+    def __enter__(self) -> SampleStore:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "settings.json"
-        current: dict[str, Any] = json.loads(json.dumps(settings))
-        if path.exists():
-            current = self._merged(json.loads(path.read_text()), current)
-        _replace(path, (json.dumps(current, indent=2) + "\n").encode())
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ValueError(
+                f"save_to: another process evaluates into {self.folder}. Wait for it, or set another folder."
+            ) from None
+        try:
+            path = self.folder / "settings.json"
+            current = self._settings
+            if path.exists():
+                current = self._merged(json.loads(path.read_text()), current)
+            _replace(path, (json.dumps(current, indent=2) + "\n").encode())
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def _merged(self, earlier: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         known = earlier["benchmarks"]

@@ -26,7 +26,7 @@ STYLE: Any = {
     "grid.alpha": 0.3,
     "legend.frameon": False,
 }
-MARKERS = "sD^vP*X<>p"
+MARKERS = "sD^vP*X<>phd8H"
 COLORS = (
     "#4d4d4d",
     "#1b6ca8",
@@ -77,7 +77,7 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
     """
     for color, (name, table) in zip(cycle(COLORS), tables.items(), strict=False):
         benchmarks, overall = table.drop("overall"), table.loc["overall"]
-        for marker, (_, row) in zip(MARKERS, benchmarks.iterrows(), strict=False):
+        for marker, (_, row) in zip(cycle(MARKERS), benchmarks.iterrows(), strict=False):
             axes.scatter(row["tokens"], row["accuracy"], s=18, marker=marker, color=color, alpha=0.6)
         axes.scatter(overall["tokens"], overall["accuracy"], s=90, color=color, label=name, zorder=3)
     overalls = {
@@ -88,7 +88,7 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         line = [overalls[name] for name in front]
         axes.plot(*zip(*line, strict=True), "--", color="#999999", linewidth=1, zorder=2, label="Pareto front")
     names = next(iter(tables.values())).index.drop("overall")
-    for marker, benchmark in zip(MARKERS, names, strict=False):
+    for marker, benchmark in zip(cycle(MARKERS), names, strict=False):
         axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)

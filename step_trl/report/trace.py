@@ -253,7 +253,7 @@ def _step(step_id: int, tokens: Sequence[_Token]) -> str:
         for (marks, after), run in groupby(tokens, key=lambda token: (token.marks, token.after))
     )
     # Steps stand apart anyway: line breaks at their ends, shown, would be holes.
-    body = re.sub(r"(^<span [^>]*>)?(\n+)((?(1)|</span>$))", r'\1<span class="edge">\2</span>\3', body)
+    body = re.sub(r"(^<span [^>]*>)?(?<!\n)(\n+)((?(1)|</span>$))", r'\1<span class="edge">\2</span>\3', body)
     return (
         f'<div class="step {credit or "plain"}"><div class="label">{label}</div><div class="body">{body}</div></div>'
     )

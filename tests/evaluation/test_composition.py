@@ -270,6 +270,10 @@ def test_always_the_wrong_number_of_labels(stub, samples, tmp_path, caplog):
     assert "1 of 3 completions are labelled 'unknown'" in caplog.text
     assert judge_of(stub, tmp_path).label(samples).equals(labels)
     assert len(stub.requests) == 5
+    stub.behave = good
+    longer = judge_of(stub, tmp_path, options={"max_tokens": 500})  # of other options all may be other
+    assert longer.estimate(samples).calls == 3
+    assert "unknown" not in set(longer.label(samples)["label"])
 
 
 def test_a_stopped_run_goes_on(stub, tmp_path):
@@ -388,6 +392,18 @@ def test_caches_share_a_file(tmp_path):
     other.add("b", None)
     both = AnswerCache(tmp_path)
     assert both["a"] == ["forward"] and "b" in both and both["b"] is None and "c" not in both
+
+
+@pytest.mark.parametrize(
+    ("base_url", "url"),
+    [
+        ("http://localhost:8000", "http://localhost:8000/v1/chat/completions"),
+        ("http://localhost:8000/v1/", "http://localhost:8000/v1/chat/completions"),
+        ("https://host/v1beta/openai", "https://host/v1beta/openai/chat/completions"),
+    ],
+)
+def test_paths_of_endpoints(tmp_path, base_url, url):
+    assert StepJudge(base_url, "m", cache=tmp_path).chat.url == url
 
 
 def test_values_that_are_refused(samples, tmp_path):

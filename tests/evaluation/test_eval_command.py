@@ -1,13 +1,15 @@
 """`step-trl eval`, on a local folder in the published format and on the testbed model."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
+import torch
 
 from step_trl import testbed
 from step_trl.cli import main
-from step_trl.eval import load_problems
+from step_trl.eval import load_problems, name_of
 from step_trl.evaluation import read_samples
 from step_trl.rollout.engines import EngineError
 
@@ -36,19 +38,18 @@ def test_in_process(tmp_path, source, capsys):
     vanilla, deer = tmp_path / "vanilla", tmp_path / "deer"
     run(vanilla, source, "--n", "2")
     run(deer, source, "--n", "2", "--truncate", "--vanilla", str(vanilla))
-    names = {path.name for path in deer.iterdir()}
-    assert names == {"samples-000000.parquet", "settings.json", "summary.csv", "summary.md", "report.png"}
+    names = {path.name for path in deer.iterdir() if not path.name.startswith((".", "samples-"))}
+    assert names == {"settings.json", "summary.csv", "summary.md", "report.png"}
     summary = pd.read_csv(deer / "summary.csv", index_col="benchmark")
     assert summary.index.tolist() == ["gsm8k", "testbed-unseen", "overall"]
     assert 0 < summary.loc["overall", "cr"] < 1
     assert "cr" not in pd.read_csv(vanilla / "summary.csv")
-    samples = pd.read_parquet(deer / "samples-000000.parquet")
+    samples = read_samples(deer)
     assert len(samples) == 16 and samples["exit"].any()
     assert "overall" in capsys.readouterr().out
     # Again: nothing is sampled; another setting is refused.
-    before = (deer / "samples-000000.parquet").read_bytes()
     run(deer, source, "--n", "2", "--truncate", "--vanilla", str(vanilla))
-    assert (deer / "samples-000000.parquet").read_bytes() == before
+    pd.testing.assert_frame_equal(read_samples(deer), samples)
     with pytest.raises(ValueError, match=r"save_to: .*callbacks"):
         run(deer, source, "--n", "2", "--truncate", "0.8")
     with pytest.raises(ValueError, match=r"vanilla: .*nowhere holds no samples"):
@@ -89,6 +90,32 @@ def test_at_budgets(tmp_path, source):
         run(tmp_path / "other", source, "--at-most")
 
 
+def test_models_that_do_not_think_and_seeds_of_ones_own(tmp_path, source):
+    """A budget that ends most thoughts: without `</think>` an answer may still be right, if that is not required."""
+    arguments = ["--n", "2", "--seeds", "7", "3", "--max-tokens", "60"]
+    run(tmp_path / "thinks", source, *arguments)
+    run(tmp_path / "any", source, *arguments, "--no-require-end-of-thinking")
+    thinks, any_text = read_samples(tmp_path / "thinks"), read_samples(tmp_path / "any")
+    open_thoughts = ~thinks["completion"].str.contains("</think>", regex=False)
+    assert not thinks.loc[open_thoughts, "correct"].any()
+    assert thinks["completion"].equals(any_text["completion"])
+    assert json.loads((tmp_path / "any" / "settings.json").read_text())["seeds"] == [7, 3]
+
+
+def test_a_model_on_a_server_is_known_by_its_weights(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(testbed.MODEL_DIR, folder)
+    before = name_of(str(folder))
+    assert before == name_of(str(folder)) and before.startswith("model (")
+    model = testbed.load_model()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.0001)
+    model.save_pretrained(folder)
+    assert name_of(str(folder)) != before
+    assert name_of("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+
+
 def test_prompts_ask_for_the_budget(source):
     problems = load_problems(["gsm8k"], source, 1, "Be brief.", [512], True)
     (row,) = problems["gsm8k@512"]
@@ -104,11 +131,11 @@ def test_prompts_ask_for_the_budget(source):
 def test_on_a_server(tmp_path, source, vllm_server):
     report = tmp_path / "report"
     run(report, source, "--engine", "vllm", "--urls", vllm_server.url, "--truncate")
-    samples = pd.read_parquet(report / "samples-000000.parquet")
+    samples = read_samples(report)
     assert len(samples) == 8 and samples["exit"].any() and samples["correct"].any()
     # The same server under another address goes on; one with too short a context is refused.
     other = vllm_server.url.replace("127.0.0.1", "localhost")
     run(report, source, "--engine", "vllm", "--urls", other, "--truncate", "--n", "2")
-    assert len(pd.read_parquet(report / "samples-000001.parquet")) == 8
+    assert len(read_samples(report)) == 16
     with pytest.raises(EngineError, match=r"max_length: .* up to 5001 tokens"):
         run(tmp_path / "long", source, "--engine", "vllm", "--urls", other, "--max-tokens", "5000")

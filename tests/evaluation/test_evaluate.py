@@ -1,6 +1,9 @@
 """Sampling and grading the testbed model."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -122,6 +125,41 @@ def test_a_stopped_evaluation_goes_on(engine, benchmarks, tmp_path, stop_after):
     again = evaluate(engine, benchmarks, on_sample=untouched.append, **options)
     assert untouched == []
     pd.testing.assert_frame_equal(again, rows)
+
+
+def test_a_killed_evaluation_goes_on(engine, benchmarks, tmp_path):
+    """SIGKILL, behind which nothing can be written."""
+    script = (
+        "import os, signal, sys\n"
+        "from datasets import load_from_disk\n"
+        "from step_trl import testbed\n"
+        "from step_trl.evaluation import evaluate\n"
+        "sys.modules['step_trl.evaluation.evaluate']._SECONDS_PER_FILE = 0\n"
+        "ended = []\n"
+        "def on_sample(rollout):\n"
+        "    ended.append(rollout)\n"
+        "    if len(ended) == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "rows = {name: load_from_disk(f'{sys.argv[1]}/{name}') for name in ('easy', 'unseen')}\n"
+        "evaluate(testbed.load_model(), rows, tokenizer=testbed.load_tokenizer(), save_to=sys.argv[1] + '/samples',\n"
+        "         on_sample=on_sample, max_in_flight=4, **eval(sys.argv[2]))\n"
+    )
+    for name, rows in benchmarks.items():
+        rows.save_to_disk(tmp_path / name)
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path), repr(SAMPLING)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    resumed = []
+    rows = evaluate(engine, benchmarks, save_to=tmp_path / "samples", on_sample=resumed.append, **SAMPLING)
+    assert len(rows) == 12 and len(resumed) == 12 - 5
+
+
+def test_two_processes_do_not_share_a_folder(engine, benchmarks, tmp_path):
+    def second(rollout):
+        with pytest.raises(ValueError, match=r"save_to: another process evaluates into"):
+            evaluate(engine, benchmarks, save_to=tmp_path, **SAMPLING)
+
+    rows = evaluate(engine, benchmarks, save_to=tmp_path, on_sample=second, **SAMPLING)
+    assert len(rows) == 12
 
 
 def test_more_samples_and_benchmarks_are_added(engine, benchmarks, tmp_path):
