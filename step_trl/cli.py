@@ -16,7 +16,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of `step-trl`."""
     parser = argparse.ArgumentParser(prog="step-trl", description="Efficient-reasoning trainers for TRL.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_demo, add_train, add_eval, add_distill, add_study, add_serve):
+    for add in (add_demo, add_train, add_eval, add_report, add_distill, add_study, add_serve):
         add(commands)
     options, further = parser.parse_known_args(arguments)
     parameters = vars(options)
@@ -103,6 +103,25 @@ def add_eval(commands: Commands) -> None:
         help="a completion without </think> is wrong; not so for models that do not think",
     )  # fmt: skip
     evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
+
+
+def add_report(commands: Commands) -> None:
+    def run(**options):
+        from .compare import run_report
+
+        run_report(**options)
+
+    report = commands.add_parser("report", help="tables and figures of evaluations and trainings, side by side")
+    report.set_defaults(run=run)
+    report.add_argument(
+        "runs", nargs="+", metavar="[NAME=]FOLDER",
+        help="of `step-trl eval --report`, of a training, of a W&B run, or wandb:entity/project/run",
+    )  # fmt: skip
+    report.add_argument("--output-dir", type=Path, required=True, help="an earlier report there is replaced")
+    report.add_argument("--vanilla", metavar="NAME", help="of the run that CR and AES are relative to")
+    report.add_argument(
+        "--accuracy", default="rewards/math_accuracy_reward/mean", metavar="METRIC", help="of trainings, to be drawn"
+    )
 
 
 def add_distill(commands: Commands) -> None:

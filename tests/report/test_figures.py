@@ -71,6 +71,16 @@ def test_accuracy_against_tokens(axes):
     assert not axes.get_legend().get_window_extent().overlaps(axes.patch.get_window_extent())
 
 
+def test_every_benchmark_is_drawn(axes):
+    """More of them than any paper has, each with a mark of its own."""
+    names = [f"benchmark {number}" for number in range(14)]
+    rows = pd.DataFrame({"tokens": 100.0, "accuracy": 0.5}, index=[*names, "overall"])
+    plot_accuracy_against_tokens(axes, {"model": rows})
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["model", *names]
+    marks = {tuple(points.get_paths()[0].vertices.flatten().round(3)) for points in axes.collections[:14]}
+    assert len(marks) == 14
+
+
 def test_no_front_of_one_model(axes):
     plot_accuracy_against_tokens(axes, {"better": table(100, 0.9), "worse": table(200, 0.5)})
     assert not axes.lines
