@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -93,7 +93,7 @@ def _evaluation(tables: dict[str, pd.DataFrame], samples: dict[str, pd.DataFrame
         figure.savefig(path)
 
 
-def _trainings(histories: dict[str, History], accuracy: str, path: Path) -> None:
+def _trainings(histories: Mapping[str, History], accuracy: str, path: Path) -> None:
     """A panel for each training, and one for each metric of the policy that all have."""
     metrics = [key for key in _POLICY if all(any(key in entry for entry in rows) for rows in histories.values())]
     panels = len(histories) + len(metrics)

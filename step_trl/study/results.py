@@ -118,7 +118,9 @@ class Results:
             for name in (left, right)
             if name != VANILLA
         ]
-        resamples = overall[1:] + np.sqrt(sum(variances)) * generator.standard_normal(DRAWS)
+        noise = np.sqrt(sum(variances)) * generator.standard_normal(DRAWS)
+        # Both signs, so that the difference the other way round has the same interval.
+        resamples = np.concatenate([overall[1:] + noise, overall[1:] - noise])
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
 
     def labels(self, name: str) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, sas_config, step
 from ..distill import distill
 from ..evaluation import evaluate, load_benchmark
 from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
-from .arms import Arm
+from .arms import ARMS, Arm
 from .phases import PhaseTimer
 from .prompted import teach_prompts
 
@@ -181,12 +181,24 @@ def whole_evaluation() -> int:
 
 def check_settings(field: str, folder: Path, max_steps: int) -> None:
     """Note a study's settings in a folder. Raises a `ValueError` that names `field` if it holds another study."""
-    settings = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
+    settings: dict[str, Any] = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
+    settings |= {"training": TRAINING, "evaluation": EVALUATION, "max_completion_length": MAX_COMPLETION_LENGTH}
+    settings |= {arm.name: _described(arm) for arm in ARMS}
+    settings = json.loads(json.dumps(settings))
     path = folder / "study.json"
-    if path.exists() and (earlier := json.loads(path.read_text())) != settings:
-        raise ValueError(f"{field}: {folder} holds a study with {earlier}, not {settings}. Set another folder.")
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    others = [name for name, value in settings.items() if earlier.get(name, value) != value]
+    if others:
+        told = "; ".join(f"{name}: {earlier[name]}, now {settings[name]}" for name in others)
+        raise ValueError(f"{field}: {folder} holds a study with other settings ({told}). Set another folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings) + "\n")
+    path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _described(arm: Arm) -> dict[str, Any]:
+    """What an arm trains with; where it appears, and how often it is evaluated, may change."""
+    described = {name: getattr(arm, name) for name in ("method", "options", "budget", "stages", "targets")}
+    return described | {"start": arm.start.name if arm.start else None}
 
 
 def run_study(
