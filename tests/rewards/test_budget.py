@@ -16,6 +16,15 @@ def test_soft_overlong_by_hand():
     assert soft_overlong_reward(torch.tensor([75]), 100, 50).tolist() == [-0.5]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(5, 200), st.data())
+def test_soft_overlong_is_piecewise_linear(lengths, limit, data):
+    cache = data.draw(st.none() | st.integers(1, limit))
+    width = limit // 5 if cache is None else cache
+    expected = [max(-1.0, min(0.0, (limit - width - length) / width)) for length in lengths]
+    torch.testing.assert_close(soft_overlong_reward(torch.tensor(lengths), limit, cache), torch.tensor(expected))
+
+
 def test_l1_exact_by_hand():
     rewards = l1_exact_reward(torch.tensor([100, 300, 200]), torch.tensor([1, 1, 0]), torch.tensor([200, 200, 200]))
     torch.testing.assert_close(rewards, torch.tensor([0.97, 0.97, 0.0]))  # too short costs as much as too long

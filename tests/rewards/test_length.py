@@ -156,6 +156,14 @@ def test_lapo_discovery_by_hand():
         lapo_discovery_reward(lengths, correct, 12, low=0.8)
 
 
+def reference_s_grpo(correct, num_generations, decay):
+    rewards = []
+    for place, right in enumerate(correct):
+        earlier = correct[place - place % num_generations : place]
+        rewards.append(decay ** sum(earlier) if right else 0.0)
+    return rewards
+
+
 def test_s_grpo_by_hand():
     correct = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])
     expected = torch.tensor([0, 1, 0.5, 0, 0.25, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0])
@@ -197,3 +205,5 @@ def test_equal_the_references(data, num_generations, groups, percent):
     longer = [10 * length for length in lengths]  # so that some are far from the others
     expected = torch.tensor(reference_discovery(longer, correct, num_generations), dtype=torch.float64)
     torch.testing.assert_close(lapo_discovery_reward(10 * tensors[0], *tensors[1:]), expected)
+    expected = torch.tensor(reference_s_grpo(correct, num_generations, 0.5))
+    torch.testing.assert_close(s_grpo_reward(tensors[1], num_generations), expected)
