@@ -339,7 +339,7 @@ def command_lines(block: Block) -> list[list[str]]:
 @pytest.fixture
 def parsed_only(monkeypatch):
     """`step-trl` parses its arguments, and a recipe its fields, and nothing is done."""
-    from step_trl import demo, distill, eval, plan, recipe, serve, study, train
+    from step_trl import compare, demo, distill, eval, plan, recipe, serve, study, train
 
     def read(arguments):
         fields, stages, rest = recipe.read_recipe(arguments)
@@ -351,6 +351,7 @@ def parsed_only(monkeypatch):
     monkeypatch.setattr(train, "run_train", read)
     monkeypatch.setattr(plan, "print_plan", read)
     for module, name in (
+        (compare, "run_report"),
         (demo, "run_demo"),
         (distill, "distill"),
         (eval, "run_eval"),
