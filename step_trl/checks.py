@@ -16,20 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import datasets
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 from trl.import_utils import is_vllm_available
 
 from .batches import Batches
 from .budgets import validate_targets
 from .data import prompt_length, validate_prompt_lengths, validate_rows
+from .distill import check_no_model, training_config
 from .memory import LEFT_OUT, estimate_memory
-from .recipe import TRAINERS, TrainArguments, parse_values, trainer_name
+from .recipe import (
+    DISTILL,
+    TRAINERS,
+    DistillArguments,
+    TrainArguments,
+    given_values,
+    parse_values,
+    trainer_name,
+)
 from .rewards.terms import TARGETS_IN_ROWS
 from .rollout.engines import VLLMServerEngine
 from .rollout.event_loop import run_to_end
-from .train import check_output_dir, is_done, load_rows, model_source
+from .serve import LAUNCHER_VARIABLES
+from .sources import load_rows, model_source
+from .train import check_output_dir, is_done
 from .trainers import EfficientReasoningConfig
 from .trainers.lapo import FILE as LAPO_FILE
 
@@ -39,7 +50,6 @@ if TYPE_CHECKING:
 
 SAMPLED_PROMPTS = 1_000
 SERVER_SECONDS = 5.0  # that a server which does not answer is asked again
-_LAUNCHER = ("ACCELERATE_", "FSDP_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_")
 
 
 class CheckFailed(ValueError):
@@ -105,18 +115,12 @@ def check_config(plan: StagePlan) -> str:
     }
     with _without_launcher():
         config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
-    wrong = []
-    if _plain(values.eval_strategy) != "no":
-        strategy = _plain(values.eval_strategy)
-        wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
-    missing = set(config.report_to) - set(get_available_reporting_integrations())
-    if missing:
-        wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
+    wrong = _wrong_of_any(values, config)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
         wrong.append("use_vllm: vLLM is not installed here. Run: pip install 'step-trl[vllm]'")
     if values.length_reward == "lapo_internalization" and plan.number == 1:  # a later stage's are still to be found
-        lengths = Path(values.lapo_lengths or Path(model_source(plan.dataclass_of(ModelConfig)), LAPO_FILE))
+        lengths = Path(values.lapo_lengths or Path(model_source(values.model_name_or_path), LAPO_FILE))
         if not lengths.is_file():
             wrong.append(f"lapo_lengths: there is no file {lengths}. Train with length_reward='lapo_discovery' first.")
     if wrong:
@@ -124,10 +128,22 @@ def check_config(plan: StagePlan) -> str:
     return "valid"
 
 
+def _wrong_of_any(values: Namespace, config: TrainingArguments) -> list[str]:
+    """What no trainer of recipes can do."""
+    wrong = []
+    if _plain(values.eval_strategy) != "no":
+        strategy = _plain(values.eval_strategy)
+        wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
+    missing = set(cast("list[str]", config.report_to)) - set(get_available_reporting_integrations())
+    if missing:
+        wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
+    return wrong
+
+
 @contextmanager
 def _without_launcher() -> Iterator[None]:
     """No process group is opened, so that one process can plan for many."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_LAUNCHER)}
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LAUNCHER_VARIABLES)}
     try:
         yield
     finally:
@@ -165,7 +181,7 @@ def check_model(plan: StagePlan) -> str:
         plan.model_config, plan.tokenizer = plan.first.model_config, plan.first.tokenizer
         return f"that of stage {plan.number - 1}"
     model = plan.dataclass_of(ModelConfig)
-    source = model_source(model)
+    source = model_source(model.model_name_or_path)
     loading = {"revision": model.model_revision, "trust_remote_code": values.trust_remote_code}
     plan.model_config = AutoConfig.from_pretrained(source, **loading)
     plan.tokenizer = AutoTokenizer.from_pretrained(source, **loading)
@@ -268,6 +284,54 @@ def check_output(plan: StagePlan) -> str:
     return f"{folder}" + ", where an earlier run goes on" * any(folder.glob("checkpoint-*"))
 
 
+def describe_distillation(plan: StagePlan) -> str:
+    """What is sampled, and what of it is kept."""
+    values = cast("Namespace", plan.values)
+    return (
+        f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
+        f"thoughts end when an answer is more confident than {values.confidence:g}; learned are of each problem the "
+        f"shortest that are right, at most {values.per_problem}"
+    )
+
+
+def check_distillation(plan: StagePlan) -> str:
+    """By the rules of both configurations."""
+    values = cast("Namespace", plan.values)
+    plan.dataclass_of(DistillArguments)
+    given = given_values(values, SFTConfig, plan.recipe, plan.arguments)
+    with _without_launcher():
+        config = training_config(**given | {"output_dir": _distill_folder(values), "use_cpu": True, "tf32": None})
+    if wrong := _wrong_of_any(values, config):
+        raise CheckFailed(wrong)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return (
+        f"valid: {config.num_train_epochs:g} epochs, updates of {rows * processes} completions by {processes} "
+        f"process{'es' * (processes > 1)}, learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"
+    )
+
+
+def check_problems(plan: StagePlan) -> str:
+    values = cast("Namespace", plan.values)
+    if values.dataset is None:
+        return "none"
+    rows = load_rows(TrainArguments(DISTILL, values.dataset, values.dataset_name, values.dataset_split))
+    validate_rows(rows, needs_solution=True, name="dataset")
+    plan.rows = rows
+    asked = len(rows) if values.limit is None else min(values.limit, len(rows))
+    return f"{values.dataset} ({values.dataset_split}): {asked:,} of {len(rows):,} rows are sampled"
+
+
+def check_distill_output(plan: StagePlan) -> str:
+    folder = _distill_folder(cast("Namespace", plan.values))
+    check_no_model(folder)
+    return f"{folder}" + ", whose samples are not made again" * (folder / "samples").exists()
+
+
+def _distill_folder(values: Namespace) -> Path:
+    return Path(values.output_dir or "trainer_output")  # that of transformers
+
+
 CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
     ("fields", read_fields, ()),
     ("method", describe_method, ("values",)),
@@ -280,4 +344,12 @@ CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
     ("servers", check_servers, ("values", "tokenizer")),
     ("memory", check_memory, ("batches", "model_config", "longest_prompt")),
     ("output", check_output, ("values",)),
+)
+DISTILL_CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
+    ("fields", read_fields, ()),
+    ("method", describe_distillation, ("values",)),
+    ("config", check_distillation, ("values",)),
+    ("model", check_model, ("values",)),
+    ("data", check_problems, ("values",)),
+    ("output", check_distill_output, ("values",)),
 )

@@ -8,18 +8,20 @@ from typing import Any, cast
 
 import datasets
 import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from . import testbed
 from .eval import sample
-from .recipe import TrainArguments
+from .recipe import DISTILL, TrainArguments, resume_from
 from .rollout import ConfidenceTruncation
-from .train import TESTBED, load_rows
+from .sources import load_rows, model_source
 
 
 # As DEER+SFT is trained in Step-GRPO's comparison.
 TRAINING: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 3}
+_COMPLETIONS = {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True}
 
 
 def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
@@ -126,13 +128,16 @@ def fine_tune(
         **training:
             Fields of [`~trl.SFTConfig`].
     """
-    options = TRAINING | {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True} | training
-    trainer = SFTTrainer(
-        model, args=SFTConfig(str(output_dir), **options), train_dataset=rows, processing_class=tokenizer
-    )
-    trainer.train()
+    config = training_config(output_dir, **training)
+    trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+    trainer.train(resume_from_checkpoint=resume_from(config))
     trainer.save_model()
     trainer.save_state()
+
+
+def training_config(output_dir: Path, **training: Any) -> SFTConfig:
+    """The configuration of [`fine_tune`]."""
+    return SFTConfig(str(output_dir), **TRAINING | _COMPLETIONS | training)
 
 
 def distill(
@@ -155,6 +160,8 @@ def distill(
 ) -> dict[str, float]:
     """
     Sample with the truncated rollout, keep what is right and short, and train on it.
+
+    Of several processes, the first one samples, and the others wait for it for up to `ddp_timeout` seconds.
 
     Args:
         model (`str`):
@@ -183,28 +190,45 @@ def distill(
     Returns:
         `dict[str, float]`: see [`statistics`].
     """
-    if any(output_dir.glob("*.safetensors")):
-        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
-    name = str(testbed.MODEL_DIR) if model == TESTBED else model
-    rows = load_rows(TrainArguments("grpo", dataset, dataset_name, dataset_split))
+    check_no_model(output_dir)
+    training_config(output_dir, seed=seed, **training)  # refuses what is wrong before anything is sampled
+    name = model_source(model)
+    rows = load_rows(TrainArguments(DISTILL, dataset, dataset_name, dataset_split))
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     tokenizer = AutoTokenizer.from_pretrained(name)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    samples = sample(
-        name,
-        {"train": rows},
-        engine,
-        urls,
-        output_dir / "vllm.log",
-        n=n,
-        seeds=range(seed * n, (seed + 1) * n),
-        temperature=temperature,
-        top_p=1.0,
-        max_tokens=max_tokens,
-        callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
-        save_to=output_dir / "samples",
-    )
+    figures: list[Any] = [None]
+    if PartialState().is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        samples = sample(
+            name,
+            {"train": rows},
+            engine,
+            urls,
+            output_dir / "vllm.log",
+            n=n,
+            seeds=range(seed * n, (seed + 1) * n),
+            temperature=temperature,
+            top_p=1.0,
+            max_tokens=max_tokens,
+            callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
+            save_to=output_dir / "samples",
+        )
+        figures = [keep(samples, per_problem, output_dir)]
+    broadcast_object_list(figures)
+    kept = pd.read_parquet(output_dir / "kept.parquet")
+    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, output_dir, seed=seed, **training)
+    return figures[0]
+
+
+def check_no_model(output_dir: Path) -> None:
+    """Refuse a folder that holds an earlier model."""
+    if any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
+
+
+def keep(samples: pd.DataFrame, per_problem: int, output_dir: Path) -> dict[str, float]:
+    """Write what [`keep_short`] keeps to `kept.parquet`, and print its [`statistics`]."""
     kept = keep_short(samples, per_problem)
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)
@@ -214,5 +238,4 @@ def distill(
         raise ValueError(
             f"n: of {len(samples)} samples none is right and ended by itself. Set a larger n or max_tokens."
         )
-    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, output_dir, seed=seed, **training)
     return figures

@@ -18,8 +18,8 @@ import datasets
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .batches import Batches
-from .checks import CHECKS, CheckFailed
-from .recipe import read_recipe
+from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
+from .recipe import is_distillation, read_recipe
 
 
 @dataclass
@@ -56,7 +56,8 @@ class StagePlan:
 
     def run(self) -> None:
         """Run each check whose needs were found, whatever became of the others."""
-        for name, check, needs in CHECKS:
+        distillation = is_distillation({**self.recipe}, [{}], self.arguments)
+        for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
             missing = [need for need in needs if getattr(self, need) is None]
             if missing:
                 self.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
@@ -80,7 +81,7 @@ class StagePlan:
 
     def dataclass_of(self, kind: type, **others: Any) -> Any:
         """The values that belong to a dataclass, in it."""
-        names = [one.name for one in fields(kind) if one.init]
+        names = [one.name for one in fields(kind) if one.init and one.name in vars(self.values)]
         return kind(**{name: getattr(self.values, name) for name in names} | others)
 
 
@@ -99,6 +100,7 @@ def print_plan(arguments: Sequence[str]) -> int:
         return 0  # the first process speaks for all
     try:
         recipe, stages, rest = read_recipe(arguments)
+        is_distillation(recipe, stages, rest)  # which has no stages
     except (ValueError, FileNotFoundError) as error:
         print(error)
         return 1

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from trl import ModelConfig, TrlParser
+from transformers import TrainingArguments
+from trl import ModelConfig, SFTConfig, TrlParser
 
 from .trainers import (
     EfficientReasoningConfig,
@@ -27,6 +28,16 @@ TRAINERS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoni
     "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
     "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
     "sas": (SASTrainer, SASConfig),
+}
+DISTILL = "distill"  # is a trainer of recipes, too: see DistillArguments
+# What the other trainers' fields are called there.
+DISTILL_FIELDS = {
+    "model": "model_name_or_path",
+    "num_generations": "n",
+    "confidence_threshold": "confidence",
+    "max_completion_length": "max_tokens",
+    "use_vllm": "engine",
+    "vllm_server_base_url": "urls",
 }
 # Fields of earlier versions of TRL and transformers that recipes elsewhere still have, and what to set instead.
 OBSOLETE_FIELDS = {
@@ -57,7 +68,7 @@ class TrainArguments:
 
     Args:
         trainer (`str`):
-            `"grpo"`, `"step_grpo"` or `"sas"`.
+            `"grpo"`, `"step_grpo"` or `"sas"`; recipes of `"distill"` are read as [`DistillArguments`].
         dataset (`str`):
             Name on the hub, folder or file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
         dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
@@ -82,6 +93,47 @@ class TrainArguments:
     require_end_of_thinking: bool = field(default=False, metadata={"help": "An open thought is wrong."})
     token_targets: list[int] | None = field(default=None, metadata={"help": "Range of lengths to ask for."})
     token_targets_at_most: bool = field(default=False, metadata={"help": "Ask for at most that length."})
+
+
+@dataclass
+class DistillArguments:
+    """
+    What a recipe of `trainer: distill` (DEER+SFT) says besides the fields of [`~trl.SFTConfig`].
+
+    Args:
+        trainer (`str`):
+            `"distill"`.
+        model_name_or_path (`str`):
+            Folder, name on the hub, or `"testbed"`.
+        dataset (`str`), dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
+            As in [`TrainArguments`].
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            Of the weights that are trained, as in [`~trl.ModelConfig`].
+        limit, n, per_problem, confidence, temperature, max_tokens, engine, urls:
+            As in [`~step_trl.distill.distill`].
+    """
+
+    trainer: str = field(metadata={"help": "'distill'."})
+    dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder, name on the hub, or 'testbed'."})
+    dtype: str = field(default="float32", metadata={"help": "Of the weights that are trained."})
+    limit: int | None = field(default=None, metadata={"help": "First problems only."})
+    n: int = field(default=4, metadata={"help": "Samples per problem."})
+    per_problem: int = field(default=1, metadata={"help": "Most completions that are kept of a problem."})
+    confidence: float = field(default=0.95, metadata={"help": "Above which a thought is left."})
+    temperature: float = field(default=1.0, metadata={"help": "Of the sampling."})
+    max_tokens: int = field(default=16_384, metadata={"help": "Of a completion."})
+    engine: str = field(default="transformers", metadata={"help": "'transformers' or 'vllm'."})
+    urls: list[str] | None = field(default=None, metadata={"help": "Of vLLM servers; without, one is started."})
+
+    def __post_init__(self):
+        if self.engine not in ("transformers", "vllm"):
+            raise ValueError(f"engine: {self.engine!r} is not known. Set 'transformers' or 'vllm'.")
+        for name in ("n", "per_problem", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
 
 
 def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -130,9 +182,7 @@ class RecipeParser(TrlParser):
         raise ValueError(message)
 
 
-def parse(
-    recipe: Mapping[str, Any], arguments: Sequence[str]
-) -> tuple[TrainArguments, ModelConfig, EfficientReasoningConfig]:
+def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...]:
     """
     Fields of a recipe, and those that are set on the command line.
 
@@ -142,23 +192,40 @@ def parse(
         arguments (`Sequence[str]`):
             `--FIELD VALUE`s, which win.
 
+    Returns:
+        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration; of `trainer: distill`,
+        [`DistillArguments`] and [`~trl.SFTConfig`].
+
     Raises:
         `ValueError`: the trainer is not known, or fields; names those that are meant.
     """
     name = trainer_name(recipe, arguments)
     if unknown := unknown_fields(name, recipe, arguments):
         raise ValueError("\n".join(unknown.values()))
-    return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))  # type: ignore[return-value]
+    return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))
+
+
+def is_distillation(recipe: dict[str, Any], stages: Sequence[dict[str, Any]], arguments: Sequence[str]) -> bool:
+    """Whether a recipe is one of `DISTILL`, which has no stages."""
+    if DISTILL not in [_named_trainer(recipe | stage, arguments) for stage in stages]:
+        return False
+    if list(stages) != [{}]:
+        raise ValueError(f"stages: trainer {DISTILL!r} has none. Write a recipe for each of the {len(stages)}.")
+    return True
 
 
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
-    """A key of `TRAINERS`."""
-    name = _value_of("--trainer", arguments) or recipe.get("trainer")
+    """A key of `TRAINERS`, or `DISTILL`."""
+    name = _named_trainer(recipe, arguments)
     if "--help" in arguments or "-h" in arguments:
         name = name or "step_grpo"
-    if name not in TRAINERS:
-        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join(TRAINERS)}.")
+    if name not in (*TRAINERS, DISTILL):
+        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*TRAINERS, DISTILL])}.")
     return name
+
+
+def _named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    return _value_of("--trainer", arguments) or recipe.get("trainer")
 
 
 def make_parser(trainer: str, recipe: Mapping[str, Any]) -> RecipeParser:
@@ -170,15 +237,27 @@ def make_parser(trainer: str, recipe: Mapping[str, Any]) -> RecipeParser:
 
 def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
     """What recipe and command line set that the trainer does not have, and for each what to set instead."""
-    known = [one.name for kind in _kinds(trainer) for one in fields(kind) if one.init]
+    known = _known(trainer)
     unknown = {}
     for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) not in (None, "help"))]:
         if key in known or (key.startswith("no_") and key[3:] in known):
             continue
-        close = difflib.get_close_matches(key, known, n=1)
-        remedy = OBSOLETE_FIELDS.get(key) or (f"Did you mean {close[0]}?" if close else "Drop it.")
-        unknown[key] = f"{key}: no option of trainer {trainer!r}. {remedy}"
+        unknown[key] = f"{key}: no option of trainer {trainer!r}. {_remedy(trainer, key)}"
     return unknown
+
+
+def _remedy(trainer: str, key: str) -> str:
+    known = _known(trainer)
+    remedy = OBSOLETE_FIELDS.get(key)
+    if remedy is not None and set(re.findall(r"Set (\w+)", remedy)) <= set(known):
+        return remedy
+    if trainer == DISTILL and key in DISTILL_FIELDS:
+        return f"Set {DISTILL_FIELDS[key]}."
+    others = [name for name in (*TRAINERS, DISTILL) if key in _known(name)]
+    if others:
+        return f"Drop it: it is one of {', '.join(map(repr, others))}."
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {close[0]}?" if close else "Drop it."
 
 
 def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
@@ -187,7 +266,7 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
 
     Args:
         trainer (`str`):
-            A key of `TRAINERS`.
+            A key of `TRAINERS`, or `DISTILL`.
         recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
             As of [`parse`].
     """
@@ -226,7 +305,25 @@ def field_of(argument: str) -> str | None:
     return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
 
 
+def given_values(values: Namespace, kind: type, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Of the values of all fields, those that belong to a dataclass and are set by recipe or command line."""
+    given = {*recipe, *(flag.removeprefix("no_") for text in arguments if (flag := field_of(text)) is not None)}
+    return {one.name: getattr(values, one.name) for one in fields(kind) if one.name in given}
+
+
+def resume_from(config: TrainingArguments) -> str | bool | None:
+    """`resume_from_checkpoint` as a trainer takes it: the command line's `true` is the last checkpoint."""
+    resume = config.resume_from_checkpoint
+    return True if str(resume).lower() == "true" else resume
+
+
+def _known(trainer: str) -> list[str]:
+    return [one.name for kind in _kinds(trainer) for one in fields(kind) if one.init]
+
+
 def _kinds(trainer: str) -> list[Any]:
+    if trainer == DISTILL:
+        return [DistillArguments, SFTConfig]
     return [TrainArguments, ModelConfig, TRAINERS[trainer][1]]
 
 

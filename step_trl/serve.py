@@ -23,6 +23,11 @@ from types import TracebackType
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+# How those of `accelerate launch` and `torchrun` begin, which tell a process of the others.
+LAUNCHER_VARIABLES = (
+    "ACCELERATE_", "FSDP_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_",
+    "TORCHELASTIC_",
+)  # fmt: skip
 _STOP_SECONDS = 20.0
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -169,6 +174,8 @@ class VLLMServer:
         """Start the server and wait until it is healthy. Raises `RuntimeError` where it ends before, or too late."""
         # Variables that the user has set win over our defaults.
         environment = self._defaults | os.environ | self._secrets
+        # The server is none of a launcher's processes, and would wait for their store.
+        environment = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
         if self.log_file is None:
             self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
         else:

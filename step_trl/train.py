@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import datasets
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
-from . import testbed
-from .budgets import add_token_targets
-from .data import load_problems, rewrite_prompts
-from .recipe import TRAINERS, TrainArguments, parse, read_recipe
+from .distill import distill
+from .recipe import (
+    DISTILL,
+    TRAINERS,
+    TrainArguments,
+    given_values,
+    is_distillation,
+    make_parser,
+    parse,
+    read_recipe,
+    resume_from,
+)
+from .sources import load_rows, model_source
 from .trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer
-
-
-TESTBED = "testbed"
-
-
-def load_rows(arguments: TrainArguments) -> datasets.Dataset:
-    """The rows that a recipe trains on."""
-    if arguments.dataset == TESTBED:
-        rows = testbed.load_dataset(arguments.dataset_split)
-        rows = rewrite_prompts(rows, arguments.prompt_template, arguments.system_prompt)
-    else:
-        rows = load_problems(
-            arguments.dataset,
-            arguments.dataset_split,
-            name=arguments.dataset_name,
-            prompt_template=arguments.prompt_template,
-            system_prompt=arguments.system_prompt,
-        )
-    if arguments.token_targets is None:
-        return rows
-    if len(arguments.token_targets) != 2:
-        raise ValueError(f"token_targets: {arguments.token_targets} are not two numbers. Set for example 100 4000.")
-    lowest, highest = arguments.token_targets
-    return add_token_targets(rows, lowest, highest, at_most=arguments.token_targets_at_most)
-
-
-def model_source(model: ModelConfig) -> str:
-    """Folder or name on the hub."""
-    if model.model_name_or_path is None:
-        raise ValueError("model_name_or_path: there is none. Set a folder, a name on the hub, or 'testbed'.")
-    return str(testbed.MODEL_DIR) if model.model_name_or_path == TESTBED else model.model_name_or_path
+from .trainers.lapo import FILE as LAPO_FILE
 
 
 def build_trainer(
@@ -56,7 +40,7 @@ def build_trainer(
         "dtype": model.dtype,
     } | (config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {})
     return TRAINERS[arguments.trainer][0](
-        model_source(model),
+        model_source(model.model_name_or_path),
         SASTrainer.default_reward if arguments.require_end_of_thinking else None,
         args=config,
         train_dataset=load_rows(arguments),
@@ -70,7 +54,8 @@ def run_train(arguments: Sequence[str]) -> Path:
     Train as a recipe says, and save model and state.
 
     A recipe with `stages` is trained stage by stage, each from the model of the one before, in folders `stage-1`,
-    `stage-2`, ... below its `output_dir`. What is done is not done again, so that it goes on after a stop.
+    `stage-2`, ... below its `output_dir`. What is done is not done again, so that it goes on after a stop. Where a
+    stage trained an adapter, the next one starts from [`whole_model`].
 
     Args:
         arguments (`Sequence[str]`):
@@ -80,6 +65,8 @@ def run_train(arguments: Sequence[str]) -> Path:
         `Path`: folder of the trained model.
     """
     recipe, stages, rest = read_recipe(arguments)
+    if is_distillation(recipe, stages, rest):
+        return run_distill(recipe, rest)
     trained: Path | None = None
     for number, stage in enumerate(stages, 1):
         parsed = parse(recipe | stage, rest)
@@ -89,19 +76,70 @@ def run_train(arguments: Sequence[str]) -> Path:
             folder = folder / f"stage-{number}"
             config.output_dir = str(folder)
             config.resume_from_checkpoint = "true" if any(folder.glob("checkpoint-*")) else None
-            model.model_name_or_path = model.model_name_or_path if trained is None else str(trained)
-            trained = folder
+            before, trained = trained, folder
             if is_done(folder):
                 continue
+            if before is not None:
+                model.model_name_or_path = str(whole_model(before, model, config.trust_remote_code))
         elif not config.resume_from_checkpoint:
             check_output_dir(folder)
         trainer = build_trainer(*parsed)
-        resume = config.resume_from_checkpoint
-        trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+        trainer.train(resume_from_checkpoint=resume_from(config))
         trainer.save_model()
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def run_distill(recipe: Mapping[str, Any], arguments: Sequence[str]) -> Path:
+    """[`~step_trl.distill.distill`] as a recipe says."""
+    distillation, config = parse(recipe, arguments)
+    options = asdict(distillation)
+    del options["trainer"]
+    # The others keep the defaults of `distill`, which are not those of SFTConfig.
+    values = make_parser(DISTILL, recipe).parse_args(list(arguments))
+    training = given_values(values, SFTConfig, recipe, arguments) | {
+        "output_dir": Path(str(config.output_dir)),
+        "model_init_kwargs": {"dtype": options.pop("dtype")} | (config.model_init_kwargs or {}),
+    }
+    distill(options.pop("model_name_or_path"), **options, **training)
+    return training["output_dir"]
+
+
+def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:
+    """
+    What a stage starts from: the folder of the stage before, or `merged` in it if that one trained an adapter.
+
+    Args:
+        folder (`Path`):
+            Of the stage before. The first process merges its adapter into the model under it, if that was not done.
+        model ([`~trl.ModelConfig`]):
+            Revision of that model, and type of the merged weights.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            As in [`~trl.GRPOConfig`].
+    """
+    if not (folder / "adapter_config.json").exists():
+        return folder
+    merged = folder / "merged"
+    state = PartialState()
+    if state.is_main_process and not merged.exists():
+        from peft import PeftConfig, PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(
+            PeftConfig.from_pretrained(str(folder)).base_model_name_or_path,
+            revision=model.model_revision,
+            dtype=model.dtype,
+            trust_remote_code=trust_remote_code,
+        )
+        beside = folder / ".merged"  # so that `merged` is whole or is not there
+        shutil.rmtree(beside, ignore_errors=True)
+        PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(beside)
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code).save_pretrained(beside)
+        if (folder / LAPO_FILE).exists():
+            shutil.copy(folder / LAPO_FILE, beside)
+        os.replace(beside, merged)
+    state.wait_for_everyone()
+    return merged
 
 
 def check_output_dir(folder: Path) -> None:

@@ -21,6 +21,19 @@ TESTBED_RUN = SMALL_RUN | {
     "steps_per_generation": 1,
     "num_generations": 5,
 }
+# Of a recipe that samples and then trains on what is right.
+DISTILL_RUN = SMALL_RUN | {
+    "model_name_or_path": "testbed",
+    "dtype": "float32",
+    "dataset": "testbed",
+    "dataset_split": "easy",
+    "limit": 8,
+    "n": 2,
+    "max_tokens": 300,
+    "engine": "transformers",
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+}
 
 
 def flags(options):

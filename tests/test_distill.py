@@ -5,7 +5,7 @@ import pytest
 from safetensors.torch import load_file
 from small_runs import SMALL_RUN
 
-from step_trl import testbed
+from step_trl import serve, testbed
 from step_trl.distill import distill, keep_short, statistics, training_rows
 
 
@@ -79,3 +79,19 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
 def test_nothing_to_learn_from(tmp_path):
     with pytest.raises(ValueError, match="n: of 2 samples none is right"):
         distill("testbed", "testbed", tmp_path / "run", limit=2, n=1, max_tokens=10, **SMALL_RUN)
+
+
+def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypatch):
+    """It would be a client of their store, and wait for a first process that it is itself."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
+        monkeypatch.setenv(name, "1")
+    started = []
+
+    def start(command, env, **options):
+        started.append(env)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(serve.subprocess, "Popen", start)
+    with pytest.raises(FileNotFoundError):
+        serve.VLLMServer("m").start()
+    assert "PATH" in started[0] and not [name for name in started[0] if name.startswith(serve.LAUNCHER_VARIABLES)]

@@ -8,15 +8,24 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from small_runs import TESTBED_RUN, flags
+from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import GRPOConfig, ModelConfig
+from trl import GRPOConfig, ModelConfig, SFTConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
 from step_trl.batches import Batches
 from step_trl.cli import main
 from step_trl.memory import estimate_memory
-from step_trl.recipe import OBSOLETE_FIELDS, TRAINERS, TrainArguments, parse_values, read_recipe
+from step_trl.recipe import (
+    DISTILL_FIELDS,
+    OBSOLETE_FIELDS,
+    TRAINERS,
+    DistillArguments,
+    TrainArguments,
+    parse_values,
+    read_recipe,
+    unknown_fields,
+)
 from step_trl.train import build_trainer, parse
 
 
@@ -63,6 +72,36 @@ def test_a_dry_run_of_a_recipe(name, tmp_path, dry_run):
         "sas/lapo": "1 lapo_internalization",
     }
     assert expected[name] in text
+
+
+def test_a_dry_run_of_a_distillation(tmp_path, dry_run):
+    options = DISTILL_RUN | {"output_dir": tmp_path / "run"}
+    recipe = RECIPES / "step_grpo" / "deer_sft.yaml"
+    status, text = dry_run("--config", recipe, *flags(options))
+    assert status == 0 and not (tmp_path / "run").exists(), text
+    text = " ".join(text.split())
+    assert "2 completions of each problem of at most 300 tokens" in text
+    assert "3 epochs, updates of 4 completions by 1 process, learning rate 1e-05 cosine" in text
+    assert "testbed (easy): 8 of 256 rows are sampled" in text
+
+    wrong = {"num_generations": 5, "n": 0, "dataset": tmp_path, "eval_strategy": "epoch"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").touch()
+    status, text = dry_run("--config", recipe, *flags(options | wrong))
+    assert status == 1
+    for message in (
+        "num_generations: no option of trainer 'distill'. Set n.",
+        "n: 0 is too small. Set at least 1.",
+        f"output_dir: {tmp_path / 'run'} holds a model",
+        "data: ",
+    ):
+        assert message in text.split("Wrong:")[1], message
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("trainer: distill\nstages: [{n: 2}, {n: 4}]\n")
+    assert dry_run("--config", recipe) == (
+        1,
+        "stages: trainer 'distill' has none. Write a recipe for each of the 2.\n",
+    )
 
 
 def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch):
@@ -206,3 +245,7 @@ def test_obsolete_fields_are_gone_and_their_successors_exist():
         assert not known & OBSOLETE_FIELDS.keys()
         for remedy in OBSOLETE_FIELDS.values():
             assert set(re.findall(r"Set (\w+)", remedy)) <= known, remedy
+    known = {one.name for part in (DistillArguments, SFTConfig) for one in fields(part)}
+    assert known >= {*DISTILL_FIELDS.values()} and not known & {*DISTILL_FIELDS, *OBSOLETE_FIELDS}
+    for message in unknown_fields("distill", dict.fromkeys(OBSOLETE_FIELDS), []).values():
+        assert set(re.findall(r"Set (\w+)", message)) <= known, message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import TESTBED_RUN, flags
+from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 
 from step_trl import StepGRPOConfig, StepSelection
 from step_trl.recipe import field_of, parse, read_recipe
@@ -23,7 +23,8 @@ PATHS = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_recipe_trains(path, tmp_path):
     fields = yaml.safe_load(path.read_text())
-    overrides = TESTBED_RUN | {"output_dir": tmp_path / "run"}
+    smallest = DISTILL_RUN if fields["trainer"] == "distill" else TESTBED_RUN
+    overrides = smallest | {"output_dir": tmp_path / "run"}
     if "token_targets" in fields:
         overrides["token_targets"] = [20, 40]
     recipe, stages, rest = read_recipe(["--config", str(path), *flags(overrides)])
@@ -37,6 +38,50 @@ def test_a_recipe_trains(path, tmp_path):
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
     assert (folder / ("adapter_model.safetensors" if recipe.get("use_peft") else "model.safetensors")).is_file()
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_header_says_what_is_reproduced_and_what_is_not(path):
+    text, fields = path.read_text(), yaml.safe_load(path.read_text())
+    header = text[: text.index("\ntrainer: ")]
+    assert "\n# Reproduces: " in header and "\n# Departs: " in header
+    batches = fields.get("steps_per_generation", fields["gradient_accumulation_steps"])
+    assert f"are for 8 processes (8 x {fields['per_device_train_batch_size']} x {batches} = " in header
+
+
+ABLATIONS = {
+    "step_grpo/no_step_reward": {"step_reward": False},
+    "step_grpo/no_truncation": {"truncated_rollout": False},
+    "step_grpo/mean_of_all": {"step_baseline": "all"},
+    "sas/correct_only": {"selection": "correct"},
+    "sas/random_steps": {"criterion": "random"},
+    "sas/tokens": {"granularity": "token"},
+}
+
+
+@pytest.mark.parametrize("arm", ABLATIONS)
+def test_an_ablation_changes_one_field_of_the_paper_s_recipe(arm):
+    paper = yaml.safe_load((RECIPES / arm).with_name("paper.yaml").read_text())
+    fields = yaml.safe_load((RECIPES / f"{arm}.yaml").read_text())
+    changed = {name: value for name, value in fields.items() if paper.get(name) != value}
+    assert changed.pop("output_dir") and changed == ABLATIONS[arm]
+    without_effect = {
+        "step_grpo/no_step_reward": {"step_penalty", "step_baseline"},
+        "step_grpo/no_truncation": paper.keys()
+        & {"confidence_threshold", "answer_prompt", "max_probe_tokens", "keep_trigger", "keep_probe_answer"},
+    }
+    assert paper.keys() - fields.keys() == without_effect.get(arm, set())
+
+
+def test_both_methods_together_and_lapo_s_first_stage_are_made_of_other_recipes():
+    both, step_grpo, sas, lapo_d, lapo = (
+        yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) | {"output_dir": None}
+        for name in ("step_grpo/with_sas", "step_grpo/paper", "sas/paper", "sas/lapo_d", "sas/lapo")
+    )
+    selection = {name: sas[name] for name in StepSelection.__dataclass_fields__ if name in sas}
+    assert both == step_grpo | {"advantage_selection": selection}
+    (first, _) = lapo.pop("stages")
+    assert lapo_d == lapo | first | {"max_steps": sas["max_steps"]}
 
 
 STEP_GRPO_MODELS = {
@@ -67,7 +112,8 @@ def test_the_launch_lines_of_a_header_say_what_they_do(path):
             hardware = ["--bf16", "false", "--use_cpu"]  # none of the line's, and none of this machine's
             parts = parse(recipe | stage, [*rest, *hardware])
             values = {name: value for part in parts for name, value in vars(part).items()}
-            for name in ("model_name_or_path", "output_dir", "trainer", "max_completion_length", "num_generations"):
+            names = {"model_name_or_path", "output_dir", "trainer", "max_completion_length", "num_generations", "n"}
+            for name in names & meant.keys():
                 assert values[name] == meant[name], name
             assert all(str(values[name]) == value for name, value in said.items())
 

@@ -8,14 +8,17 @@ import sys
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
-from small_runs import SMALL_RUN
+from small_runs import DISTILL_RUN, SMALL_RUN
+from small_runs import flags as as_flags
+from transformers import AutoModelForCausalLM
 
 from step_trl import testbed, train
 from step_trl.cli import main
 from step_trl.recipe import parse, read_recipe
 from step_trl.serve import free_port
-from step_trl.train import load_rows
+from step_trl.sources import load_rows
 
 
 SMALL = SMALL_RUN | {
@@ -59,8 +62,8 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trainer": "dapo"}, "trainer: 'dapo' is not known. Set one of grpo, step_grpo, sas"),
-        ({"confidence_threshold": 0.9}, "confidence_threshold: no option of trainer 'grpo'"),
+        ({"trainer": "dapo"}, "trainer: 'dapo' is not known. Set one of grpo, step_grpo, sas, distill"),
+        ({"confidence_threshold": 0.9}, "confidence_threshold: no option of trainer 'grpo'. Drop it: .* 'step_grpo'"),
         ({"max_completion_lenght": 5}, "max_completion_lenght: no option.* Did you mean max_completion_length?"),
         ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),
     ],
@@ -203,6 +206,73 @@ def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkey
     assert len(built) == 3
     assert [entry["step"] for entry in built[2].state.log_history if "loss" in entry] == [1, 2]
     assert train.run_train(["--config", str(recipe), *flags]) == folder and len(built) == 3
+
+
+def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
+    """LAPO's, as the second one reads a file of the first one's; by SAS, where wrong completions teach, too."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages:\n- length_reward: lapo_discovery\n- length_reward: lapo_internalization\n")
+    lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-2}
+    arguments = ["--config", str(recipe), *command(trainer="sas", **lora)]
+    second = train.run_train(arguments)
+    first = second.with_name("stage-1")
+    merged = first / "merged"
+    assert [path.name for path in first.iterdir() if path.suffix == ".safetensors"] == ["adapter_model.safetensors"]
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(merged)
+    assert not (first / ".merged").exists()
+
+    ids = torch.arange(10, 40)[None]
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(testbed.load_model(), first)(ids).logits
+        whole, vanilla = (AutoModelForCausalLM.from_pretrained(at)(ids).logits for at in (merged, testbed.MODEL_DIR))
+    torch.testing.assert_close(whole, adapted, rtol=1e-3, atol=1e-3)
+    assert (whole - vanilla).abs().max() > 0.1
+
+    shutil.rmtree(second)
+    (first / "adapter_model.safetensors").unlink()  # is not merged again
+    assert train.run_train(arguments) == second and (second / "adapter_model.safetensors").is_file()
+
+
+def test_distillation_is_a_recipe(tmp_path, capsys, monkeypatch):
+    recipe = tmp_path / "recipe.yaml"
+    fields = {"trainer": "distill", "learning_rate": 1e-3, "num_train_epochs": 2, "model_init_kwargs": {}}
+    recipe.write_text(json.dumps(DISTILL_RUN | fields))
+    asked = []
+    monkeypatch.setattr(train, "distill", lambda *model, **options: asked.append((*model, options)))
+    folder = tmp_path / "run"
+    arguments = ["--config", str(recipe), "--output_dir", str(folder), "--n", "3", "--no_dataloader_pin_memory"]
+    assert train.run_train([*arguments, "--urls", "http://a", "http://b"]) == folder
+    ((model, options),) = asked
+    sampling = {name: DISTILL_RUN[name] for name in ("dataset", "dataset_split", "limit", "max_tokens", "engine")}
+    sampling |= {"dataset_name": None, "n": 3, "per_problem": 1, "confidence": 0.95, "temperature": 1.0}
+    training = SMALL_RUN | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "output_dir": folder}
+    training |= {"learning_rate": 1e-3, "num_train_epochs": 2, "dataloader_pin_memory": False}
+    training |= {"model_init_kwargs": {"dtype": "float32"}}
+    assert model == "testbed"
+    assert options == sampling | training | {"urls": ["http://a", "http://b"]}  # and no default of SFTConfig's
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_generations": 5}, "num_generations: no option of trainer 'distill'. Set n."),
+        ({"max_completion_length": 5}, "max_completion_length: no option of trainer 'distill'. Set max_tokens."),
+        ({"epsilon": 0.2}, "epsilon: no option.* Drop it: it is one of 'grpo', 'step_grpo', 'sas'"),
+        ({"max_tokns": 5}, "max_tokns: no option.* Did you mean max_tokens?"),
+        ({"engine": "vlm"}, "engine: 'vlm' is not known. Set 'transformers' or 'vllm'"),
+        ({"per_problem": 0}, "per_problem: 0 is too small. Set at least 1"),
+    ],
+)
+def test_what_is_refused_of_a_distillation(options, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        train.run_train(as_flags(DISTILL_RUN | {"trainer": "distill"} | options))
+
+
+def test_a_distillation_has_no_stages(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("stages:\n- trainer: grpo\n- trainer: distill\n")
+    with pytest.raises(ValueError, match=r"stages: trainer 'distill' has none\. Write a recipe for each of the 2"):
+        train.run_train(["--config", str(recipe)])
 
 
 def test_stages_are_a_list(tmp_path):
