@@ -83,6 +83,7 @@ def smollm2():
     ],
     ids=["step_grpo", "sas"],
 )
+@pytest.mark.xdist_group("smollm2")
 def test_one_step_on_smollm2(tmp_path, smollm2, trainer_class, config, data):
     load_model, tokenizer = smollm2
     trainer = trainer_class(

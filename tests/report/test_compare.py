@@ -10,6 +10,9 @@ from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.trainers import SASConfig, SASTrainer
 
 
+pytestmark = pytest.mark.xdist_group("runs to report")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two evaluations, the second one in the folder of a training, and that of other problems."""
