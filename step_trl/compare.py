@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 
 from .evaluation import read_samples, summarize
-from .report import (
-    latex_table,
-    markdown_table,
-    plot_accuracy_against_tokens,
-    plot_semantic_density,
-    plot_training,
-    plot_training_dynamics,
-    read_history,
-)
-from .report.figures import STYLE
+from .report import evaluation_report, latex_table, markdown_table, read_history, training_report
 from .report.history import WANDB, History
 
 
 ACCURACY = "rewards/math_accuracy_reward/mean"
-_LENGTH = "completions/mean_length"
-_POLICY = {"entropy": "entropy, nats", "kl": "KL from the reference, nats"}
 
 
 def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = None, accuracy: str = ACCURACY) -> None:
@@ -48,9 +35,13 @@ def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = N
     samples = {name: rows for name, folder in folders.items() if len(rows := read_samples(folder))}
     if vanilla is not None and vanilla not in samples:
         raise ValueError(f"vanilla: {vanilla!r} has no samples. Choose from {', '.join(samples) or 'none'}.")
-    histories = {
-        name: read_history(folder) for name, folder in folders.items() if name not in samples or _was_trained(folder)
-    }
+    histories: dict[str, History] = {}
+    for name, folder in folders.items():
+        try:
+            histories[name] = read_history(folder)
+        except FileNotFoundError:
+            if name not in samples:
+                raise
     output_dir.mkdir(parents=True, exist_ok=True)
     if samples:
         base = None if vanilla is None else samples[vanilla]
@@ -59,10 +50,10 @@ def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = N
         text = markdown_table(tables, intervals=True)
         (output_dir / "results.md").write_text(text + "\n")
         (output_dir / "results.tex").write_text(latex_table(tables, intervals=True))
-        _evaluation(tables, samples, output_dir / "evaluation.png")
+        evaluation_report(output_dir / "evaluation.png", tables, samples)
         print(text)
     if histories:
-        _trainings(histories, accuracy, output_dir / "training.png")
+        training_report(output_dir / "training.png", histories, accuracy)
     print(f"See {output_dir}: {', '.join(sorted(path.name for path in output_dir.iterdir()))}")
 
 
@@ -77,36 +68,3 @@ def _named(runs: Sequence[str]) -> dict[str, str]:
             raise FileNotFoundError(f"runs: there is no folder {folder}. Give those of evaluations and trainings.")
         folders[name] = folder
     return folders
-
-
-def _was_trained(folder: str) -> bool:
-    """Whether a folder of samples holds a training, too."""
-    return any(Path(folder).glob("trainer_state.json")) or any(Path(folder).glob("checkpoint-*"))
-
-
-def _evaluation(tables: dict[str, pd.DataFrame], samples: dict[str, pd.DataFrame], path: Path) -> None:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        plot_accuracy_against_tokens(left, tables)
-        plot_semantic_density(right, samples)
-        figure.savefig(path)
-
-
-def _trainings(histories: Mapping[str, History], accuracy: str, path: Path) -> None:
-    """A panel for each training, and one for each metric of the policy that all have."""
-    metrics = [key for key in _POLICY if all(any(key in entry for entry in rows) for rows in histories.values())]
-    panels = len(histories) + len(metrics)
-    rows = -(-panels // 3)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, 3, squeeze=False).flatten()
-        for panel, (name, history) in zip(axes, histories.items(), strict=False):
-            plot_training_dynamics(panel, history, accuracy, _LENGTH)
-            panel.set_title(name)
-        for panel, key in zip(axes[len(histories) :], metrics, strict=False):
-            plot_training(panel, histories, key, _POLICY[key])
-            panel.legend()
-        for panel in axes[panels:]:
-            panel.remove()
-        figure.savefig(path)

@@ -56,7 +56,7 @@ class StagePlan:
 
     def run(self) -> None:
         """Run each check whose needs were found, whatever became of the others."""
-        distillation = is_distillation({**self.recipe}, [{}], self.arguments)
+        distillation = is_distillation(self.recipe, [{}], self.arguments)
         for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
             missing = [need for need in needs if getattr(self, need) is None]
             if missing:

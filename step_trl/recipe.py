@@ -205,9 +205,9 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
     return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))
 
 
-def is_distillation(recipe: dict[str, Any], stages: Sequence[dict[str, Any]], arguments: Sequence[str]) -> bool:
+def is_distillation(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> bool:
     """Whether a recipe is one of `DISTILL`, which has no stages."""
-    if DISTILL not in [_named_trainer(recipe | stage, arguments) for stage in stages]:
+    if DISTILL not in [_named_trainer({**recipe, **stage}, arguments) for stage in stages]:
         return False
     if list(stages) != [{}]:
         raise ValueError(f"stages: trainer {DISTILL!r} has none. Write a recipe for each of the {len(stages)}.")

@@ -9,6 +9,7 @@ from .figures import (
     plot_semantic_density,
     plot_training,
     plot_training_dynamics,
+    training_report,
 )
 from .history import read_history
 from .tables import budgets_table, latex_table, markdown_table, results_frame
@@ -30,4 +31,5 @@ __all__ = [
     "read_history",
     "render_rollout",
     "results_frame",
+    "training_report",
 ]

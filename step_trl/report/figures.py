@@ -238,19 +238,55 @@ def plot_semantic_density(axes: Axes, samples_by_model: Mapping[str, pd.DataFram
     axes.grid(False, axis="x")
 
 
-def evaluation_report(path: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+def evaluation_report(
+    path: Path, tables: Mapping[str, pd.DataFrame], samples: Mapping[str, pd.DataFrame] | None = None
+) -> None:
     """
-    The picture of an evaluation: accuracy against tokens.
+    The picture of an evaluation: accuracy against tokens, and semantic density.
 
     Args:
         path (`Path`):
             PNG to write.
         tables (`Mapping[str, DataFrame]`):
             As in [`plot_accuracy_against_tokens`].
+        samples (`Mapping[str, DataFrame]`, *optional*):
+            As in [`plot_semantic_density`], which is left out without.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6, 3.6), layout="constrained")
-        plot_accuracy_against_tokens(figure.subplots(), tables)
+        panels = 1 if samples is None else 2
+        figure = Figure(figsize=(1 + 5 * panels, 3.6), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        plot_accuracy_against_tokens(axes[0], tables)
+        if samples is not None:
+            plot_semantic_density(axes[1], samples)
+        figure.savefig(path)
+
+
+def training_report(path: Path, histories: Mapping[str, History], accuracy: str) -> None:
+    """
+    The picture of trainings: a panel for the dynamics of each, and one for entropy and for KL where all logged them.
+
+    Args:
+        path (`Path`):
+            PNG to write.
+        histories (`Mapping`), accuracy (`str`):
+            As in [`plot_training`] and [`plot_training_dynamics`].
+    """
+    labels = {"entropy": "entropy, nats", "kl": "KL from the reference, nats"}
+    metrics = [key for key in labels if all(any(key in entry for entry in rows) for rows in histories.values())]
+    panels = len(histories) + len(metrics)
+    rows = -(-panels // 3)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
+        axes = figure.subplots(rows, 3, squeeze=False).flatten()
+        for panel, (name, history) in zip(axes, histories.items(), strict=False):
+            plot_training_dynamics(panel, history, accuracy)
+            panel.set_title(name)
+        for panel, key in zip(axes[len(histories) :], metrics, strict=False):
+            plot_training(panel, histories, key, labels[key])
+            panel.legend()
+        for panel in axes[panels:]:
+            panel.remove()
         figure.savefig(path)
 
 
