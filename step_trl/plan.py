@@ -12,6 +12,7 @@ import textwrap
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,7 +20,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .batches import Batches
 from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
-from .recipe import is_distillation, read_recipe
+from .recipe import is_distillation, read_recipe, recipe_layers, recipe_path
 
 
 @dataclass
@@ -104,6 +105,8 @@ def print_plan(arguments: Sequence[str]) -> int:
     except (ValueError, FileNotFoundError) as error:
         print(error)
         return 1
+    if (path := recipe_path(arguments)) is not None:
+        print(describe_layers(recipe_layers(path)), end="\n\n")
     failures: list[str] = []
     first: StagePlan | None = None
     for number, stage in enumerate(stages, 1):
@@ -117,3 +120,11 @@ def print_plan(arguments: Sequence[str]) -> int:
         return 1
     print("All of this was checked. Nothing was trained.")
     return 0
+
+
+def describe_layers(layers: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Which fields are a recipe's own, and which come from the recipes that it is based on."""
+    (path, own), bases = layers[0], layers[1:]
+    lines = [f"recipe   {path} sets {', '.join(own) or 'nothing'}"]
+    lines += [f"base     {file} sets {', '.join(fields) or 'nothing else'}" for file, fields in bases]
+    return "\n".join(textwrap.fill(line, 119, subsequent_indent=" " * 9) for line in lines)

@@ -136,6 +136,74 @@ class DistillArguments:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
 
 
+def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """
+    What a recipe takes from which file.
+
+    Args:
+        path (`Path`):
+            Of the recipe.
+        derived (`Sequence[Path]`, *optional*):
+            Files that have it as their base, for the error about a circle.
+
+    Returns:
+        `list[tuple[Path, dict[str, Any]]]`: the file and its fields, then its `base` and the fields that come from
+        there, and so on. No field is in two of them.
+    """
+    if path.resolve() in (*map(Path.resolve, derived),):
+        raise ValueError(f"base: {' -> '.join(map(str, [*derived, path]))} is a circle. Drop `base` from one of them.")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"base: {derived[-1]} names {path}, which is no file. Give a path relative to {derived[-1].name}."
+            if derived
+            else f"config: there is no file {path}. Give a recipe, such as recipes/step_grpo/paper.yaml."
+        )
+    own = _read_mapping(path)
+    base = own.pop("base", None)
+    if base is None:
+        return [(path, own)]
+    if not isinstance(base, str):
+        raise ValueError(f"base: {base!r} of {path} is no path. Give one file, relative to {path.name}.")
+    inherited = recipe_layers(path.parent / base, [*derived, path])
+    left = _fields_of_another_trainer(inherited, own.get("trainer"))
+    return [(path, own)] + [
+        (file, {name: value for name, value in fields.items() if name not in own.keys() | left})
+        for file, fields in inherited
+    ]
+
+
+def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
+    """What a recipe with another trainer leaves with its base: options that only the base's trainer has."""
+    before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
+    if trainer in (None, before) or not {trainer, before} <= {*TRAINERS, DISTILL}:
+        return set()
+    return {*_known(before)} - {*_known(trainer)}
+
+
+def recipe_path(arguments: Sequence[str]) -> Path | None:
+    """The file behind `--config`."""
+    path = _value_of("--config", arguments)
+    return None if path is None else Path(path)
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """Fields of a recipe: its own, and the others of its `base`."""
+    return {name: value for _, fields in reversed(recipe_layers(path)) for name, value in fields.items()}
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"config: {path} is no YAML of plain values: {error}\nWrite text, numbers, lists and mappings; tags that "
+            "make Python objects are refused."
+        ) from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"config: {path} is no mapping of fields to values.")
+    return recipe
+
+
 def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """
     Read the file behind `--config`.
@@ -148,27 +216,12 @@ def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str
         `tuple[dict[str, Any], list[dict[str, Any]], list[str]]`: its fields; the fields of each of its `stages`, which
         are trained one after another, or one empty mapping; and the other arguments.
     """
-    rest = list(arguments)
-    path = _value_of("--config", rest)
+    path, rest = recipe_path(arguments), list(arguments)
     if path is None:
         return {}, [{}], rest
-    if f"--config={path}" in rest:
-        rest.remove(f"--config={path}")
-    else:
-        del rest[rest.index("--config") : rest.index("--config") + 2]
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"config: there is no file {path}. Give a recipe, such as recipes/step_grpo/paper.yaml."
-        )
-    try:
-        recipe = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"config: {path} is no YAML of plain values: {error}\nWrite text, numbers, lists and mappings; tags that "
-            "make Python objects are refused."
-        ) from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"config: {path} is no mapping of fields to values.")
+    place = next(place for place, text in enumerate(rest) if field_of(text) == "config")
+    del rest[place : place + (1 if "=" in rest[place] else 2)]
+    recipe = load_recipe(path)
     stages = recipe.pop("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError(f"stages: {stages!r} is no list of mappings. Give the fields that differ, stage by stage.")

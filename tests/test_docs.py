@@ -25,7 +25,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import yaml
 from small_runs import SMALL_RUN, TESTBED_RUN, flags
 from sybil import Document, Region
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -396,12 +395,17 @@ def test_bash_blocks(path, parsed_only, capsys):
 
 
 @pages_with("yaml")
-def test_yaml_blocks(path):
-    from step_trl.recipe import parse
+def test_yaml_blocks(path, tmp_path):
+    """Recipes, as files among those of the package."""
+    from step_trl.recipe import load_recipe, parse
 
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    recipe = tmp_path / "recipes" / "block.yaml"
     for block in blocks(path):
         if block.language == "yaml":
-            parse(yaml.safe_load(block.source), [])
+            recipe.write_text(block.source)
+            fields = load_recipe(recipe)
+            parse(fields, [] if "bf16: false" in block.source else ["--bf16", "false", "--use_cpu"])
 
 
 def test_every_metric_is_explained(tmp_path):
