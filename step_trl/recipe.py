@@ -175,7 +175,8 @@ def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, 
 def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
     """What a recipe with another trainer leaves with its base: options that only the base's trainer has."""
     before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
-    if trainer in (None, before) or not {trainer, before} <= {*TRAINERS, DISTILL}:
+    known = (*TRAINERS, DISTILL)
+    if trainer == before or trainer not in known or before not in known:
         return set()
     return {*_known(before)} - {*_known(trainer)}
 
