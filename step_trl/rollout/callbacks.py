@@ -51,6 +51,10 @@ class ConfidenceTruncation(TruncationCallback):
     At each trigger an answer is induced; the rollout stops there when the answer's confidence is strictly greater than
     `threshold`. Defaults are the paper's; [`ConfidenceTruncation.released`] lists those of the released code.
 
+    No rollout exits without room for its answer. Near the end of the budget, an answer that has less room than
+    `max_probe_tokens` must end within that room. Where the final answer is sampled after the probe, there is no probe
+    unless `max_probe_tokens` are left for that answer.
+
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Encodes the injected texts, once.
@@ -74,7 +78,8 @@ class ConfidenceTruncation(TruncationCallback):
         skip_probe_tokens (`int`, *optional*, defaults to `0`):
             First tokens of the answer that do not count in its confidence.
         exit_margin (`int`, *optional*, defaults to `0`):
-            Leave without a probe at a boundary that has at most this many tokens of the budget left.
+            Leave without a probe at a boundary that has at most this many tokens of the budget left, whatever the
+            final answer needs.
         early_rejection (`bool`, *optional*, defaults to `True`):
             Abandon a probe as soon as no continuation of it can reach the threshold. Changes no decision.
     """
@@ -97,6 +102,12 @@ class ConfidenceTruncation(TruncationCallback):
         self._prompt_ids = self.tokenizer.encode(self.answer_prompt, add_special_tokens=False)
         self._closing_ids = self.tokenizer.encode(self.closing, add_special_tokens=False)
         self._closes_thought = THINK_END in self.answer_prompt
+        if self.keep_probe_answer and self._closes_thought:
+            self._least_room = 1
+        elif self.keep_probe_answer:  # the answer in the thought, what closes that, and the final answer
+            self._least_room = 2 * self.max_probe_tokens + len(self._closing_ids)
+        else:
+            self._least_room = self.max_probe_tokens
 
     @staticmethod
     def released() -> dict:
@@ -117,10 +128,10 @@ class ConfidenceTruncation(TruncationCallback):
             return self.leave(keep_answer=False)
         if self.max_probes is not None and len(boundary.probes) >= self.max_probes:
             return GoOn(watch=self.exit_margin > 0)
-        # Room for the injected text, one answer token and EOS: a probe that cannot end the completion is not made.
+        # What is left for the answer beside the injected text and EOS.
         room = boundary.remaining - max(len(self._prompt_ids), len(self._closing_ids)) - 1
-        if room < 1:
-            return GoOn(watch=False)
+        if room < self._least_room:
+            return GoOn(watch=self.exit_margin > 0)
         max_tokens = min(self.max_probe_tokens, room)
         return Probe(
             prompt_ids=self._prompt_ids,
@@ -142,8 +153,10 @@ class ConfidenceTruncation(TruncationCallback):
         return Exit(self.keep_trigger, self._closing_ids, keep_answer)
 
     def confidence(self, answer: Generation) -> float:
-        """Confidence of a finished answer; `0.0` for an abandoned one and, if asked for, for one without an end."""
-        if answer.finish_reason == "abandoned" or (self.require_probe_end and answer.finish_reason == "length"):
+        """Confidence of an answer: `0.0` where it was abandoned or cut off by the budget, or has no required end."""
+        cut_off = answer.finish_reason == "length" and len(answer.token_ids) < self.max_probe_tokens
+        endless = answer.finish_reason == "length" and self.require_probe_end
+        if answer.finish_reason == "abandoned" or cut_off or endless:
             return 0.0
         return answer_confidence(answer.logprobs, self.skip_probe_tokens)
 

@@ -9,6 +9,8 @@ import re
 from contextlib import asynccontextmanager
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rollout.scripted_engine import ScriptedEngine
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -92,16 +94,19 @@ def oracle(engine: ScriptedEngine, callback: ConfidenceTruncation, prompt: list[
             return finish(kept + closing)
         if callback.max_probes is not None and probes >= callback.max_probes:
             continue
-        limit = min(callback.max_probe_tokens, remaining - max(len(induce), len(closing)) - 1)
-        if limit < 1:
-            watched = False
+        longest = callback.max_probe_tokens
+        room = remaining - max(len(induce), len(closing)) - 1
+        if not callback.keep_probe_answer and room < longest:
             continue
+        if callback.keep_probe_answer and room < (1 if closes else longest + len(closing) + longest):
+            continue
+        limit = min(longest, room)
         answer, logprobs = generate(kept + induce, limit, None if closes else "</think>")
         probes += 1
         ended = answer[-1] == eos or (not closes and "</think>" in tokenizer.decode(answer))
         counted = logprobs[callback.skip_probe_tokens :]
         confidence = math.exp(sum(counted) / len(counted)) if counted else 0.0
-        if callback.require_probe_end and not ended:
+        if not ended and (callback.require_probe_end or limit < longest):
             confidence = 0.0
         if confidence <= callback.threshold:
             continue
@@ -172,6 +177,27 @@ def check_invariants(engine, record, max_tokens):
         assert not any(record.injected) and not any(map(math.isnan, record.logprobs))
     text = tokenizer.decode(ids)
     assert TriggerSegmenter(tokenizer, TRIGGERS).count(ids) == len(WHOLE_WORD.findall(text))
+
+
+@given(st.sampled_from(sorted(VARIANTS)), st.integers(1, 90), st.integers(1, 12), st.integers(0, 50), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_no_exit_without_room_for_its_answer(tokenizer, variant, budget, longest, salt, speculative):
+    options = VARIANTS[variant] | {"exit_margin": 0, "skip_probe_tokens": 0, "max_probe_tokens": longest}
+    callback = build(tokenizer, options | {"threshold": 0.8})
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt, certain=0.95)
+    rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(budget), speculative)
+    closing, prompt = (
+        len(tokenizer.encode(text, add_special_tokens=False)) for text in (callback.closing, callback.answer_prompt)
+    )
+    for record in rollout.run([tokenizer.encode(str(i)) for i in range(20)]):
+        if record.truncated:
+            left = budget - record.injected.index(True)
+            if not callback.keep_probe_answer:
+                assert left - closing >= longest
+            elif "</think>" in callback.answer_prompt:
+                assert record.ended or left - prompt > longest
+            else:
+                assert record.ended or left - prompt - len(record.probes[-1].token_ids) >= longest
 
 
 def test_a_declined_probe_leaves_no_trace(tokenizer):

@@ -22,10 +22,10 @@ def run(tokenizer):
     problems = testbed.load_dataset("train").select(range(NUMBER))["prompt"]
     prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
 
-    def run(speculative, **options):
+    def run(speculative, max_tokens=256, **options):
         callback = ConfidenceTruncation(tokenizer, **options)
         engine.drop_prefix_cache()
-        rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(256), speculative)
+        rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(max_tokens), speculative)
         return rollout.run(prompts, seeds=range(NUMBER))
 
     return run
@@ -48,3 +48,12 @@ def test_speculation_and_early_rejection_change_no_token(run):
 def test_every_rollout_is_well_formed(run, tokenizer):
     for record in run(speculative=True):
         assert_well_formed(record, tokenizer, max_tokens=256)
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+def test_every_exit_has_its_whole_answer(run, tokenizer, speculative):
+    exits = [record for record in run(speculative, max_tokens=64) if record.truncated]
+    assert len(exits) > 20
+    for record in exits:
+        assert record.ended and record.completion_ids[-1] == tokenizer.eos_token_id
+        assert "\\boxed{" in tokenizer.decode(record.completion_ids[record.injected.index(True) :])
