@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 
 Fate = Literal["forward", "stall", "cut"]
+END_OF_STREAM = b"data: [DONE]"
 
 
 class FaultyProxy:
@@ -21,7 +22,8 @@ class FaultyProxy:
             Of the server.
         fate (`Callable[[int, bytes], Fate]`, *optional*):
             Asked for each piece of an answer to a completion request, with its number, from 1, and the piece:
-            it is forwarded, or the connection forwards nothing more for good, or is cut. Other answers pass.
+            it is forwarded, or the connection forwards nothing more for good, or is cut. The end of a stream is a piece
+            of its own, whether or not it arrived together with the last tokens. Other answers pass.
 
     Attributes:
         url (`str`):
@@ -113,13 +115,15 @@ class FaultyProxy:
     async def _pass_answers(
         self, server: asyncio.StreamReader, to_client: asyncio.StreamWriter, number: list[int]
     ) -> None:
-        while piece := await server.read(2**16):
-            fate: Fate = self._fate(number[0], piece) if number[0] else "forward"
-            if fate != "forward":
-                self.fates.append((number[0], fate))
-            if fate == "cut":
-                return
-            if fate == "stall":
-                await asyncio.Event().wait()  # until the client gives up
-            to_client.write(piece)
-            await to_client.drain()
+        while received := await server.read(2**16):
+            before, end, after = received.partition(END_OF_STREAM)
+            for piece in filter(None, (before, end + after)):
+                fate: Fate = self._fate(number[0], piece) if number[0] else "forward"
+                if fate != "forward":
+                    self.fates.append((number[0], fate))
+                if fate == "cut":
+                    return
+                if fate == "stall":
+                    await asyncio.Event().wait()  # until the client gives up
+                to_client.write(piece)
+                await to_client.drain()

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from rollout.faulty_proxy import Fate, FaultyProxy
+from rollout.faulty_proxy import END_OF_STREAM, Fate, FaultyProxy
 from rollout.server_metrics import generated_tokens, open_requests, until
 from rollout.well_formed import assert_well_formed
 
@@ -185,8 +185,7 @@ def test_a_connection_that_breaks_behind_the_last_token_fails_no_rollout(vllm_se
     undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def end_is_lost(number: int, piece: bytes) -> Fate:
-        end = piece.find(b"data: [DONE]")
-        return "cut" if end >= 0 and b"token_ids" not in piece and len(proxy.fates) < 32 else "forward"
+        return "cut" if piece.startswith(END_OF_STREAM) and len(proxy.fates) < 32 else "forward"
 
     with FaultyProxy(vllm_server.url, end_is_lost) as proxy:
         records = greedy_rollouts(VLLMServerEngine(proxy.url, tokenizer), 32)
