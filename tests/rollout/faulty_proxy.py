@@ -22,8 +22,8 @@ class FaultyProxy:
             Of the server.
         fate (`Callable[[int, bytes], Fate]`, *optional*):
             Asked for each piece of an answer to a completion request, with its number, from 1, and the piece:
-            it is forwarded, or the connection forwards nothing more for good, or is cut. The end of a stream is a piece
-            of its own, whether or not it arrived together with the last tokens. Other answers pass.
+            it is forwarded, or the connection forwards nothing more for good, or is cut. The end of a stream is a
+            piece of its own, whether or not it arrived together with the last tokens. Other answers pass.
 
     Attributes:
         url (`str`):
