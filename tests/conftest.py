@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 
 # Two workers share two cores. Before torch is imported, here and in the processes that tests start.
@@ -25,6 +28,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("vllm"))
         elif item.path.name == "test_two_ranks.py":
             item.add_marker(pytest.mark.xdist_group("two ranks"))
+
+
+def pytest_collection_finish() -> None:
+    """Each training collects the garbage, which takes half a second to look through all that was imported."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded_servers():
+    """vLLM servers that need not import torch and vLLM. One that is started in another process does."""
+    from preloaded import PreloadedPython
+
+    from step_trl import serve
+
+    def popen(command, *, env, stdout=None, **_):
+        return PreloadedPython(command[1:], os.devnull if stdout is None else stdout.name, env)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+        yield
 
 
 @pytest.fixture(scope="session")

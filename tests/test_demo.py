@@ -5,11 +5,13 @@ import json
 import matplotlib.image
 import pytest
 
+from step_trl import demo
 from step_trl.cli import main
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
-def test_demo_writes_summary_and_picture(tmp_path, capsys, engine):
+def test_demo_writes_summary_and_picture(tmp_path, capsys, monkeypatch, engine):
+    monkeypatch.setitem(demo.TRAINING, "gradient_accumulation_steps", 1)
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "mine.txt").write_text("an earlier run")

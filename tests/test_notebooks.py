@@ -5,12 +5,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import local_provisioner
 from nbclient import NotebookClient
+from preloaded import PreloadedPython
 
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SMALLER = {"max_steps": 2, "per_device_train_batch_size": 16}
-PROBLEMS = 8
+SMALLER = {"max_steps": 1, "per_device_train_batch_size": 16}
+PROBLEMS = 4
 
 
 def shorten(source: str) -> str:
@@ -19,7 +21,19 @@ def shorten(source: str) -> str:
     return re.sub(r"select\(range\(\d+\)\)", f"select(range({PROBLEMS}))", source)
 
 
+@pytest.fixture
+def preloaded_kernel(path, monkeypatch, tmp_path):
+    """A kernel that need not import torch; but for one notebook, which shows that the imports work in a kernel."""
+
+    def launch_kernel(command, *, env, cwd, **_):
+        return PreloadedPython(command[1:], tmp_path / "kernel.log", env, cwd)
+
+    if path.stem != "quickstart":
+        monkeypatch.setattr(local_provisioner, "launch_kernel", launch_kernel)
+
+
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("preloaded_kernel")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)

@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from math import ceil
@@ -17,6 +15,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preloaded import PreloadedPython
 
 from step_trl import testbed
 from step_trl.evaluation import ChatError, StepJudge, classify_testbed_steps, composition, evaluate, split_steps
@@ -316,7 +315,7 @@ def test_a_killed_run_goes_on(stub, samples, tmp_path):
         "samples = pd.read_json(folder + '/samples.json')\n"
         "StepJudge(url, 'judge-1', cache=folder, max_concurrent=1).label(samples)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, stub.url, str(tmp_path)])
+    process = PreloadedPython(["-c", script, stub.url, str(tmp_path)], tmp_path / "output")
     try:
         done = threading.Event()
         while len(stub.requests) < 4 and process.poll() is None:

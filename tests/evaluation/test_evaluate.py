@@ -2,12 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
 import torch
+from preloaded import run_preloaded
 
 from step_trl import testbed
 from step_trl.evaluation import evaluate, load_benchmark
@@ -146,8 +145,8 @@ def test_a_killed_evaluation_goes_on(engine, benchmarks, tmp_path):
     )
     for name, rows in benchmarks.items():
         rows.save_to_disk(tmp_path / name)
-    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path), repr(SAMPLING)], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    killed = run_preloaded(["-c", script, str(tmp_path), repr(SAMPLING)], tmp_path / "output")
+    assert killed[0] == -signal.SIGKILL, killed[1][-2000:]
     resumed = []
     rows = evaluate(engine, benchmarks, save_to=tmp_path / "samples", on_sample=resumed.append, **SAMPLING)
     assert len(rows) == 12 and len(resumed) == 12 - 5

@@ -2,11 +2,12 @@
 
 import os
 import re
-import subprocess
+import select
 import sys
 from pathlib import Path
 
 import pytest
+from preloaded import PreloadedPython, run_preloaded
 from rich.console import Console
 
 from step_trl import testbed
@@ -26,21 +27,15 @@ def test_a_person_sees_a_live_view(tmp_path, fails):
     import struct
     import termios
 
-    child, descriptor = pty.fork()
-    if child == 0:
-        arguments = [sys.executable, str(SCRIPT), str(tmp_path), *["fail"] * fails]
-        os.execve(sys.executable, arguments, ENVIRONMENT | {"TERM": "xterm-256color"})
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 110, 0, 0))
+    descriptor, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 110, 0, 0))
+    arguments = [str(SCRIPT), str(tmp_path), *["fail"] * fails]
+    process = PreloadedPython(arguments, os.ttyname(terminal), env=ENVIRONMENT | {"TERM": "xterm-256color"})
     shown = b""
-    while True:
-        try:
-            piece = os.read(descriptor, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == int(fails)
+    while process.poll() is None or select.select([descriptor], [], [], 0)[0]:
+        if select.select([descriptor], [], [], 0.1)[0]:
+            shown += os.read(descriptor, 65536)
+    assert process.returncode == int(fails)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
     assert re.search(r"update +1/2", text) or fails
     assert re.search(r"[1-8] of 8 rollouts · [\d,]+ tokens/s · \d exits", text)
@@ -51,17 +46,16 @@ def test_a_person_sees_a_live_view(tmp_path, fails):
 
 
 def test_a_file_gets_a_line_per_log(tmp_path):
-    run = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, check=True
-    )
-    lines = [line for line in run.stderr.splitlines() if line.startswith("Step-GRPO ")]
+    status, output = run_preloaded([str(SCRIPT), str(tmp_path)], tmp_path / "output", env=ENVIRONMENT)
+    assert status == 0, output[-3000:]
+    lines = [line for line in output.splitlines() if line.startswith("Step-GRPO ")]
     number = r"[\d.,]+"
     pattern = (
         rf"Step-GRPO (\d)/2: reward -?{number}, accuracy {number}, tokens {number}, steps {number}, exits {number}, "
         rf"[\d,]+ tokens/s, \d+:\d\d left"
     )
-    assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2"], run.stderr
-    assert "\x1b" not in run.stderr and "update/s" not in run.stderr
+    assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2"], output
+    assert "\x1b" not in output and "update/s" not in output
 
 
 def test_steps_differ_in_colour_and_hostile_text_does_nothing():

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from preloaded import PreloadedPython
 from rollout.faulty_proxy import END_OF_STREAM, Fate, FaultyProxy
 from rollout.server_metrics import generated_tokens, open_requests, until
 from rollout.well_formed import assert_well_formed
@@ -199,13 +198,7 @@ def test_a_connection_that_breaks_behind_the_last_token_fails_no_rollout(vllm_se
 def test_ctrl_c_ends_a_script_and_its_requests(vllm_server, tmp_path):
     script = Path(__file__).with_name("interrupted_rollouts.py")
     before = generated_tokens(vllm_server.url)
-    with open(tmp_path / "output", "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, str(script), vllm_server.url],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=output,
-            stderr=output,
-        )
+    process = PreloadedPython([str(script), vllm_server.url], tmp_path / "output")
     try:
         assert until(lambda: open_requests(vllm_server.url) >= 32, seconds=120)
         process.send_signal(signal.SIGINT)

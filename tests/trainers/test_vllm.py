@@ -3,14 +3,12 @@
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from trainers.two_processes import run_two_processes
 from transformers import AutoModelForCausalLM
 
 from step_trl import StepGRPOConfig
@@ -66,11 +64,9 @@ def test_trains_in_a_notebook(on_server):
 @pytest.mark.parametrize("method", ["step_grpo", "sas"])
 def test_two_ranks_share_a_server(method, vllm_server, tmp_path):
     script = Path(__file__).with_name("two_ranks_on_a_server.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    helpers = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": helpers}
     arguments = [method, vllm_server.url, str(tmp_path / "out")]
-    subprocess.run([*command, *arguments], check=True, env=environment, timeout=300)
+    ended = run_two_processes(script, arguments, tmp_path, seconds=300)
+    assert [status for status, _ in ended] == [0, 0], ended
     first, second = (json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in (0, 1))
     assert len(first["batches"]) == len(second["batches"]) == 3
     for mine, theirs in zip(first["batches"], second["batches"]):

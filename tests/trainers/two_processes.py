@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from preloaded import PreloadedPython
 
 from step_trl.serve import free_port
 
@@ -29,12 +30,7 @@ def run_two_processes(script: Path, arguments: Sequence[str], folder: Path, seco
     try:
         for rank, log in enumerate(logs):
             ranked = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with open(log, "wb") as output:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(script), *arguments], env=ranked, stdout=output, stderr=output
-                    )
-                )
+            processes.append(PreloadedPython([str(script), *arguments], log, env=ranked))
         statuses = [process.wait(max(0.0, deadline - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired as error:
         error.output = b"".join(log.read_bytes()[-3000:] for log in logs)

@@ -1,0 +1,135 @@
+"""
+Python processes that do not import torch, TRL and vLLM again, which takes ten seconds of a core. They are forked from
+a process that has imported them and done nothing else; `multiprocessing` starts it when the first one is asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import transformers.utils
+
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "ipykernel.kernelapp",
+        "step_trl.evaluation",
+        "step_trl.report",
+        "step_trl.testbed",
+        "step_trl.trainers",
+        "vllm.entrypoints.launchers.api_server.entry",
+        "vllm.v1.engine.core",
+        "vllm.v1.worker.cpu_worker",
+    ]
+)
+
+
+class PreloadedPython:
+    """
+    What `subprocess.Popen([sys.executable, *arguments])` is, in a session of its own.
+
+    Args:
+        arguments (`Sequence[str]`):
+            `["script.py", ...]`, `["-m", "module", ...]` or `["-c", "code", ...]`.
+        output (`str` or `Path`):
+            File or terminal that what it prints is added to.
+        env (`Mapping[str, str]`, *optional*):
+            Its environment, by default ours.
+        cwd (`str` or `Path`, *optional*):
+            Its working directory, by default ours.
+    """
+
+    stdin = stdout = stderr = None  # `jupyter_client` would close them
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        output: str | Path,
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path | None = None,
+    ):
+        self.args = [sys.executable, *arguments]
+        environment = dict(os.environ if env is None else env)
+        self._process = _FORKS.Process(target=_run, args=(list(arguments), str(output), environment, cwd))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    poll = returncode.fget
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run_preloaded(arguments: Sequence[str], output: Path, timeout: float = 300, **options) -> tuple[int, str]:
+    """Exit status and output of a [`PreloadedPython`]."""
+    process = PreloadedPython(arguments, output, **options)
+    try:
+        return process.wait(timeout), output.read_text(errors="replace")
+    finally:
+        process.kill()
+
+
+def _fork_engines() -> None:
+    """On CPUs, vLLM spawns its engine's process, to give it a faster `malloc`. On GPUs, it forks it."""
+    from vllm.v1.engine import utils
+
+    utils.get_mp_context = partial(multiprocessing.get_context, "fork")
+
+
+def _run(arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
+    """What the forked process does."""
+    gc.freeze()  # what is imported is never garbage, and takes long to look through
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    if cwd is not None:
+        os.chdir(cwd)
+    file = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # a terminal becomes that of the session
+    for stream in (0, 1, 2) if os.isatty(file) else (1, 2):
+        os.dup2(file, stream)
+    kind, *rest = arguments
+    paths = environment.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = [path for path in [*paths, *sys.path] if path]
+    _fork_engines()
+    transformers.utils.is_in_notebook.cache_clear()
+    try:
+        if kind == "-m":
+            sys.argv = rest
+            runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            sys.argv = ["-c", *rest[1:]]
+            exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = arguments
+            sys.path.insert(0, str(Path(kind).parent))
+            runpy.run_path(kind, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # `multiprocessing` leaves them out
