@@ -19,13 +19,18 @@ import pytest
 # Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import slow
+
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what takes long to make run in one worker: a vLLM server of each kind, pairs of processes."""
     for item in items:
+        if item.path.stem in slow.FILES or getattr(item, "originalname", None) in slow.TESTS:
+            item.add_marker("slow")
         if {"vllm_server", "mortal_server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("vllm"))
+            item.add_marker("slow")
         elif item.path.name == "test_two_ranks.py":
             item.add_marker(pytest.mark.xdist_group("two ranks"))
 

@@ -1,8 +1,13 @@
 """How the suite itself is run."""
 
 import os
+from pathlib import Path
 
 import pytest
+import slow
+
+
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 
 @pytest.mark.xdist_group("package")
@@ -10,3 +15,10 @@ import pytest
 def test_tests_that_share_what_takes_long_run_in_one_worker(request):
     """xdist reads a group from the end of a test's name. Without it, each worker would start servers of its own."""
     assert request.node.nodeid.endswith("@package")
+
+
+def test_what_is_slow_exists():
+    """A file or test that has another name now would slow `make test-fast` down."""
+    assert slow.FILES <= {path.stem for path in TESTS}
+    source = "\n".join(path.read_text() for path in TESTS)
+    assert all(f"def {name}(" in source for name in slow.TESTS)

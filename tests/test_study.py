@@ -75,6 +75,7 @@ def test_verdicts(interval, direction, expected):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(run, "PROBLEMS", 2)
+    monkeypatch.setattr(run, "SAMPLES", 2)
     monkeypatch.setattr(run, "COMPLETIONS", 16)
     monkeypatch.setitem(run.EVALUATION, "max_tokens", 160)
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
@@ -208,6 +209,7 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
 @pytest.mark.timeout(600)
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     """What differs from a plain training: several models after each other, prompts that say more, and SFT."""
+    monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
     chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
     asked = {}
     original = run.evaluate
