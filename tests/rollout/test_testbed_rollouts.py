@@ -1,5 +1,7 @@
 """Truncated rollouts of the testbed model on the in-process engine: the fast ways equal the plain pausing one."""
 
+from functools import cache
+
 import pytest
 from rollout.well_formed import assert_well_formed
 
@@ -22,6 +24,7 @@ def run(tokenizer):
     problems = testbed.load_dataset("train").select(range(NUMBER))["prompt"]
     prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
 
+    @cache
     def run(speculative, max_tokens=256, **options):
         callback = ConfidenceTruncation(tokenizer, **options)
         engine.drop_prefix_cache()
@@ -46,7 +49,7 @@ def test_speculation_and_early_rejection_change_no_token(run):
 
 
 def test_every_rollout_is_well_formed(run, tokenizer):
-    for record in run(speculative=True):
+    for record in run(speculative=True, early_rejection=True):
         assert_well_formed(record, tokenizer, max_tokens=256)
 
 
