@@ -10,6 +10,13 @@ from .base_config import EfficientReasoningConfig
 from .sas_config import StepSelection, check_loss_type
 
 
+_RELEASED = ConfidenceTruncation.released()
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {name: getattr(ConfidenceTruncation, name) for name in _RELEASED},
+    "released": _RELEASED,
+}
+
+
 @dataclass
 class StepGRPOConfig(EfficientReasoningConfig):
     r"""
@@ -17,26 +24,31 @@ class StepGRPOConfig(EfficientReasoningConfig):
     [`~trl.GRPOConfig`].
 
     Args:
+        variant (`str`, *optional*, defaults to `"paper"`):
+            `"paper"` probes as the paper describes it, `"released"` as its released code does. It sets `triggers`,
+            `answer_prompt`, `max_probes`, `keep_trigger`, `keep_probe_answer`, `require_probe_end`,
+            `skip_probe_tokens` and `exit_margin`. Each of these that you set yourself keeps your value.
         triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            Words that open a semantic step.
+            Words that open a semantic step. Released: `("Wait",)`.
         confidence_threshold (`float`, *optional*, defaults to `0.95`):
             Delta: a rollout stops when the confidence of its induced answer is strictly greater.
-        answer_prompt (`str`, *optional*):
-            Text that induces an answer. Without `</think>` it probes inside the open thought.
+        answer_prompt (`str`, *optional*, defaults to `"\n</think>\n\nThe final answer is"`):
+            Text that induces an answer. Without `</think>` it probes inside the open thought, as the released one
+            does: `"\n**Final Answer**\n\\boxed"`.
         max_probe_tokens (`int`, *optional*, defaults to `20`):
             Most tokens of an induced answer.
         max_probes (`int`, *optional*):
-            Most probes per rollout. No limit by default.
+            Most probes per rollout. No limit by default. Released: `10`.
         keep_trigger (`bool`, *optional*, defaults to `True`):
-            Whether the trigger word stays in the path and in the probe's context.
+            Whether the trigger word stays in the path and in the probe's context. Released: `False`.
         keep_probe_answer (`bool`, *optional*, defaults to `True`):
-            Keep the confident answer; otherwise close the thought and sample an answer anew.
+            Keep the confident answer; otherwise close the thought and sample an answer anew. Released: `False`.
         require_probe_end (`bool`, *optional*, defaults to `False`):
-            An induced answer that does not end within `max_probe_tokens` has confidence 0.
+            An induced answer that does not end within `max_probe_tokens` has confidence 0. Released: `True`.
         skip_probe_tokens (`int`, *optional*, defaults to `0`):
-            First tokens of an induced answer that do not count in its confidence.
+            First tokens of an induced answer that do not count in its confidence. Released: `1`.
         exit_margin (`int`, *optional*, defaults to `0`):
-            Stop without a probe at a trigger with at most this many tokens of the budget left.
+            Stop without a probe at a trigger with at most this many tokens of the budget left. Released: `50`.
         speculative_probing (`bool`, *optional*, defaults to `True`):
             Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts
             on a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
@@ -77,23 +89,41 @@ class StepGRPOConfig(EfficientReasoningConfig):
         "mu": "step_baseline",
     }
 
+    variant: str = field(
+        default="paper", metadata={"help": "Probe as the 'paper' does or as its 'released' code: sets eight options."}
+    )
+    # None until `__post_init__`, which takes what is not given from the variant.
     triggers: list[str] = field(
-        default_factory=lambda: ["Wait", "Alternatively"],
-        metadata={"help": "Words that open a semantic step."},
+        default=None,  # type: ignore[arg-type]
+        metadata={"help": "Words that open a semantic step. By default those of the variant."},
     )
     confidence_threshold: float = field(
         default=0.95, metadata={"help": "Delta: stop when the confidence of the induced answer is greater."}
     )
-    answer_prompt: str = field(
-        default=ConfidenceTruncation.answer_prompt, metadata={"help": "Text that induces an answer."}
+    answer_prompt: str = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Text that induces an answer. By default that of the variant."}
     )
     max_probe_tokens: int = field(default=20, metadata={"help": "Most tokens of an induced answer."})
-    max_probes: int | None = field(default=None, metadata={"help": "Most probes per rollout."})
-    keep_trigger: bool = field(default=True, metadata={"help": "Keep the trigger in the path and before the probe."})
-    keep_probe_answer: bool = field(default=True, metadata={"help": "Keep a confident answer as the completion's."})
-    require_probe_end: bool = field(default=False, metadata={"help": "Confidence is 0 for an answer without an end."})
-    skip_probe_tokens: int = field(default=0, metadata={"help": "First answer tokens left out of the confidence."})
-    exit_margin: int = field(default=0, metadata={"help": "Stop at a trigger this close to the end of the budget."})
+    max_probes: int | None = field(
+        default=None, metadata={"help": "Most probes per rollout. By default no limit; 10 in the released code."}
+    )
+    keep_trigger: bool = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Keep the trigger in the path and before the probe. By default as the variant."},
+    )
+    keep_probe_answer: bool = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Keep a confident answer as the completion's. By default as the variant."}
+    )
+    require_probe_end: bool = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Confidence is 0 for an answer without an end. By default as the variant."}
+    )
+    skip_probe_tokens: int = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "First answer tokens left out of the confidence. By default as the variant."}
+    )
+    exit_margin: int = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Stop at a trigger this close to the end of the budget. By default as the variant."},
+    )
     speculative_probing: bool = field(default=True, metadata={"help": "Let a thought go on while its probe runs."})
     max_rollouts_in_flight: int | None = field(
         default=None, metadata={"help": "Most rollouts of a process at once. By default all of its batch."}
@@ -112,6 +142,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
     )
 
     def __post_init__(self):
+        self._fill_in_variant()
         super().__post_init__()
         self._check_ranges()
         if self.truncated_rollout:
@@ -120,6 +151,14 @@ class StepGRPOConfig(EfficientReasoningConfig):
         if selection is not None:
             selection.validate()
             check_loss_type(self)
+
+    def _fill_in_variant(self) -> None:
+        """Give the options that are not set the values of the variant."""
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant: {self.variant!r} is not known. Set 'paper' or 'released'.")
+        for name, value in VARIANTS[self.variant].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _check_serial_group(self) -> None:
         if self.length_reward == "s_grpo" and not self.serial_group:

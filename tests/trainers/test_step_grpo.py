@@ -161,9 +161,7 @@ def test_trains_with(build, options):
 
 
 def test_released_variant_trains(build):
-    from step_trl.rollout import ConfidenceTruncation
-
-    trainer = build("step_grpo", max_completion_length=320, **ConfidenceTruncation.released())
+    trainer = build("step_grpo", max_completion_length=320, variant="released")
     trainer.train()
     assert trainer.state.log_history[0]["step_grpo/probes_per_completion"] > 0
 
