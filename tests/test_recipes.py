@@ -10,8 +10,8 @@ from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 
 from step_trl import StepGRPOConfig, StepSelection
 from step_trl.recipe import field_of, load_recipe, parse, read_recipe
-from step_trl.rollout import ConfidenceTruncation
 from step_trl.train import run_train
+from step_trl.trainers.step_grpo_config import VARIANTS
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -127,10 +127,12 @@ def test_each_model_of_step_grpo_has_a_launch_line_in_each_recipe():
     assert len(folders) == 4 * len(arms)  # no run overwrites another's
 
 
-def test_the_released_step_grpo_recipe_is_the_released_variant():
-    fields = load_recipe(RECIPES / "step_grpo" / "released.yaml")
-    released = {name: list(v) if isinstance(v, tuple) else v for name, v in ConfidenceTruncation.released().items()}
-    assert released.items() <= fields.items()
+@pytest.mark.parametrize(("name", "variant"), [("paper", "paper"), ("with_sas", "paper"), ("released", "released")])
+def test_the_rollout_of_a_step_grpo_recipe_is_the_one_it_names(name, variant):
+    recipe, _, rest = read_recipe(["--config", str(RECIPES / "step_grpo" / f"{name}.yaml"), "--use_cpu"])
+    *_, config = parse(recipe, [*rest, "--bf16", "false"])
+    assert config.variant == variant
+    assert {option: getattr(config, option) for option in VARIANTS[variant]} == VARIANTS[variant]
 
 
 def test_the_paper_recipes_spell_out_the_defaults(tmp_path):
