@@ -1,9 +1,10 @@
-"""A few completions of the newest generation, with what became of their advantages, to look at."""
+"""A few completions of the newest generation, with their verdicts and what became of their advantages, to look at."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,24 @@ from ..steps import Segmenter
 
 
 ROW = "row"  # place in the generation, of the inputs of a loss
+
+
+def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
+    """Text of a prompt or a completion, which may be a conversation."""
+    if isinstance(messages, str):
+        return messages
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a completion was asked, the right answer where the row has one, and whether its own answer is right."""
+
+    problem: str
+    solution: str | None
+    correct: bool
 
 
 class CompletionSamples:
@@ -34,8 +53,16 @@ class CompletionSamples:
     def __init__(self, number: int):
         self.number = number
         self.rollouts: list[Rollout] = []
+        self._verdicts: list[Verdict] = []
         self._advantages: list[float] = []
         self._credits: dict[int, tuple[list[float], list[float]]] = {}
+
+    def note_verdicts(self, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> None:
+        """Keep what the rewards make of the completions; `rows` are those of the data set, one per completion."""
+        self._verdicts = [
+            Verdict(as_text(row["prompt"]), None if row.get("solution") is None else str(row["solution"]), right)
+            for row, right in zip(rows[: self.number], correct, strict=False)
+        ]
 
     def begin(self, output: Mapping[str, Any], rollouts: Sequence[Rollout] | None) -> None:
         """Take those of a generation: of `rollouts`, or of the tensors that TRL made."""
@@ -72,6 +99,7 @@ class CompletionSamples:
                     advantage=self._advantages[row],
                     selected_advantages=selected,
                     token_logps=logps,
+                    **asdict(self._verdicts[row]),
                     title=f"{title}, completion {row + 1}",
                 )
             )

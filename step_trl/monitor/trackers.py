@@ -15,6 +15,8 @@ import pandas as pd
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from .samples import as_text
+
 
 if TYPE_CHECKING:
     from ..trainers.followed import FollowedTrainer
@@ -28,8 +30,8 @@ class TrackerCallback(TrainerCallback):
     """
     Logs, behind each training log of the trainer:
 
-    - `completions_log/table`: `num_completions_to_log` completions with rewards, advantage and what else is known of
-      each. All logged steps are kept.
+    - `completions_log/table`: `num_completions_to_log` completions with their prompt, its solution, whether they are
+      correct, their rewards, advantage and what else is known of each. All logged steps are kept.
     - `completions_log/trace-1`, `-2`, `-3`: the first ones as pictures, see [`~step_trl.report.render_rollout`].
     - histograms of what the trainer observed since the last log, such as the confidences of probes.
 
@@ -91,12 +93,13 @@ class TrackerCallback(TrainerCallback):
         """The first completions of the batch that was scored last, as TRL's own table."""
         logged, number = self.trainer._logs, self.trainer.args.num_completions_to_log
         columns: dict[str, Sequence[Any]] = {
-            "prompt": [as_text(prompt) for prompt in list(logged["prompt"])[:number]],
-            "completion": [as_text(completion) for completion in list(logged["completion"])[:number]],
+            name: [as_text(messages) for messages in list(logged[name])[:number]] for name in ("prompt", "completion")
         }
         for extra in (logged["rewards"], logged["extra"], {"advantage": logged["advantages"]}):
             columns |= {name: list(values)[:number] for name, values in extra.items()}
-        return pd.DataFrame(columns).assign(step=step).set_index("step").reset_index()
+        rows = pd.DataFrame(columns).assign(step=step)
+        first = [name for name in ("step", "prompt", "solution", "completion", "correct") if name in rows]
+        return rows[[*first, *rows.columns.drop(first)]]
 
     def _table(self, backend: str, module: Any, rows: pd.DataFrame) -> Any:
         if backend == "trackio":  # keeps every table that was logged
@@ -114,15 +117,9 @@ class TrackerCallback(TrainerCallback):
                 continue
             for key, values in observed.items():
                 writer.add_histogram(f"train/{key}", pd.Series(values).to_numpy(float), step)
-            for row in rows.head(NUM_TRACES).itertuples():
-                text = "\n".join(f"    {line}" for line in f"{row.prompt}\n\n{row.completion}".splitlines())
-                writer.add_text(f"{TABLE}/{row.Index + 1}", text, step)
-
-
-def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
-    """Text of a prompt or a completion, which may be a conversation."""
-    if isinstance(messages, str):
-        return messages
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+            for number, row in enumerate(rows.head(NUM_TRACES).to_dict("records"), 1):
+                parts = [
+                    f"{name}: {row[name]}" for name in ("prompt", "solution", "correct", "completion") if name in row
+                ]
+                text = "\n".join(f"    {line}" for line in "\n\n".join(parts).splitlines())
+                writer.add_text(f"{TABLE}/{number}", text, step)

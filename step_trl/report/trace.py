@@ -29,19 +29,20 @@ _STYLE = """<style>
 .step-trl-trace { --back: #ffffff; --text: #1f2328; --dim: #59636e; --line: #d1d9e0; --bar: #0969da; --chip: #ffffff;
   --trigger: #6639ba; --trigger-back: #f0e4ff; --injected: #0a5a85; --exit: #b3261e; --kept: #f6f8fa;
   --kept-line: #8c959f; --dropped: #fff1d6; --dropped-line: #bf6a02; --rewarded: #dcf5e3; --rewarded-line: #1a7f37;
-  color-scheme: light dark; box-sizing: border-box; max-width: 62rem; padding: 1rem 1.25rem; border: 1px solid;
-  border-color: var(--line); border-radius: 10px; background: var(--back); color: var(--text);
+  --right: #1a7f37; color-scheme: light dark; box-sizing: border-box; max-width: 62rem; padding: 1rem 1.25rem;
+  border: 1px solid; border-color: var(--line); border-radius: 10px; background: var(--back); color: var(--text);
   font: 14px/1.6 system-ui, sans-serif; text-align: left }
 @media (prefers-color-scheme: dark) { .step-trl-trace { --back: #0d1117; --text: #e6edf3; --dim: #9aa4af;
   --line: #30363d; --bar: #58a6ff; --chip: #0d1117; --trigger: #dcbdfb; --trigger-back: #3a2756; --injected: #79c0ff;
   --exit: #ff9a8f; --kept: #161b22; --kept-line: #6e7681; --dropped: #33250d; --dropped-line: #d29922;
-  --rewarded: #10301c; --rewarded-line: #3fb950 } }
+  --rewarded: #10301c; --rewarded-line: #3fb950; --right: #3fb950 } }
 .step-trl-trace .head { font-size: 16px; font-weight: 600 }
 .step-trl-trace :is(.facts, .legend, .label) { color: var(--dim); font-size: 12px; font-variant-numeric: tabular-nums }
 .step-trl-trace .legend { margin: .4rem 0 .9rem }
 .step-trl-trace .key { display: inline-block; margin-right: .6rem; padding: 0 .5rem }
-.step-trl-trace .step { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: 1.25rem; margin: .5rem 0;
-  padding: .6rem .9rem; border-radius: 4px }
+.step-trl-trace :is(.step, .asked) { display: grid; grid-template-columns: 9.5rem minmax(0, 1fr); gap: 1.25rem;
+  margin: .5rem 0; padding: .6rem .9rem; border-radius: 4px }
+.step-trl-trace .asked { padding: 0 .9rem }
 .step-trl-trace .label b { color: var(--text); font-size: 13px }
 .step-trl-trace .bar { height: 4px; margin: .2rem 0; border-radius: 2px;
   background: linear-gradient(90deg, var(--bar) var(--share), var(--line) 0) }
@@ -61,6 +62,9 @@ _STYLE = """<style>
 .step-trl-trace :is(.exit, .probe) { display: inline-block; margin: 0 .15rem 0 .4rem; padding: 0 .5rem;
   border: 1px solid var(--line); border-radius: 9px; background: var(--chip); font: 12px/1.5 system-ui, sans-serif }
 .step-trl-trace .exit { border-color: currentColor; color: var(--exit); font-weight: 600 }
+.step-trl-trace .verdict { font-weight: 600 }
+.step-trl-trace .right { color: var(--right) }
+.step-trl-trace .wrong { color: var(--exit) }
 .step-trl-trace .probe[open] { display: block; margin: .4rem 0; padding: .3rem .7rem }
 .step-trl-trace .probe summary { cursor: pointer }
 </style>"""
@@ -72,6 +76,11 @@ _PAGE = """<!doctype html>
 <title>{title}</title><style>:root {{ color-scheme: light dark }} .step-trl-trace {{ margin: 0 auto }}</style></head>
 <body>{html}</body></html>
 """
+
+_VERDICTS = {
+    True: '<span class="verdict right">correct</span>',
+    False: '<span class="verdict wrong">not correct</span>',
+}
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,9 @@ def render_rollout(
     advantage: float | torch.Tensor | None = None,
     selected_advantages: Sequence[float] | torch.Tensor | None = None,
     token_logps: Sequence[float] | torch.Tensor | None = None,
+    problem: str | None = None,
+    solution: str | None = None,
+    correct: bool | None = None,
     title: str = "",
 ) -> Trace:
     """
@@ -124,6 +136,10 @@ def render_rollout(
             tell which steps kept theirs, which dropped to 0, and which got a reward. Both or neither.
         token_logps (`Sequence[float]` of shape `(T,)`, *optional*):
             Log-probabilities to take confidences from, by default those of the rollout. NaN is left out.
+        problem (`str`, *optional*), solution (`str`, *optional*):
+            What was asked, and the right answer. They stand above the completion.
+        correct (`bool`, *optional*):
+            Whether the completion's answer is right.
         title (`str`, *optional*):
             Heading.
 
@@ -133,7 +149,7 @@ def render_rollout(
     Example:
 
     ```python
-    >>> trace = render_rollout(rollout, tokenizer, title="Problem 7")
+    >>> trace = render_rollout(rollout, tokenizer, problem="2 + 3 =", solution="5", correct=True)
     >>> trace.save("trace.html")
     ```
     """
@@ -152,6 +168,7 @@ def render_rollout(
     step_ids = segmenter.step_ids(row, torch.ones_like(row))[0].tolist()
     steps = [(i, [token for _, token in run]) for i, run in groupby(zip(step_ids, tokens), key=lambda pair: pair[0])]
     facts = [
+        *([] if correct is None else [_VERDICTS[bool(correct)]]),
         f"tokens: {len(tokens)}, injected: {sum(rollout.injected)}",
         f"steps: {sum(i >= 0 for i, _ in steps)}",
         f"probes: {len(rollout.probes)}",
@@ -159,7 +176,7 @@ def render_rollout(
         *([] if advantage is None else [f"advantage: {float(advantage):.3g}"]),
     ]
     parts = [_STYLE, '<div class="step-trl-trace">', f'<div class="head">{_escaped(title)}</div>' if title else ""]
-    parts += [f'<div class="facts">{" · ".join(facts)}</div>', _legend(tokens), *notes[0]]
+    parts += [f'<div class="facts">{" · ".join(facts)}</div>', *_asked(problem, solution), _legend(tokens), *notes[0]]
     parts += [_step(i, run) for i, run in steps]
     return Trace("\n".join([*parts, "</div>"]), title)
 
@@ -177,6 +194,15 @@ class _Token:
 
 def _escaped(text: str) -> str:
     return escape(visible(text))
+
+
+def _asked(problem: str | None, solution: str | None) -> list[str]:
+    return [
+        f'<div class="asked"><div class="label"><b>{label}</b></div><div class="body {label.lower()}">'
+        f"{_escaped(text)}</div></div>"
+        for label, text in (("Problem", problem), ("Solution", solution))
+        if text is not None
+    ]
 
 
 def _per_token(name: str, values: Iterable[float], rollout: Rollout) -> list[float]:

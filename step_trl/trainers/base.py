@@ -118,6 +118,7 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
+        self._follow_rewards(inputs, self._local(self._correct).tolist())
         return rewards_per_func
 
     def _compute_loss(self, model, inputs):

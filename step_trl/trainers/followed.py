@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -122,6 +122,17 @@ class FollowedTrainer(GRPOTrainer):
         if self.model.training:
             self.status.enter("rewards")
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _follow_rewards(self, inputs: Sequence[Mapping[str, Any]], correct: list[bool]) -> None:
+        """To be told which of this process's completions are correct; `inputs` are their rows of the data set."""
+        columns: dict[str, list[Any]] = {"correct": correct}
+        if any(row.get("solution") is not None for row in inputs):
+            columns["solution"] = [row.get("solution") for row in inputs]
+        for name, values in columns.items():
+            if name not in self._pending_extra_logs:  # a reward function may have a column of this name
+                self._log_completion_extra(name, values)
+        if self.model.training:
+            self._samples.note_verdicts(inputs, correct)
 
     def _follow_loss(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
         """To be told what the loss reads, advantages as they are now and log-probabilities `(B, T)`."""

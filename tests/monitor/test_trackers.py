@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 from step_trl.monitor import TrackerCallback
-from step_trl.monitor.trackers import as_text
+from step_trl.monitor.samples import as_text
 from step_trl.monitor.workspace import SECTIONS, wandb_workspace
 from step_trl.report.history import _records
 
@@ -89,7 +90,8 @@ def test_wandb(offline, tmp_path, method):
     assert defined[f"train/{method}/steps/mean"].step_metric == "train/global_step"
     assert defined["train/rewards/math_accuracy_reward/mean"].summary.max
 
-    # Completions of all logged steps.
+    # Completions of all logged steps, with their problems, solutions and verdicts.
+    solutions = {as_text(row["prompt"]): row["solution"] for row in testbed.load_dataset("train")}
     media = [items for items in history if "completions_log/table.path" in items]
     assert [items["train/global_step"] for items in media] == [1, 2, 3]
     assert (
@@ -103,6 +105,10 @@ def test_wandb(offline, tmp_path, method):
         assert [row["completion"] for row in rows] == meant["completion"].tolist()
         assert [row["advantage"] for row in rows] == pytest.approx(meant["advantage"].tolist())
         assert {"prompt", "math_accuracy_reward"} <= rows[0].keys()
+        assert table["columns"][:5] == ["step", "prompt", "solution", "completion", "correct"]
+        for row in rows:
+            assert row["solution"] == solutions[row["prompt"]]
+            assert row["correct"] == bool(row["math_accuracy_reward"] > 0.5)
         assert method == "sas" or {"exit", "probes", "steps"} <= rows[0].keys()
 
     # The same completions as pictures, with their advantages.
@@ -111,6 +117,12 @@ def test_wandb(offline, tmp_path, method):
     first_line = tables[-1]["completion"][0].splitlines()[0]
     assert first_line in texts and "advantage: " in page and "update 3, completion 1" in page
     assert ("probe 1" in page) or method == "sas"
+    first = tables[-1].iloc[0]
+    for name, text in (("problem", first["prompt"]), ("solution", first["solution"])):
+        assert re.search(f'<div class="body {name}">([^<]*)</div>', page)[1] == escape(text)
+    assert re.search('<span class="verdict[^>]*>([^<]*)', page)[1] == (
+        "correct" if first["correct"] else "not correct"
+    )
 
     for name in ("confidence", "steps"):
         assert sum(media[-1][f"train/{method}/{name}/histogram.values"]) > 0
@@ -160,7 +172,10 @@ def test_tensorboard(tmp_path, monkeypatch):
     texts = events.Tensors("completions_log/table/1/text_summary")
     assert [event.step for event in texts] == [1, 2, 3]
     shown = texts[-1].tensor_proto.string_val[0].decode()
-    assert tables[-1]["completion"][0].splitlines()[0] in shown
+    first = tables[-1].iloc[0]
+    assert first["completion"].splitlines()[0] in shown
+    for name in ("prompt", "solution", "correct"):
+        assert f"    {name}: {first[name]}\n" in shown
 
 
 def test_trackio(tmp_path):
@@ -182,6 +197,26 @@ def test_trackio(tmp_path):
     assert {"train/step_grpo/exit_rate", "train/step_grpo/confidence/histogram", "completions_log/trace-1"} <= set(
         found["keys"]
     )
+
+
+def test_a_column_that_a_reward_function_logs_is_its_own(tmp_path):
+    def reward(completions, log_extra, **kwargs):
+        log_extra("correct", ["perhaps"] * len(completions))
+        return [1.0] * len(completions)
+
+    args = SASConfig(str(tmp_path), **SMALL_RUN, num_generations=4, max_completion_length=16)
+    trainer = SASTrainer(
+        testbed.load_model(),
+        reward,
+        args,
+        testbed.load_dataset("train").remove_columns("solution"),
+        processing_class=testbed.load_tokenizer(),
+    )
+    trainer.train()
+    (callback,) = (one for one in trainer.callback_handler.callbacks if isinstance(one, TrackerCallback))
+    rows = callback._rows(1)
+    assert set(rows["correct"]) == {"perhaps"} and "solution" not in rows
+    assert rows["reward"].tolist() == [1.0] * len(rows) and rows.columns[0] == "step"
 
 
 def test_text_of_conversations():

@@ -171,6 +171,24 @@ def test_an_exit_that_took_back_its_trigger_shows_its_probe_before_the_closing()
     assert html.index(">x<") < html.index('class="probe"') < html.index('class="exit"') < html.index("&lt;/think&gt;")
 
 
+@pytest.mark.parametrize(("correct", "mark", "word"), [(True, "right", "correct"), (False, "wrong", "not correct")])
+def test_problem_solution_and_verdict_stand_above_the_completion(correct, mark, word):
+    rollout = rollout_of(crafted_ids("x", "y"))
+    html = render_rollout(rollout, crafted(), problem=HOSTILE, solution="<5>", correct=correct).html
+    assert_harmless(html)
+    reader = Reader(html)
+    shown = HOSTILE.translate({13: "\u240d", 0: "\u2400", 27: "\u241b", 0x85: "\ufffd"})
+    assert (reader.inside("asked", "problem"), reader.inside("asked", "solution")) == (shown, "<5>")
+    assert reader.elements("verdict") == [["verdict", mark]] and reader.inside("verdict") == word
+    assert html.index('class="verdict') < html.index("&lt;5&gt;") < html.index('class="step ')
+
+
+def test_what_is_not_known_is_not_shown():
+    reader = Reader(render_rollout(rollout_of(crafted_ids("x")), crafted(), problem="1 + 1").html)
+    assert reader.inside("problem") == "1 + 1"
+    assert not reader.elements("solution") and not reader.elements("verdict")
+
+
 def test_hostile_text_stays_text(tmp_path):
     tokenizer = trained()
     ids = tokenizer.encode(HOSTILE)
@@ -283,7 +301,14 @@ def test_text_has_the_contrast_that_wcag_asks_for(scheme):
     colours = colours_of(render_rollout(rollout_of([]), crafted()).html, scheme)
     fields = ["back", "chip", "kept", "dropped", "rewarded"]
     pairs = [(text, field) for text in ("text", "dim", "injected") for field in fields]
-    for front, back in [*pairs, ("trigger", "trigger-back"), ("injected", "trigger-back"), ("exit", "chip")]:
+    verdicts = [("right", "back"), ("exit", "back")]
+    for front, back in [
+        *pairs,
+        ("trigger", "trigger-back"),
+        ("injected", "trigger-back"),
+        ("exit", "chip"),
+        *verdicts,
+    ]:
         low, high = sorted(luminance(colours[name]) for name in (front, back))
         assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)
 
