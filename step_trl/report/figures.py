@@ -273,21 +273,32 @@ def training_report(path: Path, histories: Mapping[str, History], accuracy: str)
             As in [`plot_training`] and [`plot_training_dynamics`].
     """
     labels = {"entropy": "entropy, nats", "kl": "KL from the reference, nats"}
-    metrics = [key for key in labels if all(any(key in entry for entry in rows) for rows in histories.values())]
-    panels = len(histories) + len(metrics)
-    rows = -(-panels // 3)
+    metrics = [
+        key for key in labels if all(any(entry.get(key) is not None for entry in rows) for rows in histories.values())
+    ]
+    number = len(histories) + len(metrics)
+    rows = -(-number // 3)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12, 3.4 * rows), layout="constrained")
-        axes = figure.subplots(rows, 3, squeeze=False).flatten()
-        for panel, (name, history) in zip(axes, histories.items(), strict=False):
+        figure = Figure(figsize=(4 * min(number, 3), 3.4 * rows), layout="constrained")
+        panels = iter(_panels(figure, number, rows))
+        for (name, history), panel in zip(histories.items(), panels, strict=False):
             plot_training_dynamics(panel, history, accuracy)
             panel.set_title(name)
-        for panel, key in zip(axes[len(histories) :], metrics, strict=False):
+        for key, panel in zip(metrics, panels, strict=True):
             plot_training(panel, histories, key, labels[key])
             panel.legend()
-        for panel in axes[panels:]:
-            panel.remove()
         figure.savefig(path)
+
+
+def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
+    """Each row takes the whole width of the figure, so that no place in it stays empty."""
+    lengths = [number // rows + (row < number % rows) for row in range(rows)]
+    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
+    return [
+        axes
+        for part, length in zip(parts, lengths, strict=True)
+        for axes in part.subplots(1, length, squeeze=False)[0]
+    ]
 
 
 def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, History], reward: str) -> None:

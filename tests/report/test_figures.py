@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import matplotlib
+import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +18,7 @@ from step_trl.report import (
     plot_semantic_density,
     plot_training,
     plot_training_dynamics,
+    training_report,
 )
 from step_trl.report.figures import COLORS, STYLE
 
@@ -147,3 +148,15 @@ def test_training_dynamics(axes, history):
 def test_training_of_many_models(axes, history):
     plot_training(axes, {str(place): history for place in range(15)}, "entropy", "entropy")
     assert len(axes.lines) == 30
+
+
+@pytest.mark.parametrize(("trainings", "logged"), [(1, ["entropy"]), (2, ["entropy", "kl"]), (4, ["kl"])])
+def test_the_picture_of_trainings_has_no_empty_place(tmp_path, history, trainings, logged):
+    entries = [entry | {"entropy": None, "kl": None} | dict.fromkeys(logged, 0.1) for entry in history[:-1]]
+    training_report(tmp_path / "training.png", {str(place): entries for place in range(trainings)}, ACCURACY)
+    drawn = matplotlib.image.imread(tmp_path / "training.png")[..., :3].min(axis=2) < 0.99
+    rows = -(-(trainings + len(logged)) // 3)
+    for row in np.array_split(drawn, rows):
+        columns = np.flatnonzero(row.any(axis=0))
+        blank = np.diff([0, *columns, row.shape[1]])  # widths without a mark: spaces between panels, margins
+        assert blank.max() < 0.1 * row.shape[1]
