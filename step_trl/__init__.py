@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._compat import check_trl_version
+from ._compat import check_trl_version, silence_triton_check
 from ._version import __version__
 
 
 check_trl_version()
+silence_triton_check()
 
 if TYPE_CHECKING:
     from .trainers import (

