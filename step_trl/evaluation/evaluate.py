@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import pandas as pd
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..budgets import TARGET_COLUMN
@@ -25,13 +26,14 @@ from .store import KEY, SampleStore
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import PeftModel
 
 _ROWS_PER_FILE = 256
 _SECONDS_PER_FILE = 15.0  # at most this long is lost when the process is killed
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel | Engine,
+    model: str | Path | PreTrainedModel | PeftModel | Engine,
     benchmarks: Sequence[str] | Mapping[str, Dataset],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -54,7 +56,7 @@ def evaluate(
     Sample `n` completions of each problem and grade them.
 
     Args:
-        model (`str`, `Path`, [`~transformers.PreTrainedModel`] or [`Engine`]):
+        model (`str`, `Path`, [`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`Engine`]):
             The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
             Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
@@ -220,18 +222,20 @@ def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
-def _engine(model: str | Path | PreTrainedModel | Engine, tokenizer: PreTrainedTokenizerBase | None) -> Engine:
+def _engine(
+    model: str | Path | PreTrainedModel | PeftModel | Engine, tokenizer: PreTrainedTokenizerBase | None
+) -> Engine:
     if isinstance(model, str | Path):
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", device_map="auto")
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, nn.Module):
         if tokenizer is None:
             raise ValueError("tokenizer: is missing. Pass the tokenizer of a model that is already loaded.")
-        return TransformersEngine(model, tokenizer)
+        return TransformersEngine(cast("PreTrainedModel", model), tokenizer)
     return model
 
 
-def _name_of(model: str | Path | PreTrainedModel | Engine, engine: Engine) -> str:
+def _name_of(model: str | Path | PreTrainedModel | PeftModel | Engine, engine: Engine) -> str:
     """Which model it is: with a fingerprint of its weights where they are at hand, as training changes them."""
     if isinstance(engine, TransformersEngine):
         digest = hashlib.blake2b(digest_size=8)

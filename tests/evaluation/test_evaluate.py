@@ -6,6 +6,7 @@ import signal
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from preloaded import run_preloaded
 
 from step_trl import testbed
@@ -58,6 +59,18 @@ def test_a_folder_and_a_loaded_model_are_the_same(engine, tokenizer, benchmarks)
     pd.testing.assert_frame_equal(evaluate(testbed.MODEL_DIR, benchmarks, **SAMPLING), expected)
     loaded = evaluate(testbed.load_model(), benchmarks, tokenizer=tokenizer, **SAMPLING)
     pd.testing.assert_frame_equal(loaded, expected)
+
+
+def test_an_adapter_is_part_of_the_model(tokenizer, benchmarks):
+    easy = {"easy": benchmarks["easy"]}
+    # Not zero, as adapters are by default: the model says something else.
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(testbed.load_model(), config)
+    rows = evaluate(model, easy, tokenizer=tokenizer, **SAMPLING)
+    merged = evaluate(model.merge_and_unload(), easy, tokenizer=tokenizer, **SAMPLING)
+    assert rows["completion"].tolist() == merged["completion"].tolist()
+    vanilla = evaluate(testbed.load_model(), easy, tokenizer=tokenizer, **SAMPLING)
+    assert rows["completion"].tolist() != vanilla["completion"].tolist()
 
 
 def test_every_eos_of_a_model_ends_a_completion(tokenizer, benchmarks):
