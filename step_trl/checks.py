@@ -118,7 +118,7 @@ def check_config(plan: StagePlan) -> str:
     wrong = _wrong_of_any(values, config)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
-        wrong.append("use_vllm: vLLM is not installed here. Run: pip install 'step-trl[vllm]'")
+        wrong.append("use_vllm: vLLM is not installed here. In your clone of step_trl, run: pip install -e '.[vllm]'")
     if values.length_reward == "lapo_internalization" and plan.number == 1:  # a later stage's are still to be found
         lengths = Path(values.lapo_lengths or Path(model_source(values.model_name_or_path), LAPO_FILE))
         if not lengths.is_file():

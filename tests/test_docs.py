@@ -25,6 +25,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import browse
 from small_runs import SMALL_RUN, TESTBED_RUN, flags
 from sybil import Document, Region
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -52,7 +53,7 @@ PUBLIC = (
     ".testbed",
 )
 # What a page shows of a trained model, and the names of models on the hub: the testbed model.
-MODEL_FOLDERS = ("runs/step_grpo", "runs/first")
+MODEL_FOLDERS = ("runs/step-grpo", "runs/first")
 HUB_MODEL = re.compile(r"\bQwen/Qwen3-[\w.]+")
 SHORT = 40  # tokens of a completion
 
@@ -127,6 +128,26 @@ def test_nothing_is_loaded_from_the_network(site):
         assert remote == [], page
     for style in site.rglob("*.css"):
         assert not re.search(r"(@import\s|url\(\s*)['\"]?(\w+:)?//", style.read_text()), style
+
+
+def test_search_works_in_pages_from_the_disk(site, tmp_path):
+    """In the browser: the word is looked for in the index, and its pages are listed."""
+    address = f"{(site / 'index.html').as_uri()}?q=alternatively"
+    page = browse(address, tmp_path / "profile", "--virtual-time-budget=10000", "--dump-dom")
+    found = re.search(r"(\d+) matching documents", page)
+    assert found and int(found[1]) >= 3
+    assert re.search(r'<a href="[^"]*how-to/callback.html" class="md-search-result__link"', page)
+
+
+def test_notebooks_and_measurements_are_pages(site):
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "benchmarks").rglob("README.md")]:
+        uri = path.relative_to(ROOT).with_suffix(".html").as_posix().replace("README", "index")
+        page = (site / uri).read_text()
+        assert f'href="{Path(uri).name}"' in page or "md-nav__link--active" in page
+        pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
+        assert all((site / uri).parent.joinpath(picture).is_file() for picture in pictures), pictures
+        assert "<code>&lt;table" not in page and "![" not in re.sub("<code.*?</code>", "", page, flags=re.DOTALL)
+    assert len(pictures) == 4  # of the study, which comes last
 
 
 def test_references_in_docstrings_are_links(site):
@@ -374,9 +395,10 @@ def check_command(words: list[str]) -> None:
         assert all(word in targets for word in arguments if "=" not in word), words
         arguments = [part for word in arguments if "=" in word for part in word.split("=")[1].split()]
     elif program == "pip":
-        (wanted,) = arguments[1:]
+        # Nothing is on PyPI: the package is installed from a clone.
+        assert arguments[:2] == ["install", "-e"] and len(arguments) == 3, words
         extras = re.findall(r"^([\w-]+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
-        assert re.fullmatch(r"step-trl(\[(\w+)\])?", wanted)[2] in (None, *extras)
+        assert set(re.fullmatch(r"\.\[([\w,]+)\]", arguments[2])[1].split(",")) <= set(extras), words
     else:
         assert program == "python", f"nothing tests {program}"
         script = (ROOT / arguments[0]).read_text()

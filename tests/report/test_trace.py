@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
-import subprocess
 from array import array
 from dataclasses import replace
 from html import unescape
@@ -13,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from browser import browse
 from small_tokenizers import crafted, crafted_ids, trained
 
 from step_trl import testbed
@@ -323,28 +322,7 @@ def test_styles_are_scoped_and_nothing_is_loaded(truncated, tokenizer):
     assert not re.search(r"\bsrc\b|href|url\(|@import|https?:|<script|\son\w+=|\sid=", html)
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    if shutil.which("chromium") is None:
-        for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            if done.returncode != 0:
-                pytest.fail(f"No chromium on PATH, and `{' '.join(command)}` fails: {done.stderr[-2000:]}")
-    return shutil.which("chromium") or pytest.fail("apt-get installed chromium, yet it is not on PATH.")
-
-
-@pytest.fixture
-def browse(chromium, tmp_path):
-    def browse(page, *options):
-        quiet = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--window-size=800,900"]
-        command += [f"--user-data-dir={tmp_path / 'profile'}", *options, page.as_uri()]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
-
-    return browse
-
-
-def test_a_browser_shows_it_in_light_and_dark(browse, tmp_path, rollouts, tokenizer):
+def test_a_browser_shows_it_in_light_and_dark(tmp_path, rollouts, tokenizer):
     from PIL import Image
 
     longest = max(rollouts, key=lambda rollout: len(rollout.completion_ids))
@@ -353,7 +331,12 @@ def test_a_browser_shows_it_in_light_and_dark(browse, tmp_path, rollouts, tokeni
     shots = set()
     for name, scheme in (("dark", 0), ("light", 1)):
         shot = tmp_path / f"{name}.png"
-        browse(page, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={shot}")
+        browse(
+            page.as_uri(),
+            tmp_path / "profile",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--screenshot={shot}",
+        )
         shots.add(shot.read_bytes())
         with Image.open(shot).convert("RGB") as image:
             shown = {f"#{bytes(pixel).hex()}" for _, pixel in image.getcolors(image.width * image.height)}
@@ -363,12 +346,12 @@ def test_a_browser_shows_it_in_light_and_dark(browse, tmp_path, rollouts, tokeni
     assert len(shots) == 2
 
 
-def test_a_browser_finds_only_our_elements_in_hostile_text(browse, tmp_path):
+def test_a_browser_finds_only_our_elements_in_hostile_text(tmp_path):
     ids = trained().encode(HOSTILE)
     probe = ProbeRecord(5, ids, [0.0] * len(ids), "declined", None)
     page = tmp_path / "trace.html"
     render_rollout(rollout_of(ids, probes=[probe], truncated=True), trained(), title=HOSTILE).save(page)
-    dom = re.sub("<!DOCTYPE html>|<meta[^>]*>", "", browse(page, "--dump-dom"))
+    dom = re.sub("<!DOCTYPE html>|<meta[^>]*>", "", browse(page.as_uri(), tmp_path / "profile", "--dump-dom"))
     tags = Reader(dom).tags
     assert {tag for tag, _ in tags} <= TAGS | {"html", "head", "title", "body"}
     assert {name for _, attributes in tags for name in attributes} <= ATTRIBUTES | {"lang"}

@@ -1,12 +1,14 @@
 """The hooks of TRL that the trainers override: an upgrade that changes one fails here, loudly."""
 
 import inspect
+import logging
+import runpy
 
 import pytest
 from trl import GRPOTrainer
 
 from step_trl import SASTrainer, StepGRPOTrainer
-from step_trl._compat import SUPPORTED_TRL, check_trl_version
+from step_trl._compat import SUPPORTED_TRL, check_trl_version, silence_triton_check
 
 
 SIGNATURES = {
@@ -64,3 +66,19 @@ def test_an_unsupported_trl_says_what_to_install():
         check_trl_version("0.9.1")
     check_trl_version("1.16.3")
     assert "1.16" in SUPPORTED_TRL
+
+
+def test_vllm_on_a_cpu_does_not_complain_of_triton(caplog):
+    """Its check runs when TRL is imported; here once more, as it would and as it is."""
+    logger = logging.getLogger("vllm.triton_utils.importing")
+    logger.addHandler(caplog.handler)  # vLLM's loggers do not propagate
+    try:
+        logger.setLevel(logging.WARNING)
+        runpy.run_module(logger.name)
+        complaints = len(caplog.messages)
+        silence_triton_check()
+        runpy.run_module(logger.name)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert complaints > 0, "This vLLM does not complain: silence_triton_check is no longer needed."
+    assert len(caplog.messages) == complaints
