@@ -43,3 +43,18 @@ def test_notebook_runs(path, tmp_path):
         cell.source = shorten(cell.source)
     client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()  # raises the error of a cell, with its traceback
+    assert not [text for text in messages(cells) if "warn" in text.lower()]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_outputs_are_clean(path):
+    """No warnings, and nothing of the machine that they were made on."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert messages(cells) == []
+    assert not re.search(r"(?<![\w./])/(home|root|tmp|work|usr)/", "".join(str(cell.outputs) for cell in cells))
+
+
+def messages(cells: list[nbformat.NotebookNode]) -> list[str]:
+    """What cells wrote to the standard error."""
+    streams = [output for cell in cells for output in cell.outputs if output.output_type == "stream"]
+    return [output.text for output in streams if output.name == "stderr"]
