@@ -24,8 +24,15 @@ __all__ = ["DATA_DIR", "EVALUATION_SPLITS", "MODEL_DIR", "load_dataset", "load_m
 def load_model() -> PreTrainedModel:
     """The testbed model: Qwen3 architecture, float32, on the CPU."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
+    has_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of a millisecond
+    try:
+        return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
+    finally:
+        if has_bars:
+            logging.enable_progress_bar()
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
