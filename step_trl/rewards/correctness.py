@@ -20,7 +20,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from . import grading
 from .grading import Grade, compare_integers
@@ -45,11 +45,11 @@ class _Worker:
         self.ready = False
         self.task: int | None = None
 
-    def ask(self, task: int, text: str, solution: str, timeout: float) -> None:
+    def ask(self, task: int, request: Sequence[Any]) -> None:
         self.task = task
         requests = cast("IO[str]", self.process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it died just now: reading finds the end of its replies
-            requests.write(json.dumps([text, solution, timeout]) + "\n")
+            requests.write(json.dumps(request) + "\n")
             requests.flush()
 
     def stop(self) -> None:
@@ -75,22 +75,24 @@ class _Pool:
         while self.workers:
             self.workers.pop().stop()
 
-    def grade(self, pairs: Sequence[tuple[str, str]], timeout: float, workers: int) -> list[Grade]:
+    def grade(
+        self, pairs: Sequence[tuple[str, str]], timeout: float, workers: int, strict_latex: bool = False
+    ) -> list[Grade]:
+        requests = [(*pair, timeout, strict_latex) for pair in pairs]
         with self.lock:
             try:
-                return self._grade(pairs, timeout, min(workers, len(pairs)))
+                return self._grade(requests, min(workers, len(pairs)))
             except BaseException:
                 self.close()  # an unread reply would be taken for the next call's
                 raise
 
-    def _grade(self, pairs: Sequence[tuple[str, str]], timeout: float, workers: int) -> list[Grade]:
+    def _grade(self, requests: Sequence[Sequence[Any]], workers: int) -> list[Grade]:
         grades: dict[int, Grade] = {}
-        waiting = deque(enumerate(pairs))
+        waiting = deque(enumerate(requests))
 
         def feed(worker: _Worker) -> None:
             if waiting:
-                task, pair = waiting.popleft()
-                worker.ask(task, *pair, timeout)
+                worker.ask(*waiting.popleft())
 
         self._prepare(workers)
         with selectors.DefaultSelector() as selector:
@@ -98,7 +100,7 @@ class _Pool:
                 selector.register(worker.replies, selectors.EVENT_READ, slot)
                 if worker.ready:
                     feed(worker)
-            while len(grades) < len(pairs):
+            while len(grades) < len(requests):
                 for key, _ in selector.select():
                     worker = self.workers[key.data]
                     reply = worker.replies.readline()
@@ -115,7 +117,7 @@ class _Pool:
                         selector.register(self.workers[key.data].replies, selectors.EVENT_READ, key.data)
                     else:
                         raise RuntimeError("A grading worker ended while it started; see standard error.")
-        return [grades[task] for task in range(len(pairs))]
+        return [grades[task] for task in range(len(requests))]
 
     def _prepare(self, workers: int) -> None:
         """Start workers up to this number, and new ones for those that died between calls."""
@@ -135,7 +137,9 @@ atexit.register(_POOL.close)
 os.register_at_fork(after_in_child=_POOL.forget)
 
 
-def grade_all(pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: int | None = None) -> list[Grade]:
+def grade_all(
+    pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: int | None = None, strict_latex: bool = False
+) -> list[Grade]:
     """
     Grade pairs of answer text and solution, equal pairs once, each within a time limit.
 
@@ -146,6 +150,8 @@ def grade_all(pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: i
             Seconds that one pair may take.
         workers (`int`, *optional*):
             Most processes to use at once. Defaults to the number of cores, at most 4.
+        strict_latex (`bool`, *optional*, defaults to `False`):
+            As in [`math_accuracy_reward`].
     """
     if workers is None:
         workers = min(4, os.cpu_count() or 1)
@@ -153,7 +159,7 @@ def grade_all(pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: i
         raise ValueError(f"`timeout` must be positive and `workers` at least 1, got {timeout} and {workers}.")
     grades = {pair: compare_integers(*pair) for pair in pairs}
     hard = [pair for pair, verdict in grades.items() if verdict is None]
-    grades.update(zip(hard, _POOL.grade(hard, timeout, workers), strict=True))
+    grades.update(zip(hard, _POOL.grade(hard, timeout, workers, strict_latex), strict=True))
     return [cast("Grade", grades[pair]) for pair in pairs]
 
 
@@ -176,6 +182,7 @@ def math_accuracy_reward(
     solution: list[str],
     *,
     require_end_of_thinking: bool = False,
+    strict_latex: bool = False,
     timeout: float = 5.0,
     workers: int | None = None,
     log_metric: Callable[[str, float], None] | None = None,
@@ -185,8 +192,9 @@ def math_accuracy_reward(
     Reward function that is 1.0 where the answer equals the solution by math-verify, else 0.0.
 
     Like TRL's `accuracy_reward`, with these differences: only the text after the last `</think>` is graded,
-    "Answer: 42" counts without LaTeX, bare LaTeX values are understood as solutions, an unreadable solution gives 0.0
-    and not `None` (its share is logged), and the time limit holds in any thread and against any input.
+    "Answer: 42" counts without LaTeX, answers such as `\frac43` and bare LaTeX values as solutions are understood, an
+    unreadable solution gives 0.0 and not `None` (its share is logged), and the time limit holds in any thread and
+    against any input.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
@@ -195,6 +203,9 @@ def math_accuracy_reward(
             Solution of each completion's problem.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether a completion without `</think>` is wrong; otherwise all of its text is graded.
+        strict_latex (`bool`, *optional*, defaults to `False`):
+            Whether an answer such as `\frac43` or `\boxed{42.}`, which LaTeX typesets as `\frac{4}{3}` and 42, is
+            wrong, as it is to TRL's `accuracy_reward`.
         timeout (`float`, *optional*, defaults to `5.0`):
             Seconds that one completion may take. One that takes longer is wrong.
         workers (`int`, *optional*):
@@ -214,7 +225,7 @@ def math_accuracy_reward(
     To change an option, pass a `functools.partial` of this function as the trainer's reward function.
     """
     texts = [answer_text(completion, require_end_of_thinking) for completion in completions]
-    grades = grade_all(list(zip(texts, solution, strict=True)), timeout, workers)
+    grades = grade_all(list(zip(texts, solution, strict=True)), timeout, workers, strict_latex)
     if log_metric is not None:
         for grade in grades:
             log_metric("accuracy/unparsed_solutions", float(not grade.solution_parsed))

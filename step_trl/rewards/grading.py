@@ -1,8 +1,9 @@
 """
 Whether a text answers a problem rightly, by math-verify; as a script, the worker that `correctness.py` starts.
 
-The worker reads one JSON line `[text, solution, timeout]` at a time from its standard input and writes one back. It is
-run by path, so that it imports nothing but math-verify: 0.4 s and 60 MB instead of torch's several seconds.
+The worker reads one JSON line `[text, solution, timeout, strict_latex]` at a time from its standard input and writes
+one back. It is run by path, so that it imports nothing but math-verify: 0.4 s and 60 MB instead of torch's several
+seconds.
 """
 
 from __future__ import annotations
@@ -32,12 +33,17 @@ def _extraction(**latex: Any) -> tuple[LatexExtractionConfig, ExprExtractionConf
     )
 
 
-# As TRL does: an answer must be valid LaTeX, while a solution may be written as data sets do, such as `\frac43`.
+# As TRL does: only solutions are repaired, such as `sqrt(3)`. Answers are read by LaTeX's own rules, see `as_typeset`.
 ANSWERS, SOLUTIONS = _extraction(normalization_config=NormalizationConfig(units=True)), _extraction()
 ANCHOR = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|(?i:answer)")
 INTEGER = r"(0|-?[1-9][0-9]{0,14})"
 # Nothing around the box that could be LaTeX of its own: only math-verify's pattern for a bare box can match.
 BOXED_INTEGER = re.compile(rf"[^\\${{}}\[]*\\boxed\{{{INTEGER}\}}[^\\${{}}\[]*")
+# A root's degree belongs to its command.
+COMMAND = r"\\(?:[dtc]?frac|[dt]?binom|sqrt\s*\[[^\]]*\]|sqrt)(?![a-zA-Z])"
+TOKEN = re.compile(rf"{COMMAND}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
+# `\left.` and `\right.` are delimiters.
+FULL_STOP = re.compile(r"(?<!\\right)(?<!\\left)\.(?=\s*(?:\$|\\\)|\\\]|\}))")
 
 
 class Grade(NamedTuple):
@@ -74,7 +80,46 @@ def compare_integers(text: str, solution: str) -> Grade | None:
     return Grade(boxed[1] == solution)
 
 
-def parse_answer(text: str) -> list:
+def as_typeset(text: str) -> str:
+    r"""
+    Write LaTeX as math-verify reads it, without changing what it typesets.
+
+    Arguments without braces get them: `\frac43` becomes `\frac{4}{3}` and `11\sqrt2` becomes `11\sqrt{2}`. A full stop
+    at the end of a formula goes, as in `$42.$` and `\boxed{42.}`.
+    """
+    return brace_arguments(FULL_STOP.sub("", text))
+
+
+def brace_arguments(text: str) -> str:
+    r"""
+    Put braces around the arguments of fractions, binomial coefficients and roots, as `\frac 59` has none.
+
+    An argument without braces is one token, as in TeX: `\frac123` is a half, times 3.
+    """
+    written = []
+    missing = 0  # arguments that the last command still takes
+    outside: list[int] = []  # how many it still takes behind each brace that is open
+    for token in TOKEN.findall(text):
+        if re.fullmatch(COMMAND, token):
+            missing = 1 if token.startswith(r"\sqrt") else 2
+        elif token == "{":
+            outside.append(max(missing - 1, 0))
+            missing = 0
+        elif token == "}":
+            missing = outside.pop() if outside else 0
+        elif token in ("$", r"\)", r"\]", "&", r"\\"):  # the end of a formula, or of a part of it
+            missing = 0
+        elif missing and token.isspace():
+            continue
+        elif missing:
+            token, missing = "{" + token + "}", missing - 1
+        written.append(token)
+    return "".join(written)
+
+
+def parse_answer(text: str, strict_latex: bool = False) -> list:
+    r"""Read an answer; `strict_latex` leaves out [`as_typeset`]."""
+    text = text if strict_latex else as_typeset(text)
     return parse(text, ANSWERS, extraction_mode="first_match", parsing_timeout=None)
 
 
@@ -84,11 +129,12 @@ def parse_solution(solution: str) -> list:
     Read a solution. A bare value is boxed first: math-verify would find `2` in `2\sqrt{3}` and nothing in `B`.
     """
     if ANCHOR.search(solution):
-        return parse(solution, parsing_timeout=None)
-    return parse(rf"\boxed{{{solution}}}", SOLUTIONS, extraction_mode="first_match", parsing_timeout=None)
+        return parse(as_typeset(solution), parsing_timeout=None)
+    text = as_typeset(rf"\boxed{{{solution}}}")
+    return parse(text, SOLUTIONS, extraction_mode="first_match", parsing_timeout=None)
 
 
-def grade(text: str, solution: str) -> Grade:
+def grade(text: str, solution: str, strict_latex: bool = False) -> Grade:
     """
     Grade in this process, without any time limit.
 
@@ -97,11 +143,13 @@ def grade(text: str, solution: str) -> Grade:
             What the model answered, without its thought.
         solution (`str`):
             The value, or a text that contains it as LaTeX.
+        strict_latex (`bool`, *optional*, defaults to `False`):
+            Accept no more LaTeX in an answer than TRL's `accuracy_reward` does, see [`math_accuracy_reward`].
     """
     expected = parse_solution(solution)
     if not expected:
         return Grade(False, solution_parsed=False)
-    answer = parse_answer(text)
+    answer = parse_answer(text, strict_latex)
     return Grade(verify(expected, answer, timeout_seconds=None), answer_parsed=bool(answer))
 
 
@@ -116,9 +164,9 @@ def main() -> None:
     replies, sys.stdout = sys.stdout, sys.stderr
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
-        text, solution, timeout = json.loads(line)
+        text, solution, timeout, strict_latex = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, timeout)
-        verdict = grade(text, solution)
+        verdict = grade(text, solution, strict_latex)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(verdict), file=replies, flush=True)
 

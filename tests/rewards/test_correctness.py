@@ -18,7 +18,7 @@ from trl.rewards import accuracy_reward
 
 from step_trl.rewards import correctness
 from step_trl.rewards.correctness import answer_text, grade_all, is_correct, math_accuracy_reward
-from step_trl.rewards.grading import Grade, compare_integers, grade
+from step_trl.rewards.grading import Grade, as_typeset, compare_integers, grade
 
 
 ROOT = Path(correctness.__file__).parents[2]
@@ -55,6 +55,16 @@ EQUAL = [
     (r"\boxed{٤٢}", "٤٢"),
     *[(r"\boxed{\frac{4}{3}}", r"\frac43"), (r"\boxed{\frac{9}{19}}", r"\frac9{19}")],  # as data sets write them
     *[(r"\boxed{11\sqrt{2}}", r"11\sqrt2"), (r"\boxed{\frac{\sqrt{3}}{2}}", r"\frac{\sqrt3}{2}")],
+    *[(r"\boxed{11\sqrt2}", r"11\sqrt{2}"), (r"\boxed{\frac 59}", r"\frac{5}{9}"), (r"\boxed{\frac\pi3}", r"\pi/3")],
+    *[(r"\boxed{\frac{270}7\text{ degrees}}", r"\frac{270}{7}"), (r"\boxed{\sqrt[3]2}", r"\sqrt[3]{2}")],
+    *[
+        (r"\boxed{42.}", "42"),
+        ("The answer is $42.$", "42"),
+        (r"The answer is \(\frac12.\)", "0.5"),
+    ],
+    (r"The answer is $(-\infty, 0) \cup\{1\}.$", r"(-\infty, 0) \cup\{1\}"),  # OlympiadBench
+    (r"\boxed{(-\infty, 0) \cup\{1\}}", r"(-\infty, 0) \cup\{1\}."),
+    (r"\boxed{\frac{\pi}{4}36}", r"9\pi"),
     *[(r"\boxed{18.90}", r"\$18.90"), (r"\boxed{\$36}", r"\$36"), (r"\boxed{32348}", r"\$32,\!348")],
 ]
 UNEQUAL = [
@@ -62,6 +72,7 @@ UNEQUAL = [
     (r"\boxed{43}", "42"),
     (r"\boxed{C}", "B"),
     (r"\boxed{4}", r"\frac43"),
+    *[(r"\boxed{\frac123}", r"\frac{1}{23}"), (r"\boxed{\frac{\pi}{4}36}", r"\frac{9\pi}{4}")],
     (r"\boxed{3}", r"\sqrt3"),
     (r"\boxed{0.33}", r"\frac{1}{3}"),
     (r"\boxed{42}, no: \boxed{41}", "42"),
@@ -97,7 +108,30 @@ def test_boxed_answers_give_the_rewards_of_trl():
     texts = [r"$\boxed{\frac{2}{4}}$", r"\boxed{0.5}", r"\boxed{2}", r"\boxed{x}", "none", r"\boxed{\frac12}"]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     solution = [r"$\frac{1}{2}$"] * len(texts)
-    assert math_accuracy_reward(completions, solution) == accuracy_reward(completions, solution)
+    assert accuracy_reward(completions, solution) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert math_accuracy_reward(completions, solution, strict_latex=True) == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert math_accuracy_reward(completions, solution) == [1.0, 1.0, 0.0, 0.0, 0.0, 1.0]  # LaTeX typesets one half
+
+
+@pytest.mark.parametrize(
+    ("text", "typeset"),
+    [
+        (r"\frac43", r"\frac{4}{3}"),
+        (r"\dfrac 59+\sqrt2x", r"\dfrac{5}{9}+\sqrt{2}x"),
+        (r"\frac{270}7\text{ degrees}", r"\frac{270}{7}\text{ degrees}"),
+        (r"\frac9{19}", r"\frac{9}{19}"),
+        (r"\frac\pi{2\sqrt3}", r"\frac{\pi}{2\sqrt{3}}"),
+        (r"\frac{\frac12}3 4", r"\frac{\frac{1}{2}}{3} 4"),
+        (r"\sqrt[3]2 \binom52", r"\sqrt[3]{2} \binom{5}{2}"),
+        (r"\frac{1}{2}34 \fraction12 \\frac12", r"\frac{1}{2}34 \fraction12 \\frac12"),
+        (r"{\frac1}2 \sqrt}3", r"{\frac{1}}2 \sqrt}3"),
+        (r"$\frac1$ 2 \(3.\) 4. \left.5\right.$", r"$\frac{1}$ 2 \(3\) 4. \left.5\right.$"),
+        (r"\boxed{1.5.} 0.5}", r"\boxed{1.5} 0.5}"),
+    ],
+)
+def test_latex_is_read_as_it_is_typeset(text, typeset):
+    assert as_typeset(text) == typeset
+    assert as_typeset(typeset) == typeset
 
 
 @given(
