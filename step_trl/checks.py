@@ -18,20 +18,19 @@ from typing import TYPE_CHECKING, Any, cast
 import datasets
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
-from trl import ModelConfig, SFTConfig
+from trl import ModelConfig
 from trl.import_utils import is_vllm_available
 
 from .batches import Batches
 from .budgets import validate_targets
 from .data import prompt_length, validate_prompt_lengths, validate_rows
-from .distill import check_no_model, training_config
+from .distill import check_no_model
 from .memory import LEFT_OUT, estimate_memory
 from .recipe import (
-    DISTILL,
     TRAINERS,
     DistillArguments,
+    DistillConfig,
     TrainArguments,
-    given_values,
     parse_values,
     trainer_name,
 )
@@ -298,9 +297,8 @@ def check_distillation(plan: StagePlan) -> str:
     """By the rules of both configurations."""
     values = cast("Namespace", plan.values)
     plan.dataclass_of(DistillArguments)
-    given = given_values(values, SFTConfig, plan.recipe, plan.arguments)
     with _without_launcher():
-        config = training_config(**given | {"output_dir": _distill_folder(values), "use_cpu": True, "tf32": None})
+        config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
     if wrong := _wrong_of_any(values, config):
         raise CheckFailed(wrong)
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -315,7 +313,7 @@ def check_problems(plan: StagePlan) -> str:
     values = cast("Namespace", plan.values)
     if values.dataset is None:
         return "none"
-    rows = load_rows(TrainArguments(DISTILL, values.dataset, values.dataset_name, values.dataset_split))
+    rows = load_rows(plan.dataclass_of(TrainArguments))
     validate_rows(rows, needs_solution=True, name="dataset")
     plan.rows = rows
     asked = len(rows) if values.limit is None else min(values.limit, len(rows))

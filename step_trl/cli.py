@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .user_errors import is_user_error, message_of
 
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+FORWARDING = ("train", "distill", "serve")  # commands that have a parser of their own for further arguments
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `step-trl`."""
     parser = argparse.ArgumentParser(prog="step-trl", description="Efficient-reasoning trainers for TRL.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for add in (add_demo, add_train, add_eval, add_report, add_distill, add_study, add_serve):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_demo, add_train, add_distill, add_eval, add_report, add_serve, add_study):
         add(commands)
     options, further = parser.parse_known_args(arguments)
     parameters = vars(options)
-    command, run = parameters.pop("command"), parameters.pop("run")
-    if command in ("train", "serve"):
+    command, run, debug = (parameters.pop(name) for name in ("command", "run", "debug"))
+    if isinstance(debug, str):
+        further += ["--debug", debug]
+    if command in FORWARDING:
         parameters["further"] = further
     elif further:
         parser.error(f"unrecognized arguments: {' '.join(further)}")
-    status = run(**parameters)
+    try:
+        status = run(**parameters)
+    except KeyboardInterrupt:
+        parser.exit(130, f"step-trl {command}: interrupted\n")
+    except Exception as error:
+        if debug or not is_user_error(error):
+            raise
+        parser.exit(2, f"step-trl {command}: error: {message_of(error)}\n")
     if isinstance(status, int):
         sys.exit(status)
+
+
+def add_command(commands: Commands, name: str, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
+    """The parser of a command, with what every command has."""
+    parser = commands.add_parser(name, help=help)
+    parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 # A command's function is imported when it runs: torch and TRL, which `--help` does without.
@@ -39,8 +61,7 @@ def add_demo(commands: Commands) -> None:
 
         run_demo(**options)
 
-    demo = commands.add_parser("demo", help="train Step-GRPO and SAS on the embedded testbed and compare")
-    demo.set_defaults(run=run)
+    demo = add_command(commands, "demo", run, "train Step-GRPO and SAS on the embedded testbed and compare")
     demo.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is set aside")
     demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
     demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of the rollouts")
@@ -48,7 +69,34 @@ def add_demo(commands: Commands) -> None:
 
 
 def add_train(commands: Commands) -> None:
-    def run(further, dry_run):
+    add_training(
+        commands,
+        "train",
+        help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks",
+    )
+
+
+def add_distill(commands: Commands) -> None:
+    add_training(
+        commands,
+        "distill",
+        trainer="distill",
+        help="learn from one's own truncated completions that are right and short (DEER+SFT): train --trainer distill",
+    )
+
+
+def add_training(commands: Commands, name: str, trainer: str | None = None, **options: Any) -> None:
+    """A command whose arguments are the fields of a recipe, which have a parser of their own."""
+
+    def run(
+        further: list[str], trainer: str | None, model: str | None, dry_run: bool, help: bool, help_all: bool
+    ) -> int | None:
+        if help or help_all:
+            from .train_help import print_full_help, print_help
+
+            return (print_full_help if help_all else print_help)(name, trainer)
+        for field, value in (("trainer", trainer), ("model_name_or_path", model)):
+            further = further if value is None else [*further, f"--{field}={value}"]
         if dry_run:
             from .plan import print_plan
 
@@ -56,15 +104,16 @@ def add_train(commands: Commands) -> None:
         from .train import run_train
 
         run_train(further)
+        return None
 
-    train = commands.add_parser(
-        "train",
-        add_help=False,  # of the fields, by their own parser
-        allow_abbrev=False,
-        help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks",
-    )
-    train.set_defaults(run=run)
-    train.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser = commands.add_parser(name, add_help=False, allow_abbrev=False, **options)
+    parser.set_defaults(run=run)
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--help-all", "--help_all", action="store_true")
+    parser.add_argument("--trainer", default=trainer)
+    parser.add_argument("--model")
+    parser.add_argument("--dry-run", "--dry_run", action="store_true")
+    parser.add_argument("--debug", nargs="?", const=True)  # with a value it is a field of transformers
 
 
 def add_eval(commands: Commands) -> None:
@@ -73,10 +122,11 @@ def add_eval(commands: Commands) -> None:
 
         run_eval(**options)
 
-    evaluation = commands.add_parser("eval", help="sample and grade a model on benchmarks")
-    evaluation.set_defaults(run=run)
-    evaluation.add_argument("--model", required=True, help="folder or name of the model")
-    evaluation.add_argument("--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24")
+    evaluation = add_command(commands, "eval", run, "sample and grade a model on benchmarks")
+    evaluation.add_argument("--model", required=True, help="folder, name on the hub, or 'testbed'")
+    evaluation.add_argument(
+        "--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24, or 'testbed'"
+    )
     evaluation.add_argument("--report", type=Path, required=True, help="folder for samples, summary and picture")
     evaluation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     evaluation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
@@ -111,8 +161,7 @@ def add_report(commands: Commands) -> None:
 
         run_report(**options)
 
-    report = commands.add_parser("report", help="tables and figures of evaluations and trainings, side by side")
-    report.set_defaults(run=run)
+    report = add_command(commands, "report", run, "tables and figures of evaluations and trainings, side by side")
     report.add_argument(
         "runs", nargs="+", metavar="[NAME=]FOLDER",
         help="of `step-trl eval --report`, of a training, of a W&B run, or wandb:entity/project/run",
@@ -124,33 +173,17 @@ def add_report(commands: Commands) -> None:
     )
 
 
-def add_distill(commands: Commands) -> None:
-    def run(**options):
-        from .distill import distill
+def add_serve(commands: Commands) -> None:
+    def run(further, **options):
+        from .serve import serve
 
-        distill(**options)
+        return serve(**options, extra_arguments=further)
 
-    distillation = commands.add_parser(
-        "distill", help="learn from one's own truncated completions that are right and short (DEER+SFT)"
-    )
-    distillation.set_defaults(run=run)
-    distillation.add_argument("--model", required=True, help="folder or name of the model, or 'testbed'")
-    distillation.add_argument("--dataset", required=True, help="name on the hub, folder, file, or 'testbed'")
-    distillation.add_argument("--dataset-name", help="configuration of the data set")
-    distillation.add_argument("--dataset-split", default="train")
-    distillation.add_argument("--output-dir", type=Path, required=True, help="for samples, kept rows and the model")
-    distillation.add_argument("--limit", type=int, help="first problems only")
-    distillation.add_argument("--n", type=int, default=4, help="samples per problem")
-    distillation.add_argument("--per-problem", type=int, default=1, help="most completions that are kept of a problem")
-    distillation.add_argument("--confidence", type=float, default=0.95, help="above which a thought is left")
-    distillation.add_argument("--temperature", type=float, default=1.0)
-    distillation.add_argument("--max-tokens", type=int, default=16_384, help="of a completion")
-    distillation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    distillation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
-    distillation.add_argument("--seed", type=int, default=0)
-    distillation.add_argument("--learning-rate", type=float, default=1e-5)
-    distillation.add_argument("--num-train-epochs", type=float, default=3)
-    distillation.add_argument("--per-device-train-batch-size", type=int, default=8)
+    server = add_command(commands, "serve", run, "start a vLLM server for rollouts; further arguments go to vLLM")
+    server.add_argument("model", help="folder, name on the hub, or 'testbed'")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
+    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--max-model-len", type=int, help="tokens of prompt and completion together")
 
 
 def add_study(commands: Commands) -> None:
@@ -159,10 +192,9 @@ def add_study(commands: Commands) -> None:
 
         study(**options)
 
-    study_parser = commands.add_parser(
-        "study", help="run every comparison of both papers on the testbed, or go on with it"
+    study_parser = add_command(
+        commands, "study", run, "run every comparison of both papers on the testbed, or go on with it"
     )
-    study_parser.set_defaults(run=run)
     study_parser.add_argument("--output-dir", type=Path, default=Path("runs/study"), help="of models and samples")
     study_parser.add_argument(
         "--page", type=Path, default=Path("benchmarks/study"), help="of tables, figures and claims"
@@ -171,17 +203,3 @@ def add_study(commands: Commands) -> None:
     study_parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     study_parser.add_argument("--max-steps", type=int, default=40, help="updates of an arm")
     study_parser.add_argument("--page-only", action="store_true", help="write the page of what is done")
-
-
-def add_serve(commands: Commands) -> None:
-    def run(further, **options):
-        from .serve import serve
-
-        return serve(**options, extra_arguments=further)
-
-    server = commands.add_parser("serve", help="start a vLLM server for rollouts; further arguments go to vLLM")
-    server.set_defaults(run=run)
-    server.add_argument("model", help="folder or name of the model")
-    server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
-    server.add_argument("--port", type=int, default=8000)
-    server.add_argument("--max-model-len", type=int, help="tokens of prompt and completion together")

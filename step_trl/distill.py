@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,17 +10,12 @@ import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from .eval import sample
-from .recipe import DISTILL, TrainArguments, resume_from
+from .recipe import DistillArguments, DistillConfig, resume_from, set_model_init_kwargs
 from .rollout import ConfidenceTruncation
-from .sources import load_rows, model_source
-
-
-# As DEER+SFT is trained in Step-GRPO's comparison.
-TRAINING: dict[str, Any] = {"lr_scheduler_type": "cosine", "warmup_steps": 0.1, "num_train_epochs": 3}
-_COMPLETIONS = {"completion_only_loss": True, "max_length": None, "shuffle_dataset": True}
+from .sources import check_model, load_rows, model_source
 
 
 def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
@@ -110,92 +104,65 @@ def fine_tune(
     model: str,
     rows: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    output_dir: Path,
-    **training: Any,
+    config: DistillConfig,
+    options: ModelConfig | None = None,
 ) -> None:
     """
-    Train on rows of [`training_rows`], and save the model.
+    Train on rows of [`training_rows`], and save the model to `config.output_dir`.
 
     Args:
         model (`str`):
             Folder or name on the hub.
         rows ([`~datasets.Dataset`]):
-            Of `input_ids` and `completion_mask`.
+            Rows with `input_ids` and `completion_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Of the model.
-        output_dir (`Path`):
-            For the model.
-        **training:
-            Fields of [`~trl.SFTConfig`].
+            The model's tokenizer.
+        config ([`~step_trl.recipe.DistillConfig`]):
+            Options of the training.
+        options ([`~trl.ModelConfig`], *optional*):
+            Quantization and LoRA.
     """
-    config = training_config(output_dir, **training)
-    trainer = SFTTrainer(model, args=config, train_dataset=rows, processing_class=tokenizer)
+    options = options or ModelConfig()
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(options),
+        peft_config=get_peft_config(options),
+    )
     trainer.train(resume_from_checkpoint=resume_from(config))
     trainer.save_model()
     trainer.save_state()
 
 
-def training_config(output_dir: Path, **training: Any) -> SFTConfig:
-    """The configuration of [`fine_tune`]."""
-    return SFTConfig(str(output_dir), **TRAINING | _COMPLETIONS | training)
-
-
-def distill(
-    model: str,
-    dataset: str,
-    output_dir: Path,
-    *,
-    dataset_name: str | None = None,
-    dataset_split: str = "train",
-    limit: int | None = None,
-    n: int = 4,
-    per_problem: int = 1,
-    confidence: float = 0.95,
-    temperature: float = 1.0,
-    max_tokens: int = 16_384,
-    engine: str = "transformers",
-    urls: Sequence[str] | None = None,
-    seed: int = 0,
-    **training: Any,
-) -> dict[str, float]:
+def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConfig) -> dict[str, float]:
     """
     Sample with the truncated rollout, keep what is right and short, and train on it.
 
-    Of several processes, the first one samples, and the others wait for it for up to `ddp_timeout` seconds.
+    Samples go to `samples/` in `config.output_dir`, where they are not made twice; kept rows to `kept.parquet`; the
+    model is saved beside them. Of several processes, the first one samples, and the others wait for it for up to
+    `ddp_timeout` seconds.
 
     Args:
-        model (`str`):
-            Folder, name on the hub, or `"testbed"`.
-        dataset (`str`), dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            As in [`~step_trl.recipe.TrainArguments`].
-        output_dir (`Path`):
-            Samples go to `samples/`, where they are not made twice; kept rows to `kept.parquet`; the model beside.
-        limit (`int`, *optional*):
-            First problems only.
-        n (`int`, *optional*, defaults to `4`):
-            Samples per problem.
-        per_problem (`int`, *optional*, defaults to `1`):
-            Most that is kept of a problem.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            Of an induced answer, above which a thought is left.
-        temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
-            Sampling and budget of a completion.
-        engine (`str`, *optional*, defaults to `"transformers"`), urls (`Sequence[str]`, *optional*):
-            As in `step-trl eval`.
-        seed (`int`, *optional*, defaults to `0`):
-            Of samples and training.
-        **training:
-            Further fields of [`~trl.SFTConfig`].
+        arguments ([`~step_trl.recipe.DistillArguments`]):
+            The problems, and how completions are sampled and chosen.
+        model ([`~trl.ModelConfig`]):
+            The model, and how it is loaded for training.
+        config ([`~step_trl.recipe.DistillConfig`]):
+            Options of the training. Its seed is also that of the samples.
 
     Returns:
         `dict[str, float]`: see [`statistics`].
     """
+    output_dir = Path(str(config.output_dir))
     check_no_model(output_dir)
-    training_config(output_dir, seed=seed, **training)  # refuses what is wrong before anything is sampled
-    name = model_source(model)
-    rows = load_rows(TrainArguments(DISTILL, dataset, dataset_name, dataset_split))
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
+    set_model_init_kwargs(config, model)
+    name = model_source(model.model_name_or_path)
+    check_model(name, revision=model.model_revision)
+    rows = load_rows(arguments)
+    if arguments.limit is not None:
+        rows = rows.select(range(min(arguments.limit, len(rows))))
     tokenizer = AutoTokenizer.from_pretrained(name)
     figures: list[Any] = [None]
     if PartialState().is_main_process:
@@ -203,21 +170,22 @@ def distill(
         samples = sample(
             name,
             {"train": rows},
-            engine,
-            urls,
+            arguments.engine,
+            arguments.urls,
             output_dir / "vllm.log",
-            n=n,
-            seeds=range(seed * n, (seed + 1) * n),
-            temperature=temperature,
+            n=arguments.n,
+            seeds=range(config.seed * arguments.n, (config.seed + 1) * arguments.n),
+            temperature=arguments.temperature,
             top_p=1.0,
-            max_tokens=max_tokens,
-            callbacks=[ConfidenceTruncation(tokenizer, threshold=confidence)],
+            max_tokens=arguments.max_tokens,
+            callbacks=[ConfidenceTruncation(tokenizer, threshold=arguments.confidence)],
+            require_end_of_thinking=arguments.require_end_of_thinking,
             save_to=output_dir / "samples",
         )
-        figures = [keep(samples, per_problem, output_dir)]
+        figures = [keep(samples, arguments.per_problem, output_dir)]
     broadcast_object_list(figures)
     kept = pd.read_parquet(output_dir / "kept.parquet")
-    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, output_dir, seed=seed, **training)
+    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, config, model)
     return figures[0]
 
 

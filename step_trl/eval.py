@@ -16,11 +16,13 @@ from transformers import AutoTokenizer
 from .budgets import add_token_targets
 from .data import rewrite_prompts
 from .evaluation import evaluate, load_benchmark, read_samples, summarize
+from .evaluation.benchmarks import BENCHMARKS
 from .report import budgets_table, evaluation_report, markdown_table
 from .rollout import ConfidenceTruncation, Rollout
 from .rollout.engines import Engine, VLLMServerEngine
 from .rollout.event_loop import run_to_end
 from .serve import VLLMServer
+from .sources import TESTBED, check_model, model_source
 
 
 @contextmanager
@@ -110,9 +112,9 @@ def run_eval(
 
     Args:
         model (`str`):
-            Folder or name on the hub.
+            Folder, name on the hub, or `"testbed"`.
         benchmarks (`Sequence[str]`):
-            Names for [`~step_trl.evaluation.load_benchmark`].
+            Names for [`~step_trl.evaluation.load_benchmark`]; `"testbed"` are its four.
         report (`Path`):
             Folder to write to. Samples that it holds are not sampled again.
         engine (`str`, *optional*, defaults to `"transformers"`):
@@ -144,13 +146,15 @@ def run_eval(
         [`~pandas.DataFrame`]: the summary.
     """
     base = None if vanilla is None else _read_samples(vanilla)
+    name = model_source(model)
+    check_model(name)
     problems = load_problems(benchmarks, source, limit, system_prompt, token_targets, at_most)
     callbacks = (
-        [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(model), threshold=truncate)]
+        [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(name), threshold=truncate)]
     )
     report.mkdir(parents=True, exist_ok=True)
     samples = sample(
-        model, problems, engine, urls, report / "vllm.log",
+        name, problems, engine, urls, report / "vllm.log",
         max_tokens=max_tokens, callbacks=callbacks, save_to=report, **options,
     )  # fmt: skip
     if base is not None:
@@ -178,8 +182,10 @@ def load_problems(
     """Rows of each benchmark, at each budget, for the arguments of [`run_eval`]."""
     if at_most and not token_targets:
         raise ValueError("at_most: there are no token_targets. Set for example --token-targets 512 1024.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: {limit} leaves no problem. Set at least 1.")
     problems = {}
-    for name in benchmarks:
+    for name in names_of_benchmarks(benchmarks):
         rows = load_benchmark(name, None if source is None else source / name)
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
@@ -189,6 +195,17 @@ def load_problems(
         for target in token_targets or ():
             problems[f"{name}@{target}"] = add_token_targets(rows, target, target, at_most=at_most)
     return problems
+
+
+def names_of_benchmarks(names: Sequence[str]) -> list[str]:
+    """All of them, each once, with the testbed's four in place of `"testbed"`. Raises an error for unknown ones."""
+    known: list[str] = []
+    for name in names:
+        meant = [one for one in BENCHMARKS if one.startswith(f"{TESTBED}-")] if name == TESTBED else [name]
+        known += [one for one in meant if one not in known]
+    if unknown := [name for name in known if name not in BENCHMARKS]:
+        raise ValueError(f"benchmarks: {', '.join(unknown)} is not known. Choose from {', '.join(BENCHMARKS)}.")
+    return known
 
 
 def with_budgets(vanilla: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:

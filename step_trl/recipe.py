@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import TrainingArguments
-from trl import ModelConfig, SFTConfig, TrlParser
+from transformers import SchedulerType, TrainingArguments
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from .trainers import (
     EfficientReasoningConfig,
@@ -22,6 +22,7 @@ from .trainers import (
     StepGRPOConfig,
     StepGRPOTrainer,
 )
+from .trainers.base_config import check_precision
 
 
 TRAINERS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoningConfig]]] = {
@@ -84,49 +85,61 @@ class TrainArguments:
             Ask for at most that length.
     """
 
-    trainer: str = field(metadata={"help": "'grpo', 'step_grpo' or 'sas'."})
+    trainer: str = field(metadata={"help": "'grpo', 'step_grpo', 'sas' or 'distill'."})
     dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    prompt_template: str | None = field(default=None, metadata={"help": "User message, with {problem} in it."})
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Template of the user message, with {problem} in it."}
+    )
     system_prompt: str | None = field(default=None, metadata={"help": "System message."})
-    require_end_of_thinking: bool = field(default=False, metadata={"help": "An open thought is wrong."})
-    token_targets: list[int] | None = field(default=None, metadata={"help": "Range of lengths to ask for."})
-    token_targets_at_most: bool = field(default=False, metadata={"help": "Ask for at most that length."})
+    require_end_of_thinking: bool = field(
+        default=False, metadata={"help": "Whether a completion without </think> is wrong."}
+    )
+    token_targets: list[int] | None = field(
+        default=None, metadata={"help": "Two lengths: each prompt asks for one between them (L1)."}
+    )
+    token_targets_at_most: bool = field(default=False, metadata={"help": "Prompts ask for at most that length."})
 
 
 @dataclass
-class DistillArguments:
+class DistillArguments(TrainArguments):
     """
-    What a recipe of `trainer: distill` (DEER+SFT) says besides the fields of [`~trl.SFTConfig`].
+    What a recipe of `trainer: distill` (DEER+SFT) says besides the fields of [`~trl.ModelConfig`] and
+    [`DistillConfig`]: those of [`TrainArguments`], and how completions are sampled and chosen.
 
     Args:
-        trainer (`str`):
-            `"distill"`.
-        model_name_or_path (`str`):
-            Folder, name on the hub, or `"testbed"`.
-        dataset (`str`), dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
+        require_end_of_thinking (`bool`, *optional*, defaults to `True`):
             As in [`TrainArguments`].
-        dtype (`str`, *optional*, defaults to `"float32"`):
-            Of the weights that are trained, as in [`~trl.ModelConfig`].
-        limit, n, per_problem, confidence, temperature, max_tokens, engine, urls:
-            As in [`~step_trl.distill.distill`].
+        limit (`int`, *optional*):
+            First problems only.
+        n (`int`, *optional*, defaults to `4`):
+            Samples per problem.
+        per_problem (`int`, *optional*, defaults to `1`):
+            Most completions of a problem that are kept.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            A thought ends where the confidence of an induced answer is greater.
+        temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
+            Sampling temperature, and most tokens of a completion.
+        engine (`str`, *optional*, defaults to `"transformers"`), urls (`list[str]`, *optional*):
+            What samples, as in `step-trl eval`.
     """
 
-    trainer: str = field(metadata={"help": "'distill'."})
-    dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Folder, name on the hub, or 'testbed'."})
-    dtype: str = field(default="float32", metadata={"help": "Of the weights that are trained."})
-    limit: int | None = field(default=None, metadata={"help": "First problems only."})
+    require_end_of_thinking: bool = field(
+        default=True, metadata={"help": "Whether a completion without </think> is wrong."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Use the first problems only."})
     n: int = field(default=4, metadata={"help": "Samples per problem."})
-    per_problem: int = field(default=1, metadata={"help": "Most completions that are kept of a problem."})
-    confidence: float = field(default=0.95, metadata={"help": "Above which a thought is left."})
-    temperature: float = field(default=1.0, metadata={"help": "Of the sampling."})
-    max_tokens: int = field(default=16_384, metadata={"help": "Of a completion."})
-    engine: str = field(default="transformers", metadata={"help": "'transformers' or 'vllm'."})
-    urls: list[str] | None = field(default=None, metadata={"help": "Of vLLM servers; without, one is started."})
+    per_problem: int = field(default=1, metadata={"help": "Most completions of a problem that are kept."})
+    confidence: float = field(
+        default=0.95, metadata={"help": "A thought ends where the confidence of an induced answer is greater."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    max_tokens: int = field(default=16_384, metadata={"help": "Most tokens of a completion."})
+    engine: str = field(default="transformers", metadata={"help": "What samples: 'transformers' or 'vllm'."})
+    urls: list[str] | None = field(
+        default=None, metadata={"help": "URLs of running vLLM servers. By default one is started."}
+    )
 
     def __post_init__(self):
         if self.engine not in ("transformers", "vllm"):
@@ -134,6 +147,27 @@ class DistillArguments:
         for name in ("n", "per_problem", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+
+
+@dataclass
+class DistillConfig(SFTConfig):
+    """[`~trl.SFTConfig`] whose defaults are those of DEER+SFT in Step-GRPO's comparison."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up updates, or a share of all if below 1."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples and of the training."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows to this many tokens. By default none is cut."}
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the rows before training."})
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
+    )
+
+    def __post_init__(self):
+        check_precision(self)
+        super().__post_init__()
 
 
 def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
@@ -248,7 +282,7 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
 
     Returns:
         `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration; of `trainer: distill`,
-        [`DistillArguments`] and [`~trl.SFTConfig`].
+        [`DistillArguments`], [`~trl.ModelConfig`] and [`DistillConfig`].
 
     Raises:
         `ValueError`: the trainer is not known, or fields; names those that are meant.
@@ -271,8 +305,6 @@ def is_distillation(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
     """A key of `TRAINERS`, or `DISTILL`."""
     name = _named_trainer(recipe, arguments)
-    if "--help" in arguments or "-h" in arguments:
-        name = name or "step_grpo"
     if name not in (*TRAINERS, DISTILL):
         raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*TRAINERS, DISTILL])}.")
     return name
@@ -293,7 +325,7 @@ def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[
     """What recipe and command line set that the trainer does not have, and for each what to set instead."""
     known = _known(trainer)
     unknown = {}
-    for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) not in (None, "help"))]:
+    for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) is not None)]:
         if key in known or (key.startswith("no_") and key[3:] in known):
             continue
         unknown[key] = f"{key}: no option of trainer {trainer!r}. {_remedy(trainer, key)}"
@@ -359,10 +391,14 @@ def field_of(argument: str) -> str | None:
     return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
 
 
-def given_values(values: Namespace, kind: type, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Of the values of all fields, those that belong to a dataclass and are set by recipe or command line."""
-    given = {*recipe, *(flag.removeprefix("no_") for text in arguments if (flag := field_of(text)) is not None)}
-    return {one.name: getattr(values, one.name) for one in fields(kind) if one.name in given}
+def set_model_init_kwargs(config: GRPOConfig | SFTConfig, model: ModelConfig) -> None:
+    """Hand the options of loading from [`~trl.ModelConfig`] to a trainer's configuration, whose own win."""
+    given = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    } | given
 
 
 def resume_from(config: TrainingArguments) -> str | bool | None:
@@ -377,7 +413,7 @@ def _known(trainer: str) -> list[str]:
 
 def _kinds(trainer: str) -> list[Any]:
     if trainer == DISTILL:
-        return [DistillArguments, SFTConfig]
+        return [DistillArguments, ModelConfig, DistillConfig]
     return [TrainArguments, ModelConfig, TRAINERS[trainer][1]]
 
 

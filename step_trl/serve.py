@@ -255,7 +255,11 @@ def serve(model: str, host: str, port: int, max_model_len: int | None, extra_arg
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
-    server = VLLMServer(model, host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments)
+    from .sources import model_source  # which imports transformers
+
+    server = VLLMServer(
+        model_source(model), host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments
+    )
     print(f"Starting vLLM:\n{server.command_line}", flush=True)
     try:
         with server:

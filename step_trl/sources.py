@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import datasets
+from transformers import AutoConfig
 
 from . import testbed
 from .budgets import add_token_targets
 from .data import load_problems, rewrite_prompts
-from .recipe import TrainArguments
+
+
+if TYPE_CHECKING:
+    from .recipe import TrainArguments
 
 
 TESTBED = "testbed"
@@ -35,7 +42,28 @@ def load_rows(arguments: TrainArguments) -> datasets.Dataset:
 
 
 def model_source(name: str | None) -> str:
-    """Folder or name on the hub."""
+    """Folder or name on the hub, of which `"testbed"` is that of the testbed model."""
     if name is None:
         raise ValueError("model_name_or_path: there is none. Set a folder, a name on the hub, or 'testbed'.")
     return str(testbed.MODEL_DIR) if name == TESTBED else name
+
+
+def check_model(name: str, **options: Any) -> None:
+    """
+    Raise an error that names the model where its configuration cannot be loaded.
+
+    Args:
+        name (`str`):
+            Folder or name on the hub.
+        **options:
+            As of [`~transformers.AutoConfig.from_pretrained`].
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        return
+    try:
+        AutoConfig.from_pretrained(name, **options)
+    except (OSError, ValueError) as error:
+        reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0]
+        raise ValueError(
+            f"model: {name} cannot be loaded: {reason}. Give a folder that a model was saved to, or a name on the hub."
+        ) from error

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from .distill import distill
 from .recipe import (
-    DISTILL,
     TRAINERS,
     TrainArguments,
-    given_values,
     is_distillation,
-    make_parser,
     parse,
     read_recipe,
     resume_from,
+    set_model_init_kwargs,
 )
-from .sources import load_rows, model_source
+from .sources import check_model, load_rows, model_source
 from .trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer
 from .trainers.lapo import FILE as LAPO_FILE
 
@@ -34,13 +30,11 @@ def build_trainer(
     arguments: TrainArguments, model: ModelConfig, config: EfficientReasoningConfig
 ) -> EfficientReasoningTrainer:
     """The trainer of a recipe."""
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    } | (config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {})
+    set_model_init_kwargs(config, model)
+    source = model_source(model.model_name_or_path)
+    check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
     return TRAINERS[arguments.trainer][0](
-        model_source(model.model_name_or_path),
+        source,
         SASTrainer.default_reward if arguments.require_end_of_thinking else None,
         args=config,
         train_dataset=load_rows(arguments),
@@ -66,7 +60,9 @@ def run_train(arguments: Sequence[str]) -> Path:
     """
     recipe, stages, rest = read_recipe(arguments)
     if is_distillation(recipe, stages, rest):
-        return run_distill(recipe, rest)
+        distillation, model, config = parse(recipe, rest)
+        distill(distillation, model, config)
+        return Path(config.output_dir)
     trained: Path | None = None
     for number, stage in enumerate(stages, 1):
         parsed = parse(recipe | stage, rest)
@@ -89,21 +85,6 @@ def run_train(arguments: Sequence[str]) -> Path:
         trainer.save_state()
         trainer.accelerator.wait_for_everyone()
     return folder
-
-
-def run_distill(recipe: Mapping[str, Any], arguments: Sequence[str]) -> Path:
-    """[`~step_trl.distill.distill`] as a recipe says."""
-    distillation, config = parse(recipe, arguments)
-    options = asdict(distillation)
-    del options["trainer"]
-    # The others keep the defaults of `distill`, which are not those of SFTConfig.
-    values = make_parser(DISTILL, recipe).parse_args(list(arguments))
-    training = given_values(values, SFTConfig, recipe, arguments) | {
-        "output_dir": Path(str(config.output_dir)),
-        "model_init_kwargs": {"dtype": options.pop("dtype")} | (config.model_init_kwargs or {}),
-    }
-    distill(options.pop("model_name_or_path"), **options, **training)
-    return training["output_dir"]
 
 
 def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:

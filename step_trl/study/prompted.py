@@ -21,6 +21,7 @@ from ..data import build_prompt
 from ..demo import MAX_COMPLETION_LENGTH
 from ..distill import fine_tune, keep_right, training_row
 from ..evaluation import evaluate
+from ..recipe import DistillConfig
 from ..rollout import RandomCut
 from ..rollout.truncation import THINK_END
 from ..testbed.traces import TRIGGERS
@@ -69,7 +70,7 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
         forms (`Sequence[Form]`):
             The words, one of them at random for each completion.
         **training:
-            Fields of [`~trl.SFTConfig`].
+            Fields of [`~step_trl.recipe.DistillConfig`].
     """
     rows = testbed.load_dataset("train").select(range(problems))
     samples = evaluate(
@@ -86,5 +87,5 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
             thought, completion = cut_off(completion, rng)
             ids += tokenizer.encode(thought, add_special_tokens=False)
         taught.append(training_row(ids, completion, tokenizer))
-    model = str(testbed.MODEL_DIR)
-    fine_tune(model, datasets.Dataset.from_list(taught), tokenizer, output_dir, seed=seed, **training)
+    config = DistillConfig(str(output_dir), seed=seed, **training)
+    fine_tune(str(testbed.MODEL_DIR), datasets.Dataset.from_list(taught), tokenizer, config)

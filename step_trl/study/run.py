@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 from filelock import FileLock, Timeout
+from trl import ModelConfig
 
 from .. import testbed
 from ..budgets import add_token_targets
@@ -19,6 +20,7 @@ from ..data import rewrite_prompts
 from ..demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, sas_config, step_grpo_config
 from ..distill import distill
 from ..evaluation import evaluate, load_benchmark
+from ..recipe import DistillArguments, DistillConfig
 from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
 from .arms import ARMS, Arm
 from .phases import PhaseTimer
@@ -152,10 +154,9 @@ def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> li
 
 def _distill(folder: Path, seed: int, max_steps: int) -> None:
     """As many samples as a training has, and an update per 16 of those that are kept, three times."""
-    distill(
-        "testbed", "testbed", folder,
-        limit=max_steps * COMPLETIONS // 4, n=4, max_tokens=MAX_COMPLETION_LENGTH, seed=seed, **SFT,
-    )  # fmt: skip
+    problems = max_steps * COMPLETIONS // 4
+    arguments = DistillArguments("distill", "testbed", limit=problems, n=4, max_tokens=MAX_COMPLETION_LENGTH)
+    distill(arguments, ModelConfig("testbed"), DistillConfig(str(folder), seed=seed, **SFT))
 
 
 def evaluate_model(

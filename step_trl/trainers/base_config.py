@@ -6,9 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
 from ..rewards.terms import check_length_reward
+
+
+def check_precision(args: TrainingArguments) -> None:
+    """Raise an error that names the remedy where bfloat16, TRL's default, cannot be computed in."""
+    bf16 = not args.fp16 if args.bf16 is None else args.bf16  # as TRL's configurations decide
+    if bf16 and not (args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+        raise ValueError(
+            "bf16: this machine has no GPU that computes in bfloat16, in which TRL trains by default. Set bf16=False "
+            "to train in float32."
+        )
 
 
 @dataclass
@@ -87,6 +99,7 @@ class EfficientReasoningConfig(GRPOConfig):
     )
 
     def __post_init__(self):
+        check_precision(self)
         super().__post_init__()
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # a no-op there, about which torch warns at every epoch

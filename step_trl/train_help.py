@@ -1,0 +1,108 @@
+"""
+`step-trl train --help`: the fields that this package adds, and how to see those of TRL and transformers.
+
+The fields are read from the source of their dataclasses, since importing these, with TRL and torch, takes seconds.
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+
+WIDTH = 110
+INDENT = " " * 34
+OVERVIEW = """\
+usage: step-trl {command} [--config RECIPE] [--FIELD VALUE ...]
+
+Trains as a recipe says: a YAML file of fields, any of which the command line can set.
+
+options:
+  --config RECIPE                 the recipe, such as recipes/step_grpo/paper.yaml
+  --model MODEL                   folder, name on the hub, or 'testbed'; short for --model_name_or_path
+  --dry-run                       check everything, print what would be done, and train nothing
+  --debug                         show the traceback of an error
+  --help-all                      all fields of --trainer, with those of TRL and transformers
+"""
+FURTHER = """\
+Further fields are those of TRL and transformers, such as --output_dir, --learning_rate, --num_generations,
+--max_completion_length, --use_peft and --use_vllm. To see them: step-trl {command} --help-all"""
+# Title, file, classes, and the trainer that has them, if it is one only.
+GROUPS: tuple[tuple[str, str, tuple[str, ...], str | None], ...] = (
+    ("fields of every recipe", "recipe.py", ("TrainArguments",), None),
+    ("fields of step_grpo", "trainers/step_grpo_config.py", ("StepGRPOConfig",), "step_grpo"),
+    ("fields of sas", "trainers/sas_config.py", ("StepSelection", "SASConfig"), "sas"),
+    ("fields of grpo, step_grpo and sas", "trainers/base_config.py", ("EfficientReasoningConfig",), "grpo"),
+    ("fields of distill", "recipe.py", ("DistillArguments", "DistillConfig"), "distill"),
+)
+
+
+class Field(NamedTuple):
+    """A field of a dataclass: its name, its default as Python code, if it is a plain one, and its help."""
+
+    name: str
+    default: str | None
+    help: str
+
+
+def own_fields(path: Path, names: tuple[str, ...]) -> Iterator[Field]:
+    """The fields that the classes of these names define, not those that they inherit."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef) and node.name in names:
+            for line in node.body:
+                if isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call):
+                    yield _read_field(line.target, line.value)
+
+
+def _read_field(target: ast.expr, call: ast.Call) -> Field:
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    default = given.get("default")
+    if isinstance(factory := given.get("default_factory"), ast.Lambda):
+        default = factory.body
+    plain = isinstance(default, ast.Constant | ast.List) and ast.unparse(default) != "None"
+    metadata = ast.literal_eval(given["metadata"])
+    return Field(
+        ast.unparse(target), ast.unparse(default) if plain and default is not None else None, metadata["help"]
+    )
+
+
+def print_help(command: str, trainer: str | None) -> None:
+    """
+    Print the fields that this package adds.
+
+    Args:
+        command (`str`):
+            `"train"` or `"distill"`.
+        trainer (`str`, *optional*):
+            Leave out the fields of other trainers.
+    """
+    print(OVERVIEW.format(command=command))
+    for title, file, classes, owner in GROUPS:
+        shared = owner == "grpo" and trainer != "distill"
+        if trainer in (None, owner) or owner is None or shared:
+            print(f"{title}:")
+            for one in own_fields(Path(__file__).parent / file, classes):
+                print(_line(one))
+            print()
+    print(FURTHER.format(command=command))
+
+
+def _line(one: Field) -> str:
+    help = one.help + (f" Defaults to {one.default}." if one.default is not None else "")
+    lines = textwrap.wrap(help, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT)
+    name = f"  --{one.name}".ljust(len(INDENT))
+    if len(name) > len(INDENT):
+        return "\n".join([name, *lines])
+    return "\n".join([name + lines[0][len(INDENT) :], *lines[1:]])
+
+
+def print_full_help(command: str, trainer: str | None) -> None:
+    """Print all fields of a trainer, by default those of Step-GRPO."""
+    from .recipe import make_parser, trainer_name
+
+    parser = make_parser(trainer_name({}, [f"--trainer={trainer or 'step_grpo'}"]), {})
+    parser.usage = f"step-trl {command} [--config RECIPE] [--FIELD VALUE ...]"
+    parser.print_help()
