@@ -115,6 +115,8 @@ def run_demo(
     Returns:
         `dict`: what `summary.json` holds.
     """
+    if problems < 1:
+        raise ValueError(f"problems: {problems} leaves none to evaluate on. Set at least 1.")
     started = time.monotonic()
     set_aside(output_dir)
     output_dir.mkdir(parents=True)

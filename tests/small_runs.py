@@ -1,4 +1,10 @@
-"""Training options of the smallest run on a CPU, for all trainers."""
+"""Training options of the smallest run on a CPU, for all trainers, and how a command refuses what is wrong."""
+
+import re
+from contextlib import contextmanager
+
+import pytest
+
 
 SMALL_RUN = {
     "max_steps": 1,
@@ -40,3 +46,13 @@ def flags(options):
     """Options as a command line has them."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     return [text for name, values in lists.items() for text in (f"--{name}", *map(str, values))]
+
+
+@contextmanager
+def refused(capsys, message):
+    """Within it `step-trl` ends with status 2 and a message that matches, in a line without a traceback."""
+    with pytest.raises(SystemExit) as ended:
+        yield
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert re.search(rf"^step-trl \w+: error: .*{message}", told, re.MULTILINE | re.DOTALL) and "Traceback" not in told

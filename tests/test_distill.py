@@ -4,9 +4,11 @@ import pandas as pd
 import pytest
 from safetensors.torch import load_file
 from small_runs import SMALL_RUN
+from trl import ModelConfig
 
 from step_trl import serve, testbed
 from step_trl.distill import distill, keep_short, statistics, training_rows
+from step_trl.recipe import DistillArguments, DistillConfig
 
 
 SAMPLES = pd.DataFrame(
@@ -58,8 +60,12 @@ def test_rows_end_in_eos_and_mask_their_prompt():
 @pytest.mark.timeout(600)
 def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
     options = SMALL_RUN | {"max_steps": 6, "learning_rate": 1e-3, "per_device_train_batch_size": 8}
-    sampling = {"limit": 24, "n": 2, "max_tokens": 300, "dataset_split": "easy"}
-    figures = distill("testbed", "testbed", tmp_path / "run", **sampling, **options)
+    arguments = DistillArguments("distill", "testbed", dataset_split="easy", limit=24, n=2, max_tokens=300)
+
+    def run():
+        return distill(arguments, ModelConfig("testbed"), DistillConfig(str(tmp_path / "run"), **options))
+
+    figures = run()
     assert 0 < figures["kept"] <= 24 and figures["tokens kept"] < figures["tokens"] and figures["exit rate"] > 0
     assert "tokens kept" in capsys.readouterr().out
     kept = pd.read_parquet(tmp_path / "run" / "kept.parquet")
@@ -68,17 +74,18 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
     assert any((trained[name] != vanilla[name]).any() for name in trained)
 
     with pytest.raises(ValueError, match=r"output_dir: .*run holds a model"):
-        distill("testbed", "testbed", tmp_path / "run", **sampling, **options)
+        run()
     # Samples that are there are not made again.
     (tmp_path / "run" / "model.safetensors").unlink()
     files = sorted((tmp_path / "run" / "samples").glob("*.parquet"))
-    assert distill("testbed", "testbed", tmp_path / "run", **sampling, **options) == figures
+    assert run() == figures
     assert sorted((tmp_path / "run" / "samples").glob("*.parquet")) == files
 
 
 def test_nothing_to_learn_from(tmp_path):
+    arguments = DistillArguments("distill", "testbed", limit=2, n=1, max_tokens=10)
     with pytest.raises(ValueError, match="n: of 2 samples none is right"):
-        distill("testbed", "testbed", tmp_path / "run", limit=2, n=1, max_tokens=10, **SMALL_RUN)
+        distill(arguments, ModelConfig("testbed"), DistillConfig(str(tmp_path / "run"), **SMALL_RUN))
 
 
 def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypatch):

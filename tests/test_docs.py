@@ -359,7 +359,7 @@ def command_lines(block: Block) -> list[list[str]]:
 @pytest.fixture
 def parsed_only(monkeypatch):
     """`step-trl` parses its arguments, and a recipe its fields, and nothing is done."""
-    from step_trl import compare, demo, distill, eval, plan, recipe, serve, study, train
+    from step_trl import compare, demo, eval, plan, recipe, serve, study, train
 
     def read(arguments):
         fields, stages, rest = recipe.read_recipe(arguments)
@@ -373,7 +373,6 @@ def parsed_only(monkeypatch):
     for module, name in (
         (compare, "run_report"),
         (demo, "run_demo"),
-        (distill, "distill"),
         (eval, "run_eval"),
         (serve, "serve"),
         (study, "study"),

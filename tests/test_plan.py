@@ -10,7 +10,7 @@ import torch
 import transformers
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import GRPOConfig, ModelConfig, SFTConfig
+from trl import GRPOConfig, ModelConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
 from step_trl.batches import Batches
@@ -21,6 +21,7 @@ from step_trl.recipe import (
     OBSOLETE_FIELDS,
     TRAINERS,
     DistillArguments,
+    DistillConfig,
     TrainArguments,
     parse_values,
     read_recipe,
@@ -245,7 +246,7 @@ def test_obsolete_fields_are_gone_and_their_successors_exist():
         assert not known & OBSOLETE_FIELDS.keys()
         for remedy in OBSOLETE_FIELDS.values():
             assert set(re.findall(r"Set (\w+)", remedy)) <= known, remedy
-    known = {one.name for part in (DistillArguments, SFTConfig) for one in fields(part)}
+    known = {one.name for part in (DistillArguments, ModelConfig, DistillConfig) for one in fields(part)}
     assert known >= {*DISTILL_FIELDS.values()} and not known & {*DISTILL_FIELDS, *OBSOLETE_FIELDS}
     for message in unknown_fields("distill", dict.fromkeys(OBSOLETE_FIELDS), []).values():
         assert set(re.findall(r"Set (\w+)", message)) <= known, message

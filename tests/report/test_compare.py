@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from small_runs import SMALL_RUN
+from small_runs import SMALL_RUN, refused
 
 from step_trl import testbed
 from step_trl.cli import main
@@ -60,15 +60,15 @@ def test_evaluations_alone(runs, tmp_path):
     assert not (tmp_path / "training.png").exists()
 
 
-def test_what_is_refused(runs, tmp_path):
-    with pytest.raises(ValueError, match=r"runs: two are called 'vanilla'"):
+def test_what_is_refused(runs, tmp_path, capsys):
+    with refused(capsys, r"runs: two are called 'vanilla'"):
         report(tmp_path, runs / "vanilla", runs / "vanilla")
-    with pytest.raises(FileNotFoundError, match=r"runs: there is no folder .*nowhere"):
+    with refused(capsys, r"runs: there is no folder .*nowhere"):
         report(tmp_path, runs / "nowhere")
-    with pytest.raises(ValueError, match=r"vanilla: 'SAS' has no samples. Choose from vanilla"):
+    with refused(capsys, r"vanilla: 'SAS' has no samples. Choose from vanilla"):
         report(tmp_path, runs / "vanilla", "--vanilla", "SAS")
-    with pytest.raises(ValueError, match="Evaluate both models on the same benchmarks"):
+    with refused(capsys, "Evaluate both models on the same benchmarks"):
         report(tmp_path, runs / "vanilla", runs / "other", "--vanilla", "vanilla")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty holds no trainer_state.json"):
+    with refused(capsys, r"empty holds no trainer_state.json"):
         report(tmp_path, tmp_path / "empty")
