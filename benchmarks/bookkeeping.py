@@ -31,6 +31,7 @@ from step_trl.steps import DelimiterSegmenter, TriggerSegmenter, token_bytes
 NUM_GENERATIONS = 8
 WHOLE_WORD = re.compile("(?<![A-Za-z])(?:Wait|Alternatively)(?![A-Za-z])")
 BLANK_LINE = re.compile("\n\n")
+SMALLEST = ("--rows", "8", "--tokens", "64", "--repeats", "1")  # for its test
 
 
 @dataclass

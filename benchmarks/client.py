@@ -34,6 +34,7 @@ from step_trl.testbed import load_tokenizer
 PROMPT = [5, 6, 7]
 PIECE = 16  # tokens
 PIECES_PER_WRITE = 8
+SMALLEST = ("--rollouts", "4", "--tokens", "200", "--steps", "4")  # for its test
 
 
 def event(token_ids: list[int], logprob: float, finish_reason: str | None = None) -> bytes:

@@ -15,6 +15,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, SamplingParams
 from step_trl.rollout.engines import Engine, VLLMColocatedEngine, VLLMServerEngine
@@ -24,6 +25,7 @@ from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 GROUP_SIZE = 8  # completions of one prompt
 Contender = Callable[[list[list[int]]], list[Rollout]]
+SMALLEST = ("--rollouts", "2", "--max-tokens", "40", "--rounds", "1")  # for its test
 
 
 def load_colocated() -> VLLMColocatedEngine:
@@ -67,14 +69,17 @@ def measure(contender: Contender, prompts: list[list[int]]) -> tuple[float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="of an idle server on the testbed model; started here if left out")
     parser.add_argument("--rollouts", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     tokenizer = load_tokenizer()
     extra = ["--max-num-seqs", "512"]
-    with VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null") as server:
-        engines = {"server": VLLMServerEngine(server.url, tokenizer), "colocated": load_colocated()}
+    own_server = VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null")
+    with nullcontext() if args.url else own_server:
+        url = args.url or own_server.url
+        engines = {"server": VLLMServerEngine(url, tokenizer), "colocated": load_colocated()}
         contenders = make_contenders(engines, args.max_tokens)
         for count in args.rollouts:
             problems = load_dataset("train").select(range(-(-count // GROUP_SIZE)))["prompt"]

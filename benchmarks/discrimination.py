@@ -19,9 +19,23 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from step_trl import SASTrainer, StepGRPOTrainer, testbed
-from step_trl.demo import MAX_COMPLETION_LENGTH, TRAINING, Progress, evaluate_testbed, sas_config, step_grpo_config
+from step_trl.demo import MAX_COMPLETION_LENGTH, TRAINING, evaluate_testbed, sas_config, step_grpo_config
 from step_trl.evaluation import summarize
 from step_trl.rewards import math_accuracy_reward
+
+
+OPTIONS = '{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 40}'
+SMALLEST = (
+    "--problems",
+    "1",
+    "--max-steps",
+    "1",
+    "--methods",
+    "grpo",
+    "sas",
+    "--options",
+    OPTIONS,
+)  # for its test
 
 
 def build_trainer(method: str, model, output_dir: str, **options):
@@ -29,7 +43,6 @@ def build_trainer(method: str, model, output_dir: str, **options):
     shared = {
         "train_dataset": testbed.load_dataset("train"),
         "processing_class": testbed.load_tokenizer(),
-        "callbacks": [Progress(method)],
     }
     if method == "step_grpo":
         return StepGRPOTrainer(model, args=step_grpo_config(output_dir, **options), **shared)

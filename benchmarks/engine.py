@@ -29,6 +29,7 @@ from step_trl.testbed import load_dataset, load_model, load_tokenizer
 
 
 Contender = Callable[[list[list[int]]], int]  # samples for these prompts, returns the number of tokens
+SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rounds", "1")  # for its test
 
 
 def load(path: str | None):

@@ -60,6 +60,16 @@ NAMES = {
     "D": "D exits on, lock-step, full probes",
 }
 Contender = Callable[[Sequence[list[int]], Sequence[int]], list[Rollout]]  # prompts, seeds
+SMALLEST = (
+    "--in-flight",
+    "2",
+    "--per-slot",
+    "1",
+    "--max-tokens",
+    "40",
+    "--rounds",
+    "1",
+)  # for its test
 
 
 @dataclass

@@ -23,6 +23,7 @@ from step_trl.rollout import ConfidenceTruncation
 
 
 EVALUATION = {"max_tokens": 512, "temperature": 0.6, "top_p": 0.9}
+SMALLEST = ("--problems", "1")  # for its test
 
 
 def conclusions(completion: str) -> list[int]:

@@ -33,6 +33,7 @@ from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 TRIGGERS = ("Wait", "Alternatively")
 Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # path, most tokens, seed
+SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for its test
 
 
 @dataclass

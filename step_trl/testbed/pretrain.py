@@ -16,7 +16,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -53,6 +53,7 @@ WORDINGS = (
     "How much is {}?",
 )
 IGNORE = -100
+SMALLEST = ("--updates", "1")  # for its test
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--updates", type=int, help="of each stage, to try it out; by default those of the recipe")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=False)
-    pretrain(Recipe(seed=arguments.seed), arguments.output)
+    recipe = Recipe(seed=arguments.seed)
+    if arguments.updates is not None:
+        stages = [one.name for one in fields(Recipe) if one.name.endswith("_updates")]
+        recipe = replace(recipe, **dict.fromkeys(stages, arguments.updates))
+    pretrain(recipe, arguments.output)
 
 
 if __name__ == "__main__":
