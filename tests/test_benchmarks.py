@@ -39,31 +39,53 @@ def scripts():
 
 def test_every_script_is_in_the_page():
     assert scripts() == {module for module, _ in commands() if not module.startswith("step_trl.")}
-    assert len(commands()) >= 12
 
 
-@pytest.mark.parametrize(
-    ("module", "arguments"), commands(), ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_a_command_runs(module, arguments, tmp_path, monkeypatch, request, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    script = importlib.import_module(module)
-    command = [module, *arguments, *script.SMALLEST]
-    threads = torch.get_num_threads()
-    if '"--url"' in Path(script.__file__).read_text():
-        command += ["--url", request.getfixturevalue("vllm_server").url]
-    if module in OWN_PROCESS:
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        run = [sys.executable, script.__file__, *command[1:]]
-        told = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=200, check=True).stdout
-    else:
-        monkeypatch.setattr(sys, "argv", command)
+def takes_a_server(module):
+    return module in scripts() and '"--url"' in (BENCHMARKS / f"{module}.py").read_text()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run a command with further arguments. Returns what it printed."""
+
+    def run(module, arguments, *further):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        script = importlib.import_module(module)
+        command = [*arguments, *script.SMALLEST, *further]
+        if module in OWN_PROCESS:
+            return in_a_process(script.__file__, command)
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(sys, "argv", [module, *command])
         try:
             script.main()
         finally:
             torch.set_num_threads(threads)
             if module in scripts():  # their names are too plain to stay
                 del sys.modules[module]
-        told = capsys.readouterr().out
-    assert re.search(r"\d", told)
+        return capsys.readouterr().out
+
+    return run
+
+
+def in_a_process(file, arguments):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, file, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=True).stdout
+
+
+def commands_that(condition):
+    chosen = [command for command in commands() if condition(command[0])]
+    return pytest.mark.parametrize(("module", "arguments"), chosen, ids=[name for name, _ in chosen])
+
+
+@commands_that(lambda module: not takes_a_server(module))
+def test_a_command_runs(module, arguments, run):
+    assert re.search(r"\d", run(module, arguments))
+
+
+@commands_that(takes_a_server)
+@pytest.mark.timeout(300)
+def test_a_command_runs_on_a_server(module, arguments, run, vllm_server):
+    assert re.search(r"\d", run(module, arguments, "--url", vllm_server.url))
