@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import torch
 from rollout.tiny_models import assert_logprobs, build_model, log_probabilities, random_prompts, reference, run, ticks
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import T5Config, T5ForConditionalGeneration
 
 from step_trl.rollout.engines import Generation, TransformersEngine
 
@@ -140,11 +140,11 @@ def test_wrong_arguments_are_named(engine, options, message):
 
 
 def test_unsupported_models_and_bounds_are_named(model, tokenizer):
-    shape = {"vocab_size": 420, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
-             "num_attention_heads": 1, "num_key_value_heads": 1}  # fmt: skip
-    sliding = MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
-    with pytest.raises(ValueError, match="DynamicSlidingWindowLayer"):
-        TransformersEngine(sliding, tokenizer)
+    seq2seq = T5ForConditionalGeneration(
+        T5Config(vocab_size=420, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
+    )
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is no causal language model"):
+        TransformersEngine(seq2seq, tokenizer)
     with pytest.raises(ValueError, match="flex_attention"):
         TransformersEngine(build_model(attention="flex_attention"), tokenizer)
     with pytest.raises(ValueError, match="max_rows: 3"):

@@ -7,12 +7,12 @@ import asyncio
 import numpy as np
 import torch
 from small_tokenizers import trained
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from step_trl.rollout.engines import Generation
 
 
-def build_model(kind: str = "qwen3", attention: str = "sdpa", **options):
+def build_model(kind: str = "qwen3", attention: str | None = "sdpa", **options) -> PreTrainedModel:
     """Weights so large that no two logits are close: greedy decoding does not depend on rounding."""
     torch.manual_seed(0)
     shape = {
@@ -22,16 +22,15 @@ def build_model(kind: str = "qwen3", attention: str = "sdpa", **options):
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2 if kind == "llama" else 4,
+        "head_dim": 8,
         "max_position_embeddings": 512,
         "initializer_range": 0.3,
         "eos_token_id": trained().eos_token_id,
         "pad_token_id": trained().pad_token_id,
         "bos_token_id": None,
-        "attn_implementation": attention,
     }
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**shape, **options)).eval()
-    return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=8, **options)).eval()
+    config = AutoConfig.for_model(kind, **shape | options)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
 def random_prompts(count: int, longest: int = 60, seed: int = 0) -> list[list[int]]:

@@ -1,35 +1,73 @@
-"""A key-value cache with one slot per sequence, each sequence at its own position."""
+"""A cache with one slot per sequence, each sequence at its own position."""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from torch.utils._pytree import tree_leaves, tree_map_only
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+)
 
 
-def count_layers(model: PreTrainedModel) -> int:
-    """Number of attention layers. Raises where a layer keeps anything else than keys and values of all positions."""
-    attention = model.config._attn_implementation
-    if attention not in ("sdpa", "eager"):
-        raise ValueError(
-            f"model: attention implementation {attention!r} is not supported by TransformersEngine. Load the model "
-            "with attn_implementation='sdpa', or use a vLLM engine."
-        )
-    layers = DynamicCache(config=model.config).layers
-    other = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer}
-    if other or not layers:
-        raise ValueError(
-            f"model: {model.config.model_type!r} has layers that TransformersEngine does not support (cache layers "
-            f"{sorted(other)}; sliding windows and recurrent states are among them). Use a vLLM engine."
-        )
-    return len(layers)
+FULL, SLIDING, CHUNKED, STATES = "full_attention", "sliding_attention", "chunked_attention", "linear_attention"
 
 
-class _RowLayer(CacheLayerMixin):
+@dataclass(frozen=True)
+class LayerKind:
+    """
+    What a layer keeps of a sequence.
+
+    Attributes:
+        name (`str`):
+            Its name in transformers: keys and values for full, sliding-window or chunked attention, or the states of a
+            recurrence or convolution.
+        window (`int`, *optional*):
+            Width of the sliding window or of a chunk.
+    """
+
+    name: str
+    window: int = 0
+
+    def sees(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Whether a token attends to a key, by their positions (..., W, 1) and (L,)."""
+        seen = keys <= queries
+        if self.name == SLIDING:
+            seen &= keys > queries - self.window
+        elif self.name == CHUNKED:
+            seen &= keys // self.window == queries // self.window
+        return seen
+
+
+def layer_kinds(config: PreTrainedConfig) -> list[LayerKind] | None:
+    """The kind of each layer that has a cache; `None` if one keeps what [`RowCache`] cannot hold."""
+    layers = DynamicCache(config=config).layers
+    text_config = config.get_text_config(decoder=True)
+    names = getattr(text_config, "layer_types", None)
+    chunked = names is None and getattr(text_config, "sliding_window", None) is None
+    kinds = []
+    for place, layer in enumerate(layers):
+        if type(layer) is DynamicLayer:
+            kinds.append(LayerKind(FULL))
+        elif type(layer) is DynamicSlidingWindowLayer:
+            name = CHUNKED if chunked or (names is not None and names[place] == CHUNKED) else SLIDING
+            kinds.append(LayerKind(name, layer.sliding_window))
+        elif type(layer) is LinearAttentionLayer:
+            kinds.append(LayerKind(STATES))
+        else:
+            return None
+    return kinds or None
+
+
+class _RowKeys(CacheLayerMixin):
     """Keys and values of one layer, (slots, heads, length, head_dim)."""
 
     keys: torch.Tensor
@@ -62,7 +100,20 @@ class _RowLayer(CacheLayerMixin):
             new[: old.size(0), :, : old.size(2)] = old
             return new
 
-        self.keys, self.values = grown(self.keys), grown(self.values)
+        if self.is_initialized:
+            self.keys, self.values = grown(self.keys), grown(self.values)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        if self.is_initialized and length:
+            for buffer in (self.keys, self.values):
+                buffer[target, :, :length] = buffer[source, :, :length]
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        if self.is_initialized:
+            for buffer in (self.keys, self.values):
+                kept = buffer[first, :, :length].clone()
+                buffer[first, :, :length] = buffer[second, :, :length]
+                buffer[second, :, :length] = kept
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.window[-1], 0
@@ -74,47 +125,127 @@ class _RowLayer(CacheLayerMixin):
         return -1
 
 
+class _RowStates:
+    """
+    States of one recurrent or convolutional layer, one of each per slot.
+
+    transformers' own layer works on those of the rows of a forward, which [`_RowStates.load`] gives it and
+    [`_RowStates.store`] takes back. A state of zeros is that of an empty sequence.
+    """
+
+    _NAMES = ("conv_states", "recurrent_states")
+
+    def __init__(self, layer: LinearAttentionLayer):
+        self.layer = layer
+        self.num_slots = 0
+        self.held: dict[
+            str, Any
+        ] = {}  # per name, as the layer has them, but for all slots; empty before the first use
+
+    def load(self, rows: torch.Tensor) -> None:
+        for name, states in self.held.items():
+            setattr(self.layer, name, tree_map_only(torch.Tensor, lambda state: state[rows], states))
+
+    def store(self, rows: torch.Tensor) -> None:
+        new = {name: getattr(self.layer, name) for name in self._NAMES}
+        if not self.held:
+            self.held = tree_map_only(
+                torch.Tensor, lambda state: state.new_zeros(self.num_slots, *state.shape[1:]), new
+            )
+        for held, state in zip(self._tensors(self.held), self._tensors(new), strict=True):
+            held[rows] = state
+
+    def resize(self, num_slots: int, length: int) -> None:
+        def grown(old: torch.Tensor) -> torch.Tensor:
+            return torch.cat([old, old.new_zeros(num_slots - len(old), *old.shape[1:])])
+
+        self.num_slots = num_slots
+        self.held = tree_map_only(torch.Tensor, grown, self.held)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for state in self._tensors(self.held):
+            state[target] = state[source] if length else 0
+
+    def swap(self, first: int, second: int, length: int) -> None:
+        for state in self._tensors(self.held):
+            state[[first, second]] = state[[second, first]]
+
+    @staticmethod
+    def _tensors(states: Any) -> list[torch.Tensor]:
+        return [leaf for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)]
+
+
 class RowCache(Cache):
     """
-    Preallocated keys and values, written at explicit slots and positions and read as a view of leading positions.
+    What the layers keep of each sequence, written at explicit slots and positions.
 
-    The model must be called with explicit `position_ids` and a 4-D attention mask after [`RowCache.select`].
+    Keys and values are preallocated for all positions, of sliding windows too, and read as a view of leading
+    positions. The model must be called with explicit `position_ids` and the masks of [`RowCache.masks`] between
+    [`RowCache.select`] and [`RowCache.store`].
 
     Args:
-        num_layers (`int`):
-            Number of attention layers.
+        config ([`~transformers.PreTrainedConfig`], *optional*):
+            Of the model. Without one the cache has no layers, and keeps nothing.
     """
 
-    def __init__(self, num_layers: int):
+    def __init__(self, config: PreTrainedConfig | None = None):
         self.num_slots = 0
         self.length = 0
-        self._row_layers = [_RowLayer(self) for _ in range(num_layers)]
-        super().__init__(layers=[*self._row_layers])
+        self._kinds = [] if config is None else layer_kinds(config) or []
+        self._states: list[_RowStates] = []
+        self._rows: list[_RowKeys | _RowStates] = []
+        layers: list[Any] = []
+        for kind, layer in zip(self._kinds, DynamicCache(config=config).layers, strict=False):
+            if kind.name == STATES:
+                self._states.append(_RowStates(cast(LinearAttentionLayer, layer)))
+                self._rows.append(self._states[-1])
+                layers.append(layer)
+            else:
+                self._rows.append(_RowKeys(self))
+                layers.append(self._rows[-1])
+        super().__init__(layers=layers)
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether a layer has states. These are of a sequence's whole cached part, of no shorter one."""
+        return bool(self._states)
+
+    def reusable(self, common: np.ndarray, cached: np.ndarray) -> np.ndarray:
+        """How much of a common prefix can be taken from sequences of which `cached` tokens are in the cache."""
+        if self.recurrent:
+            return np.where(common >= cached, cached, 0)
+        return np.minimum(common, cached) if self._rows else np.zeros_like(common)
+
+    def masks(self, position_ids: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
+        """The mask (rows, 1, tokens, length) of each kind of attention, by its name; True where a token attends."""
+        keys, queries = torch.arange(length, device=position_ids.device), position_ids[:, None, :, None]
+        return {kind.name: kind.sees(queries, keys) for kind in dict.fromkeys(self._kinds) if kind.name != STATES}
 
     def select(self, slots: np.ndarray, columns: torch.Tensor, length: int) -> None:
         """The next forward writes to `columns` (rows, tokens) of `slots` (rows,), and reads `length` positions."""
         contiguous = int(slots[-1] - slots[0]) == len(slots) - 1
-        rows = torch.from_numpy(slots).to(columns.device)
-        read = slice(int(slots[0]), int(slots[-1]) + 1) if contiguous else rows
-        self.window = (rows[:, None], columns, read, length)
+        self._selected = torch.from_numpy(slots).to(columns.device)
+        read = slice(int(slots[0]), int(slots[-1]) + 1) if contiguous else self._selected
+        self.window = (self._selected[:, None], columns, read, length)
+        for states in self._states:
+            states.load(self._selected)
+
+    def store(self) -> None:
+        """Keep the states that a forward has left. Keys and values are in their places already."""
+        for states in self._states:
+            states.store(self._selected)
 
     def resize(self, num_slots: int, length: int) -> None:
         self.num_slots, self.length = num_slots, length
-        for layer in self._row_layers:
-            if layer.is_initialized:
-                layer.resize(num_slots, length)
+        for rows in self._rows:
+            rows.resize(num_slots, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of a slot."""
-        for buffer in self._buffers():
-            buffer[target, :, :length] = buffer[source, :, :length]
+        """Copy the first `length` positions of a slot; with none, the target's sequence is empty."""
+        for rows in self._rows:
+            rows.copy(source, target, length)
 
     def swap(self, first: int, second: int, length: int) -> None:
         """Exchange the first `length` positions of two slots."""
-        for buffer in self._buffers():
-            kept = buffer[first, :, :length].clone()
-            buffer[first, :, :length] = buffer[second, :, :length]
-            buffer[second, :, :length] = kept
-
-    def _buffers(self) -> list[torch.Tensor]:
-        return [buffer for layer in self._row_layers if layer.is_initialized for buffer in (layer.keys, layer.values)]
+        for rows in self._rows:
+            rows.swap(first, second, length)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .row_cache import RowCache
 
 
-# State of a slot: `known` tokens of its sequence are in `tokens`, the first `cached` of them also in the KV cache.
+# State of a slot: `known` tokens of its sequence are in `tokens`, the first `cached` of them also in the cache.
 # Sampling began at position `start` and ends at `limit`; `used` orders retained sequences by age.
 _SLOT = np.dtype(
     [(name, np.int64) for name in ("known", "cached", "start", "limit", "used", "stop", "top_k")]
@@ -34,11 +35,11 @@ class RowTable:
         num_active (`int`):
             Running sequences. They are in the first slots after [`RowTable.compact`].
         cache ([`RowCache`]):
-            Keys and values.
+            What the model's layers keep of the sequences.
     """
 
-    def __init__(self, num_layers: int, max_rows: int, max_length: int):
-        self.num_layers = num_layers
+    def __init__(self, new_cache: Callable[[], RowCache], max_rows: int, max_length: int):
+        self.new_cache = new_cache
         self.max_rows = max_rows
         self.max_length = max_length
         self._clock = 0
@@ -49,7 +50,7 @@ class RowTable:
         self._allocate(*self.tokens.shape)
 
     def _allocate(self, num_slots: int, length: int) -> None:
-        self.cache = RowCache(self.num_layers)
+        self.cache = self.new_cache()
         self.state = np.zeros(0, dtype=_SLOT)
         self.tokens = np.zeros((0, 0), dtype=np.int64)
         self.logprobs = np.zeros((0, 0), dtype=np.float32)
@@ -67,10 +68,10 @@ class RowTable:
             return 0, 0, 0
         same = self.tokens[:, :width] == prompt[:width]
         common = np.where(same.all(axis=1), width, same.argmin(axis=1))
-        shared = np.minimum(common, self.state["cached"])
+        shared = self.cache.reusable(common, self.state["cached"])
         # Among equals a retained sequence: it can be taken over without a copy.
         source = int((2 * shared + ~self.state["active"]).argmax())
-        coming = np.minimum(common, self.state["known"] - 1)[self.state["active"]]
+        coming = self.cache.reusable(common, self.state["known"] - 1)[self.state["active"]]
         return source, int(shared[source]), int(coming.max(initial=shared[source]) - shared[source])
 
     def place(self, call: Any, prompt: np.ndarray, source: int, shared: int) -> int:
@@ -79,9 +80,10 @@ class RowTable:
         retained = self.state[source]
         adopted = not retained["active"] and 2 * shared > retained["cached"]
         slot = source if adopted else self._vacate()
-        if slot != source and shared:
+        if not adopted:
             self.cache.copy(source, slot, shared)
-            self.state["used"][source] = self._tick_clock()
+            if shared:
+                self.state["used"][source] = self._tick_clock()
         self.tokens[slot, : len(prompt)] = prompt
         self.calls[slot] = call
         self.num_active += 1

@@ -9,6 +9,7 @@ of a thought, another completion of the same prompt) computes only what is new.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,14 +21,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
-from .row_cache import count_layers
+from .forward import forward_pass
 from .row_table import RowTable
 from .sampling import SamplingOptions, sample, uniforms
 from .stop_strings import StopStrings
-
-
-# Tokens of one prefill forward, padding included; bounds its activations and its mask.
-_MAX_PREFILL_TOKENS = 8192
 
 
 @dataclass
@@ -41,7 +38,7 @@ class EngineStats:
         prefilled_tokens (`int`):
             Prompt tokens that were computed.
         reused_tokens (`int`):
-            Prompt tokens whose keys and values were found in the cache.
+            Prompt tokens that were found in the cache.
         sampled_tokens (`int`):
             Tokens sampled.
     """
@@ -72,11 +69,16 @@ class TransformersEngine(Engine):
     """
     Samples from a transformers model in this process; concurrent calls are batched between tokens.
 
-    For decoder-only causal language models whose layers all have full attention (Qwen2, Qwen3, Llama, ...), also
-    wrapped by PEFT, on the device, in the precision and under the autocast of the moment. The model is in eval mode
-    while calls are running.
+    For every causal language model that [`~transformers.GenerationMixin.generate`] takes, also wrapped by PEFT, on the
+    device, in the precision and under the autocast of the moment. The model is in eval mode while calls are running.
 
-    Cached keys and values belong to the weights that computed them: call [`TransformersEngine.drop_prefix_cache`]
+    - Full attention, sliding windows (Gemma 2 and 3, GPT-OSS, Cohere2) and chunks (Llama 4): a prefix that was
+      computed before is not computed again. Keys and values are kept for all positions, also behind a window.
+    - Layers with a state in place of keys and values (Qwen3-Next, LFM2, Mamba): a prefix can be reused up to where a
+      sequence ended, not from the middle of it.
+    - Other caches: whole sequences are computed for each token, and a warning says so.
+
+    What is cached belongs to the weights that computed them: call [`TransformersEngine.drop_prefix_cache`]
     whenever the weights change.
 
     Args:
@@ -87,7 +89,7 @@ class TransformersEngine(Engine):
         max_batch_size (`int`, *optional*, defaults to `128`):
             Most calls that run at once; further ones wait in order of arrival.
         max_rows (`int`, *optional*):
-            Most sequences whose keys and values are held, running and retained ones together; at least
+            Most sequences that are held in the cache, running and retained ones together; at least
             `max_batch_size`. Defaults to twice `max_batch_size`. Memory is taken as needed, for all rows at the length
             of the longest.
         eos_token_ids (`Sequence[int]`, *optional*):
@@ -113,15 +115,16 @@ class TransformersEngine(Engine):
         self.tokenizer = tokenizer
         self.max_batch_size = max_batch_size
         self.stats = EngineStats()
-        self._attention = model.config._attn_implementation
+        self._forward = forward_pass(model)
         config = model.config.get_text_config(decoder=True)
-        self._max_length: int = config.max_position_embeddings
+        # Models without embeddings of positions need not say how many there are.
+        self._max_length: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
         self._stop_strings = StopStrings(tokenizer, config.vocab_size)
         self._eos = np.zeros(config.vocab_size, dtype=bool)
         self._eos[_eos_token_ids(model, tokenizer) if eos_token_ids is None else list(eos_token_ids)] = True
         self._worker: asyncio.Task[None] | None = None
         self._waiting: deque[_Call] = deque()
-        self._rows = RowTable(count_layers(model), max_rows or 2 * max_batch_size, self._max_length)
+        self._rows = RowTable(self._forward.new_cache, max_rows or 2 * max_batch_size, self._max_length)
         self._options: SamplingOptions | None = None  # of the active rows; None where they have changed
 
     async def generate(
@@ -166,7 +169,7 @@ class TransformersEngine(Engine):
         return await call.future
 
     def drop_prefix_cache(self) -> None:
-        """Forget all keys and values and free their memory. To be called when the weights have changed."""
+        """Forget all that is cached and free its memory. To be called when the weights have changed."""
         self._release_cancelled()
         if self._rows.num_active:
             raise RuntimeError(
@@ -220,7 +223,7 @@ class TransformersEngine(Engine):
         self._release_cancelled()
         while self._admit():
             rows.compact()
-            self._prefill()
+            self._forward.prefill(rows)
         rows.compact()
         if not rows.num_active:
             return False
@@ -229,7 +232,8 @@ class TransformersEngine(Engine):
         if self._options is None:
             self._options = SamplingOptions.from_rows(state, self.model.device)
         random_numbers = torch.from_numpy(uniforms(state["seed"], state["known"] - state["start"]))
-        logits = self._forward(np.arange(rows.num_active), np.ones(rows.num_active, dtype=np.int64))
+        logits = self._forward.decode(rows)
+        self.stats.forwards = self._forward.forwards
         ids, logprobs = sample(logits, self._options, random_numbers.to(logits.device))
         return self._advance(ids.cpu().numpy(), logprobs.cpu().numpy())
 
@@ -264,53 +268,6 @@ class TransformersEngine(Engine):
         self.stats.reused_tokens += shared
         self.stats.prefilled_tokens += len(call.prompt) - shared
         self._options = None
-
-    def _prefill(self) -> None:
-        """
-        Compute prompts up to their last token in forwards of their own, as long as that pays.
-
-        A row that lacks `lag` tokens can also catch up in the common forwards, one token each, and wait for `lag` of
-        them; a forward of its own lets every row wait for one.
-        """
-        state = self._rows.state[: self._rows.num_active]
-        while True:
-            lag = state["known"] - 1 - state["cached"]
-            if lag.sum() < len(lag):
-                return
-            width = min(int(lag.max()), _MAX_PREFILL_TOKENS)
-            slots = np.flatnonzero(2 * lag >= width)[: _MAX_PREFILL_TOKENS // width]
-            self._forward(slots, np.minimum(lag[slots], width))
-
-    def _forward(self, slots: np.ndarray, widths: np.ndarray) -> torch.Tensor:
-        """Feed the next `widths` known tokens of `slots` to the model. Returns the logits of the last one, (N, V)."""
-        rows, device = self._rows, self.model.device
-        width = int(widths.max())
-        # Shorter rows are padded on the left with copies of their first token, at its position: all of them write the
-        # same keys and values to the same place.
-        offsets = np.maximum(np.arange(width) - (width - widths)[:, None], 0)
-        columns = rows.state["cached"][slots][:, None] + offsets  # (N, width)
-        length = int(columns.max()) + 1
-        input_ids = torch.from_numpy(rows.tokens[slots[:, None], columns]).to(device)
-        position_ids = torch.from_numpy(columns).to(device)
-        mask = torch.arange(length, device=device) <= position_ids[:, None, :, None]  # (N, 1, width, length)
-        rows.cache.select(slots, position_ids, length)
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=self._attention_mask(mask),
-            position_ids=position_ids,
-            past_key_values=rows.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        rows.state["cached"][slots] += widths
-        self.stats.forwards += 1
-        return output.logits[:, -1]
-
-    def _attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
-        if self._attention == "sdpa":
-            return mask
-        dtype = self.model.dtype
-        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
     def _advance(self, ids: np.ndarray, logprobs: np.ndarray) -> bool:
         """Append what was sampled and end the calls that are complete. Whether one ended."""
