@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 import os
@@ -26,7 +27,7 @@ from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Samp
 from step_trl.rollout.engines import EngineError, EngineUnavailableError, Generation, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.rollout.engines.vllm_answers import Choice, Sampled, TokenLogprobs
-from step_trl.rollout.engines.vllm_http import ConnectionLostError
+from step_trl.rollout.engines.vllm_http import ConnectionLostError, Server
 from step_trl.serve import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
 
@@ -371,6 +372,33 @@ def test_check_names_what_is_wrong(vllm_server, engine, tokenizer):
         run(named.generate([5], max_tokens=1))
     with pytest.raises(EngineError, match=r"tokenizer: .* is another one"):
         run(VLLMServerEngine(vllm_server.url, trained()).check())
+
+
+def test_check_compares_the_server_with_the_policy(vllm_server, mortal_server, tokenizer, model):
+    """Its size, and how it can receive weights: the one server has a weight-transfer engine, the other has none."""
+    engine, without_engine = (VLLMServerEngine(server.url, tokenizer) for server in (vllm_server, mortal_server))
+    run(engine.check(policy_config=model.config, weight_sync="nccl"))
+    run(without_engine.check(policy_config=model.config, weight_sync="disk"))
+    with pytest.raises(
+        EngineError, match=r"weight_sync: .*--weight-transfer-config '{\"backend\": \"nccl\"}'.*'disk'"
+    ):
+        run(without_engine.check(weight_sync="nccl"))
+    for name, size in {"hidden_size": 4096, "num_hidden_layers": 36, "vocab_size": 151_936}.items():
+        other = copy.deepcopy(model.config)
+        setattr(other, name, size)
+        with pytest.raises(EngineError, match=rf"model: .* another size.*: .* instead of .*{name} {size:,}") as caught:
+            run(without_engine.check(policy_config=other))
+        assert f"{name} {getattr(model.config, name):,}" in str(caught.value)
+
+
+def test_check_asks_for_endpoints_that_receive_weights(vllm_server, tokenizer, model):
+    """A server without development mode answers as any does to a path that it does not have."""
+    server = Server(f"{vllm_server.url}/no-such-path")
+    engine = VLLMServerEngine(server.url, tokenizer)
+    for weight_sync in ("nccl", "disk"):
+        with pytest.raises(EngineError, match=r"weight_sync: .* lacks the endpoints.*VLLM_SERVER_DEV_MODE=1"):
+            run(engine._check_config(server, model.config, weight_sync))
+    run(engine._check_config(server, model.config, None))  # of an evaluation, which leaves the weights alone
 
 
 def test_refused_calls_say_why(engine):
