@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 from . import supervise
 from .adapters import is_adapter
@@ -98,6 +99,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def start_supervised(
+    command: Sequence[str], environment: dict[str, str], log: BinaryIO | None
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends with this process, in a session of its own. Its output goes to the log, or to ours."""
+    supervised = [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), *command]
+    return subprocess.Popen(
+        supervised, env=environment, start_new_session=True, stdout=log, stderr=log and subprocess.STDOUT
+    )
 
 
 def has_gpu() -> bool:
@@ -193,11 +204,8 @@ class VLLMServer:
         environment = self._defaults | os.environ | self._secrets
         # The server is none of a launcher's processes, and would wait for their store.
         environment = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
-        supervised = [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), *self._command]
         with nullcontext() if self.log_file is None else open(self.log_file, "ab") as log:
-            self._process = subprocess.Popen(
-                supervised, env=environment, start_new_session=True, stdout=log, stderr=log and subprocess.STDOUT
-            )
+            self._process = start_supervised(self._command, environment, log)
         try:
             self._wait_until_healthy(self._process)
         except BaseException:
