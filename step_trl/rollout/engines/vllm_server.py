@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ...serve import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 from .base import AbandonRule, Engine, Generation, check_call
@@ -50,8 +50,7 @@ _T = TypeVar("_T")
 # Words, digits, spaces, other scripts and what ends a thought: tokenizers of different models differ on it.
 _TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
 _PROCESSED_TOLERANCE = 1e-4
-# As transformers' configurations call a model's sizes, and as vLLM does.
-_SIZES = {"hidden_size": "hidden_size", "num_hidden_layers": "total_num_hidden_layers", "vocab_size": "vocab_size"}
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 class VLLMServerEngine(Engine):
@@ -323,8 +322,7 @@ class VLLMServerEngine(Engine):
             max_length (`int`, *optional*):
                 Tokens of the longest prompt and its completion together.
             policy_config ([`~transformers.PretrainedConfig`], *optional*):
-                The policy's, to compare its size with that of the served model. Only servers with
-                `VLLM_SERVER_DEV_MODE=1` tell theirs.
+                The policy's, to compare its size with that of the served model.
             weight_sync (`str`, *optional*):
                 How the server is to receive the policy's weights, `"nccl"` or `"disk"`. By default it keeps its own.
 
@@ -333,13 +331,16 @@ class VLLMServerEngine(Engine):
         """
         for server in self._servers:
             await self._get(server, "/health")
-            await self._check_model(server, max_length)
-            await self._check_config(server, policy_config, weight_sync)
+            await self._check_model(server, max_length, policy_config)
+            if weight_sync is not None:
+                await self._check_weight_sync(server, weight_sync)
             await self._check_tokenizer(server)
             await self._check_logprobs(server)
             await self._check_prefix_cache(server)
 
-    async def _check_model(self, server: Server, max_length: int | None) -> None:
+    async def _check_model(
+        self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
+    ) -> None:
         models = json.loads(await self._get(server, "/v1/models"))["data"]
         names = [model["id"] for model in models]
         if self.model is not None and self.model not in names:
@@ -353,40 +354,43 @@ class VLLMServerEngine(Engine):
                 f"max_length: prompt and completion need up to {max_length} tokens, {server.url} takes {longest}. "
                 f"Start it with --max-model-len {max_length}, or shorten prompts or completions."
             )
+        if policy_config is not None:
+            self._check_size(server, models[0]["root"], policy_config)
 
-    async def _check_config(
-        self, server: Server, policy_config: PretrainedConfig | None, weight_sync: str | None
-    ) -> None:
+    async def _check_weight_sync(self, server: Server, weight_sync: str) -> None:
         """By the server's own configuration."""
-        if policy_config is None and weight_sync is None:
-            return
         try:
             config = json.loads(await self._get(server, "/server_info?config_format=json"))["vllm_config"]
         except NotFoundError:
-            if weight_sync is None:
-                return
             raise EngineError(
                 f"weight_sync: {server.url} lacks the endpoints that receive weights. Start it with "
                 "VLLM_SERVER_DEV_MODE=1 in its environment; `step-trl serve` sets it where the server listens on "
                 "127.0.0.1."
             ) from None
-        if policy_config is not None:
-            self._check_size(server, policy_config, config["model_config"])
         if weight_sync == "nccl" and config["weight_transfer_config"] is None:
             raise EngineError(
                 f"weight_sync: {server.url} has no weight-transfer engine, which 'nccl' needs. Start it with "
                 f"{shlex.join(NCCL_ARGUMENTS)}, as `step-trl serve` does on a GPU, or set weight_sync='disk'."
             )
 
-    def _check_size(self, server: Server, policy_config: PretrainedConfig, model_config: dict[str, Any]) -> None:
-        sizes = {name: getattr(policy_config.get_text_config(), name, None) for name in _SIZES}
-        ours = {name: size for name, size in sizes.items() if size is not None}
-        theirs = {name: model_config["model_arch_config"][_SIZES[name]] for name in ours}
-        if ours != theirs:
-            both = (", ".join(f"{name} {size:,}" for name, size in one.items()) for one in (theirs, ours))
+    def _check_size(self, server: Server, name: str, policy_config: PretrainedConfig) -> None:
+        try:
+            served_config = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError):  # a folder of another machine, or a model with code of its own
+            logger.warning(
+                "%s serves %r, whose configuration cannot be read here: its size is not compared with the policy's.",
+                server.url,
+                name,
+            )
+            return
+        theirs, ours = (
+            ", ".join(f"{size} {getattr(config.get_text_config(), size, None)}" for size in _SIZES)
+            for config in (served_config, policy_config)
+        )
+        if theirs != ours:
             raise EngineError(
-                f"model: {server.url} serves {model_config['model']!r}, a model of another size than the policy: "
-                f"{' instead of '.join(both)}. Serve the model that is trained."
+                f"model: {server.url} serves {name!r}, a model of another size than the policy: {theirs} instead of "
+                f"{ours}. Serve the model that is trained."
             )
 
     async def _check_tokenizer(self, server: Server) -> None:
