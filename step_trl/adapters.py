@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 
 def is_adapter(model: str | Path) -> bool:
     """Whether a folder holds an adapter, and not a whole model."""
@@ -31,6 +29,7 @@ def merge_adapter(adapter: str | Path, folder: str | Path, trust_remote_code: bo
             Further arguments of `from_pretrained` for the model under the adapter, such as `dtype`.
     """
     from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     model = AutoModelForCausalLM.from_pretrained(base, trust_remote_code=trust_remote_code, **loading)

@@ -388,7 +388,7 @@ def parsed_only(monkeypatch):
                 seen.completions += [values.max_completion_length] * (values.use_vllm and values.vllm_mode == "server")
 
     def read_server(model, host, port, max_model_len, extra_arguments):
-        from vllm.entrypoints.openai.cli_args import make_arg_parser, validate_parsed_serve_args
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         command, _ = serve.server_command(

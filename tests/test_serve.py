@@ -6,9 +6,11 @@ The class is the real one, the server a quick one. vLLM's own is started in many
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,19 +24,19 @@ from step_trl.supervise import POLL_SECONDS
 
 
 HEALTH_SERVER = Path(__file__).with_name("health_server.py")
-PARENT = """
-import sys, threading, time
-from step_trl.serve import VLLMServer
 
-port, command = sys.argv[1], sys.argv[2:]
-server = VLLMServer("model", port=int(port))
-server._command = [sys.executable, *command, port]
-starting = threading.Thread(target=server.start)  # ends before the process does
-starting.start()
-starting.join()
-print("healthy", flush=True)
-time.sleep(600)
-"""
+
+def parent(command: list[str], port: int, healthy) -> None:
+    """Another process: starts a server from a thread that ends before it does."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    server = VLLMServer("model", port=port)
+    server._command = [sys.executable, *command, str(port)]
+    serve.start_supervised = start_supervised
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    starting.join()
+    healthy.set()
+    time.sleep(600)
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -62,16 +64,19 @@ def started(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
 def test_a_server_ends_with_its_parent(number):
-    command = [sys.executable, "-c", PARENT, str(free_port()), str(HEALTH_SERVER)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        try:
-            assert parent.stdout.readline() == "healthy\n"
-            time.sleep(2 * POLL_SECONDS)
-            processes = psutil.Process(parent.pid).children(recursive=True)
-            assert len(running(processes)) == 3  # what looks after the server, the server, and its engine
-        finally:
-            parent.send_signal(number)
-    assert parent.returncode == -number
+    fork = multiprocessing.get_context("fork")  # which has torch already
+    healthy = fork.Event()
+    process = fork.Process(target=parent, args=([str(HEALTH_SERVER)], free_port(), healthy))
+    process.start()
+    try:
+        assert healthy.wait(60)
+        time.sleep(2 * POLL_SECONDS)
+        processes = psutil.Process(process.pid).children(recursive=True)
+        assert len(running(processes)) == 3  # what looks after the server, the server, and its engine
+    finally:
+        os.kill(process.pid, number)
+        process.join()
+    assert process.exitcode == -number
     assert until(lambda: not running(processes), seconds=10)
 
 
@@ -112,7 +117,7 @@ def test_an_adapter_is_no_model_to_serve(tmp_path):
 def test_weights_go_by_nccl_on_gpus_unless_the_user_says_how(own):
     """As vLLM's own parser reads it."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())

@@ -13,6 +13,7 @@ from trainers.tcp_transfer import weights_over_tcp
 from trl.generation.vllm_generation import VLLMGeneration
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
+from step_trl.serve import free_port
 
 
 UPDATES = 3
@@ -65,7 +66,7 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
         shard_on_cpu()
     config = config_class(
         str(folder / f"{method}-{how}"), use_vllm=True, vllm_mode="server", vllm_server_base_url=url,
-        weight_sync_check_every=1, num_generations=4, per_device_train_batch_size=8 if how == "alone" else 4,
+        vllm_group_port=free_port(), weight_sync_check_every=1, num_generations=4, per_device_train_batch_size=8 if how == "alone" else 4,
         max_completion_length=160, learning_rate=1e-3, seed=3, **SMALL_RUN | {"max_steps": UPDATES},
     )  # fmt: skip
     with weights_over_tcp():
@@ -78,6 +79,8 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
         watched = Watched(trainer)
         trainer.train()
         trainer.vllm_generation.sync_weights()  # the last update's
+        if trainer.accelerator.is_main_process:
+            trainer.vllm_generation.vllm_client.close_communicator()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return {
         "differences": watched.differences,

@@ -18,9 +18,8 @@ pytestmark = pytest.mark.timeout(600)
 def assert_synchronised(found, processes):
     assert found["processes"] == processes
     assert len(found["differences"]) == UPDATES + 1
-    for before, after in found["differences"]:
-        assert after < 1e-4
-        assert before > 100 * after  # the policy has moved, or the server has another training's weights
+    assert all(after < 1e-4 for _, after in found["differences"])
+    assert all(before > 1e-2 for before, _ in found["differences"][1:])  # each update has moved the policy
     assert len(found["sampled"]) == UPDATES and max(found["sampled"]) < 1e-3
 
 
