@@ -385,7 +385,8 @@ def parsed_only(monkeypatch):
             if trainer in recipe.TRAINERS:
                 values, _ = recipe.parse_values(trainer, stage_fields, rest)
                 Batches.of(values, seen.processes)
-                seen.completions += [values.max_completion_length] * (values.use_vllm and values.vllm_mode == "server")
+                if values.use_vllm and values.vllm_mode == "server":
+                    seen.completions.append((values.model_name_or_path, values.max_completion_length))
 
     def read_server(model, host, port, max_model_len, extra_arguments):
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -396,7 +397,7 @@ def parsed_only(monkeypatch):
         )
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command[3:])
         validate_parsed_serve_args(arguments)
-        seen.contexts.append(arguments.max_model_len)
+        seen.contexts.append((model, arguments.max_model_len))
         return 0
 
     monkeypatch.chdir(ROOT)
@@ -452,9 +453,9 @@ def test_bash_blocks(path, parsed_only, capsys, tmp_path):
         if block.language == "bash":
             for command in commands(block.source):
                 check_command(command, parsed_only, tmp_path)
-    # A server of a page takes the completions of its trainings, and leaves room for their prompts.
-    for context, completion in itertools.product(parsed_only.contexts, parsed_only.completions):
-        assert context is not None and context >= completion + ROOM_FOR_PROMPTS
+    # A page's server of a model takes the completions of its trainings, and leaves room for their prompts.
+    for (served, context), (trained, completion) in itertools.product(parsed_only.contexts, parsed_only.completions):
+        assert served != trained or context >= completion + ROOM_FOR_PROMPTS
 
 
 @pages_with("yaml")

@@ -26,6 +26,5 @@ trap 'kill %1' EXIT
 # The trainer waits until the server is up.
 srun --nodes=1 --ntasks=1 --nodelist="$trainer" \
     accelerate launch --config_file recipes/accelerate_configs/fsdp2.yaml -m step_trl train \
-    --config recipes/step_grpo/paper.yaml \
-    --use_vllm true --vllm_mode server --vllm_server_base_url "http://$server:8000" --vllm_server_timeout 900 \
-    --per_device_train_batch_size 1 --gradient_accumulation_steps 80 --steps_per_generation 320
+    --config recipes/step_grpo/paper.yaml --vllm_server_base_url "http://$server:8000" --vllm_server_timeout 900 \
+    --gradient_accumulation_steps 40 --steps_per_generation 160

@@ -108,8 +108,8 @@ class ServedTrainer(FollowedTrainer):
     def _sync_weights(self) -> None:
         """Give the servers the policy's weights if it has moved, as TRL's `_generate_single_turn` does."""
         if self.state.global_step != self._last_loaded_step:
-            # In TRL, the first process sends, and asks for all. Here each process asks, and none before it is all sent:
-            # a forward pass with half of the weights ends the server.
+            # TRL's first process sends the weights and asks for completions, one after the other. Here each process
+            # asks for its own, and must not before all is sent: a forward pass with half of it ends the server.
             with failing_together():
                 self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
