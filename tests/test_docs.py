@@ -12,6 +12,7 @@ import doctest
 import importlib
 import inspect
 import io
+import itertools
 import os
 import pkgutil
 import re
@@ -23,8 +24,11 @@ from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from browser import browse
 from small_runs import SMALL_RUN, TESTBED_RUN, flags
 from sybil import Document, Region
@@ -32,6 +36,7 @@ from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import step_trl
 from step_trl import testbed
+from step_trl.batches import Batches
 from step_trl.study.claims import CHOICES
 
 
@@ -56,6 +61,14 @@ PUBLIC = (
 MODEL_FOLDERS = ("runs/step-grpo", "runs/first")
 HUB_MODEL = re.compile(r"\bQwen/Qwen3-[\w.]+")
 SHORT = 40  # tokens of a completion
+ROOM_FOR_PROMPTS = 1024
+
+
+class Command(NamedTuple):
+    """Its words, and how many processes a launcher starts."""
+
+    words: list[str]
+    processes: int = 1
 
 
 class Block:
@@ -341,31 +354,72 @@ def test_messages_are_those_of_the_code(path):
         last = block
 
 
-def command_lines(block: Block) -> list[list[str]]:
-    """Words of each command, without comments, environment variables and a launcher."""
-    text = block.source.replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    for words in lines:
-        while words and re.match(r"\w+=", words[0]):
-            words.pop(0)
-        if words[:3] == ["accelerate", "launch", "--config_file"]:
-            assert (ROOT / words[3]).is_file(), words
-            del words[2:4]
-        if words[:3] == ["accelerate", "launch", "-m"]:
-            words[:4] = ["step-trl"] if words[3] == "step_trl" else words[:4]
-    return [words for words in lines if words]
+def commands(text: str) -> Iterator[Command]:
+    """Those of a shell's lines, without comments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        variables = list(itertools.takewhile(lambda word: re.match(r"\w+=", word), words))
+        if words := words[len(variables) :]:
+            yield launched(words, dict(variable.split("=", 1) for variable in variables))
+
+
+def launched(words: list[str], variables: dict[str, str]) -> Command:
+    """What accelerate starts, by its own parser, if it is a command of ours."""
+    if words[:2] != ["accelerate", "launch"]:
+        return Command(words)
+    launch, *_ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
+    assert launch.config_file is None or (ROOT / launch.config_file).is_file(), words
+    assert launch.module, words
+    if gpus := variables.get("CUDA_VISIBLE_DEVICES"):
+        assert launch.num_processes == len(gpus.split(",")), words
+    program = ["step-trl"] if launch.training_script == "step_trl" else ["python", "-m", launch.training_script]
+    return Command([*program, *launch.training_script_args], launch.num_processes or 1)
+
+
+def batch_job(script: Path, folder: Path) -> list[Command]:
+    """Commands that a Slurm script starts on its nodes: bash runs it, with an `srun` that writes them down."""
+    commands, nodes = folder / "commands", 'printf "node-%s\\n" 1 2'
+    for name, text in {"srun": f'printf "%q " "$@" >> {commands}; echo >> {commands}', "scontrol": nodes}.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node-[1-2]"}
+    environment |= {"SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"}
+    subprocess.run(["bash", str(script)], env=environment, check=True)
+    lines = [shlex.split(line) for line in commands.read_text().splitlines()]
+    return [launched(list(itertools.dropwhile(lambda word: word.startswith("--"), words)), {}) for words in lines]
 
 
 @pytest.fixture
 def parsed_only(monkeypatch):
-    """`step-trl` parses its arguments, and a recipe its fields, and nothing is done."""
+    """`step-trl`, a recipe and vLLM read their arguments, and nothing is done. Returns what was seen."""
     from step_trl import compare, demo, eval, plan, recipe, serve, study, train
+
+    seen = SimpleNamespace(processes=1, contexts=[], completions=[])
 
     def read(arguments):
         fields, stages, rest = recipe.read_recipe(arguments)
         options = TESTBED_RUN.keys() & {"bf16", "use_cpu"}
         for stage in stages:
-            recipe.parse(fields | stage, [*rest, *flags({name: TESTBED_RUN[name] for name in options})])
+            stage_fields = fields | stage
+            recipe.parse(stage_fields, [*rest, *flags({name: TESTBED_RUN[name] for name in options})])
+            trainer = recipe.trainer_name(stage_fields, rest)
+            if trainer in recipe.TRAINERS:
+                values, _ = recipe.parse_values(trainer, stage_fields, rest)
+                Batches.of(values, seen.processes)
+                if values.use_vllm and values.vllm_mode == "server":
+                    seen.completions.append((values.model_name_or_path, values.max_completion_length))
+
+    def read_server(model, host, port, max_model_len, extra_arguments):
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        command, _ = serve.server_command(
+            model, host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments
+        )
+        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command[3:])
+        validate_parsed_serve_args(arguments)
+        seen.contexts.append((model, arguments.max_model_len))
+        return 0
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "run_train", read)
@@ -374,15 +428,17 @@ def parsed_only(monkeypatch):
         (compare, "run_report"),
         (demo, "run_demo"),
         (eval, "run_eval"),
-        (serve, "serve"),
         (study, "study"),
     ):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: 0)
+    monkeypatch.setattr(serve, "serve", read_server)
+    return seen
 
 
-def check_command(words: list[str]) -> None:
+def check_command(command: Command, seen: SimpleNamespace, folder: Path) -> None:
     from step_trl.cli import main
 
+    words, seen.processes = command.words, command.processes
     program, arguments = words[0], words[1:]
     if program == "step-trl":
         try:
@@ -398,6 +454,11 @@ def check_command(words: list[str]) -> None:
         assert arguments[:2] == ["install", "-e"] and len(arguments) == 3, words
         extras = re.findall(r"^([\w-]+) =$", (ROOT / "setup.cfg").read_text(), re.MULTILINE)
         assert set(re.fullmatch(r"\.\[([\w,]+)\]", arguments[2])[1].split(",")) <= set(extras), words
+    elif program == "sbatch":
+        job = batch_job(ROOT / arguments[0], folder)
+        assert len(job) == 2
+        for started in job:
+            check_command(started, seen, folder)
     else:
         assert program == "python", f"nothing tests {program}"
         script = (ROOT / arguments[0]).read_text()
@@ -408,11 +469,14 @@ def check_command(words: list[str]) -> None:
 
 
 @pages_with("bash")
-def test_bash_blocks(path, parsed_only, capsys):
+def test_bash_blocks(path, parsed_only, capsys, tmp_path):
     for block in blocks(path):
         if block.language == "bash":
-            for words in command_lines(block):
-                check_command(words)
+            for command in commands(block.source):
+                check_command(command, parsed_only, tmp_path)
+    # A page's server of a model takes the completions of its trainings, and leaves room for their prompts.
+    for (served, context), (trained, completion) in itertools.product(parsed_only.contexts, parsed_only.completions):
+        assert served != trained or context >= completion + ROOM_FOR_PROMPTS
 
 
 @pages_with("yaml")

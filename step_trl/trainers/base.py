@@ -15,7 +15,7 @@ from .base_config import EfficientReasoningConfig
 from .batching import sort_by_length, trim_padding
 from .model_card import ModelCardTrainer
 from .resume import ResumableTrainer
-from .served import ServedTrainer
+from .served import ServedTrainer, loading_options
 from .sharding import ShardedTrainer
 from .signals import SignalWarnings
 
@@ -76,11 +76,7 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
         datasets = {"train_dataset": train_dataset}
         datasets |= evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
         datasets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
-        loading = {"trust_remote_code": args.trust_remote_code} | {
-            name: value
-            for name, value in (args.model_init_kwargs or {}).items()
-            if name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
-        }
+        loading = loading_options(args)
         config = AutoConfig.from_pretrained(model, **loading) if isinstance(model, str) else model.config
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
         tokenizer = kwargs.get("processing_class")

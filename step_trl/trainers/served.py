@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import cast
+from typing import Any, cast
 
 import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl.trainer.utils import get_config_model_id
 
 from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
@@ -19,6 +21,41 @@ from .followed import FollowedTrainer
 logger = logging.getLogger(__name__)
 
 
+def loading_options(args: EfficientReasoningConfig) -> dict[str, Any]:
+    """Those of `from_pretrained` that say where a model's configuration and tokenizer come from."""
+    return {"trust_remote_code": args.trust_remote_code} | {
+        name: value
+        for name, value in cast("dict[str, Any]", args.model_init_kwargs or {}).items()
+        if name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+    }
+
+
+def connect(
+    args: EfficientReasoningConfig,
+    model: str | PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+) -> VLLMServerEngine:
+    """The engine over the servers of a training, once they are checked."""
+    config = model.config if not isinstance(model, str) else AutoConfig.from_pretrained(model, **loading_options(args))
+    if processing_class is None:
+        processing_class = AutoTokenizer.from_pretrained(get_config_model_id(config), **loading_options(args))
+    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+    engine = VLLMServerEngine(
+        args.server_urls(),
+        tokenizer,
+        api_key=os.environ.get("VLLM_API_KEY"),
+        retry_window=args.vllm_server_timeout,
+    )
+    run_to_end(
+        engine.check(
+            max_length=1 + cast("int", args.max_completion_length),
+            policy_config=config,
+            weight_sync=args.weight_sync,
+        )
+    )
+    return engine
+
+
 class ServedTrainer(FollowedTrainer):
     """[`~trl.GRPOTrainer`] with checked servers, and with a second way to give them the policy's weights."""
 
@@ -26,13 +63,14 @@ class ServedTrainer(FollowedTrainer):
 
     def __init__(self, model, reward_funcs, args, **kwargs):
         on_servers = args.use_vllm and args.vllm_mode == "server"
+        # Before TRL opens a process group with a server that may be the wrong one.
+        self._server_engine = connect(args, model, kwargs.get("processing_class")) if on_servers else None
         by_disk = on_servers and args.weight_sync == "disk"
         args.use_vllm = args.use_vllm and not by_disk  # or TRL opens a process group with the server
         try:
             super().__init__(model, reward_funcs, args=args, **kwargs)
         finally:
             args.use_vllm = args.use_vllm or by_disk
-        self._server_engine = self._connect() if on_servers else None
         self._weights_checked_at: int | None = None
         if self._server_engine is not None and by_disk:
             self.use_vllm = True
@@ -52,16 +90,6 @@ class ServedTrainer(FollowedTrainer):
                 )
             raise
 
-    def _connect(self) -> VLLMServerEngine:
-        engine = VLLMServerEngine(
-            self.args.server_urls(),
-            self._tokenizer,
-            api_key=os.environ.get("VLLM_API_KEY"),
-            retry_window=self.args.vllm_server_timeout,
-        )
-        run_to_end(engine.check(max_length=1 + cast("int", self.max_completion_length)))
-        return engine
-
     def _disk_synced_generation(self, engine: VLLMServerEngine) -> DiskSyncedGeneration:
         return DiskSyncedGeneration(
             engine=engine,
@@ -80,7 +108,10 @@ class ServedTrainer(FollowedTrainer):
     def _sync_weights(self) -> None:
         """Give the servers the policy's weights if it has moved, as TRL's `_generate_single_turn` does."""
         if self.state.global_step != self._last_loaded_step:
-            self.vllm_generation.sync_weights()
+            # TRL's first process sends the weights and asks for completions, one after the other. Here each process
+            # asks for its own, and must not before all is sent: a forward pass with half of it ends the server.
+            with failing_together():
+                self.vllm_generation.sync_weights()
             self._last_loaded_step = self.state.global_step
 
     def _generate_and_score_completions(self, inputs):

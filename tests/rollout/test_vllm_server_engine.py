@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 import os
@@ -26,7 +27,7 @@ from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Samp
 from step_trl.rollout.engines import EngineError, EngineUnavailableError, Generation, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.rollout.engines.vllm_answers import Choice, Sampled, TokenLogprobs
-from step_trl.rollout.engines.vllm_http import ConnectionLostError
+from step_trl.rollout.engines.vllm_http import ConnectionLostError, Server
 from step_trl.serve import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
 
@@ -371,6 +372,41 @@ def test_check_names_what_is_wrong(vllm_server, engine, tokenizer):
         run(named.generate([5], max_tokens=1))
     with pytest.raises(EngineError, match=r"tokenizer: .* is another one"):
         run(VLLMServerEngine(vllm_server.url, trained()).check())
+
+
+def test_check_compares_the_size_of_the_model_with_the_policy_s(engine, model):
+    run(engine.check(policy_config=model.config))
+    for name, size in {"hidden_size": 4096, "num_hidden_layers": 36, "vocab_size": 151936}.items():
+        other = copy.deepcopy(model.config)
+        setattr(other, name, size)
+        ours = getattr(model.config, name)
+        with pytest.raises(
+            EngineError, match=rf"model: .* another size.*: .*{name} {ours}.* instead of .*{name} {size}"
+        ):
+            run(engine.check(policy_config=other))
+
+
+def test_a_model_that_cannot_be_read_here_is_not_compared(engine, model, tmp_path, caplog):
+    """As that of a server on another machine. Its weights are compared after the first synchronisation."""
+    with caplog.at_level(logging.WARNING):
+        engine._check_size(engine._servers[0], str(tmp_path / "elsewhere"), model.config)
+    assert "elsewhere', whose configuration cannot be read here: its size is not compared" in caplog.text
+
+
+def test_check_says_how_a_server_is_started_that_receives_weights(vllm_server, mortal_server, tokenizer):
+    """The one has a weight-transfer engine, the other has none."""
+    run(VLLMServerEngine(vllm_server.url, tokenizer).check(weight_sync="nccl"))
+    without_engine = VLLMServerEngine(mortal_server.url, tokenizer)
+    run(without_engine.check(weight_sync="disk"))
+    with pytest.raises(
+        EngineError, match=r"weight_sync: .*--weight-transfer-config '{\"backend\": \"nccl\"}'.*'disk'"
+    ):
+        run(without_engine.check(weight_sync="nccl"))
+    # A server without development mode answers as any does to a path that it does not have.
+    server = Server(f"{vllm_server.url}/no-such-path")
+    for weight_sync in ("nccl", "disk"):
+        with pytest.raises(EngineError, match=r"weight_sync: .* lacks the endpoints.*VLLM_SERVER_DEV_MODE=1"):
+            run(without_engine._check_weight_sync(server, weight_sync))
 
 
 def test_refused_calls_say_why(engine):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig
 from trainers.two_processes import run_two_processes
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from step_trl import StepGRPOConfig
-from step_trl.rollout.engines import EngineUnavailableError
+from step_trl import StepGRPOConfig, testbed
+from step_trl.rollout.engines import EngineError, EngineUnavailableError
 from step_trl.rollout.weight_sync import WeightSyncError, check_log_probabilities
 from step_trl.serve import free_port
 
@@ -124,6 +124,15 @@ def test_a_server_that_is_not_there_is_named_at_start(on_server, vllm_server, mo
     monkeypatch.setattr(vllm_server, "url", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(EngineUnavailableError, match=r"127\.0\.0\.1.* did not answer.*step-trl serve MODEL"):
         on_server("sas", vllm_server_timeout=1.0)
+
+
+def test_a_server_that_is_another_one_is_refused_at_start(on_server, mortal_server):
+    """Before TRL opens a process group with it."""
+    larger = AutoConfig.from_pretrained(testbed.MODEL_DIR, num_hidden_layers=9)
+    with pytest.raises(EngineError, match=r"model: .* num_hidden_layers 5, .* instead of .* num_hidden_layers 9"):
+        on_server("sas", weight_sync="nccl", model=AutoModelForCausalLM.from_config(larger))
+    with pytest.raises(EngineError, match=r"weight_sync: .* has no weight-transfer engine"):
+        on_server("step_grpo", weight_sync="nccl", vllm_server_base_url=mortal_server.url)
 
 
 @pytest.mark.parametrize(

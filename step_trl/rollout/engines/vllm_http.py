@@ -37,6 +37,10 @@ class EngineError(RuntimeError):
     """A server refuses a call, or is not set up as rollouts need it."""
 
 
+class NotFoundError(EngineError):
+    """A server has no such endpoint, or no such model."""
+
+
 class EngineUnavailableError(EngineError):
     """A server could not be reached for as long as it was waited for."""
 
@@ -198,7 +202,8 @@ class VLLMHTTPClient:
                 f"api_key: {server.url} refuses the call (status {response.status}; {given}). Set `api_key` to the "
                 "server's VLLM_API_KEY or --api-key."
             )
-        raise EngineError(f"{server.url}{path} refuses the call (status {response.status}): {text}")
+        error = NotFoundError if response.status == 404 else EngineError
+        raise error(f"{server.url}{path} refuses the call (status {response.status}): {text}")
 
     async def streams(self) -> asyncio.Semaphore:
         """

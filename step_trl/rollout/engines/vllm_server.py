@@ -15,6 +15,7 @@ import copy
 import json
 import logging
 import re
+import shlex
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -25,13 +26,20 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ...serve import LOOPBACK_HOSTS, command_line, has_gpu, server_command
+from ...serve import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
-from .vllm_http import ConnectionLostError, EngineError, EngineUnavailableError, Server, VLLMHTTPClient
+from .vllm_http import (
+    ConnectionLostError,
+    EngineError,
+    EngineUnavailableError,
+    NotFoundError,
+    Server,
+    VLLMHTTPClient,
+)
 
 
 __all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
@@ -42,6 +50,7 @@ _T = TypeVar("_T")
 # Words, digits, spaces, other scripts and what ends a thought: tokenizers of different models differ on it.
 _TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
 _PROCESSED_TOLERANCE = 1e-4
+_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 class VLLMServerEngine(Engine):
@@ -299,25 +308,39 @@ class VLLMServerEngine(Engine):
             await self._load(server)
             logger.warning("%s may have been restarted and was told to load %s again", server.url, server.weights)
 
-    async def check(self, max_length: int | None = None) -> None:
+    async def check(
+        self,
+        max_length: int | None = None,
+        *,
+        policy_config: PretrainedConfig | None = None,
+        weight_sync: str | None = None,
+    ) -> None:
         """
         Check that every server is what rollouts need. To be called once, before the first of them.
 
         Args:
             max_length (`int`, *optional*):
                 Tokens of the longest prompt and its completion together.
+            policy_config ([`~transformers.PretrainedConfig`], *optional*):
+                The policy's, to compare its size with that of the served model.
+            weight_sync (`str`, *optional*):
+                How the server is to receive the policy's weights, `"nccl"` or `"disk"`. By default it keeps its own.
 
         Raises:
             [`EngineError`]: names the first thing that is wrong, and what to set.
         """
         for server in self._servers:
             await self._get(server, "/health")
-            await self._check_model(server, max_length)
+            await self._check_model(server, max_length, policy_config)
+            if weight_sync is not None:
+                await self._check_weight_sync(server, weight_sync)
             await self._check_tokenizer(server)
             await self._check_logprobs(server)
             await self._check_prefix_cache(server)
 
-    async def _check_model(self, server: Server, max_length: int | None) -> None:
+    async def _check_model(
+        self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
+    ) -> None:
         models = json.loads(await self._get(server, "/v1/models"))["data"]
         names = [model["id"] for model in models]
         if self.model is not None and self.model not in names:
@@ -330,6 +353,44 @@ class VLLMServerEngine(Engine):
             raise EngineError(
                 f"max_length: prompt and completion need up to {max_length} tokens, {server.url} takes {longest}. "
                 f"Start it with --max-model-len {max_length}, or shorten prompts or completions."
+            )
+        if policy_config is not None:
+            self._check_size(server, models[0]["root"], policy_config)
+
+    async def _check_weight_sync(self, server: Server, weight_sync: str) -> None:
+        """By the server's own configuration."""
+        try:
+            config = json.loads(await self._get(server, "/server_info?config_format=json"))["vllm_config"]
+        except NotFoundError:
+            raise EngineError(
+                f"weight_sync: {server.url} lacks the endpoints that receive weights. Start it with "
+                "VLLM_SERVER_DEV_MODE=1 in its environment; `step-trl serve` sets it where the server listens on "
+                "127.0.0.1."
+            ) from None
+        if weight_sync == "nccl" and config["weight_transfer_config"] is None:
+            raise EngineError(
+                f"weight_sync: {server.url} has no weight-transfer engine, which 'nccl' needs. Start it with "
+                f"{shlex.join(NCCL_ARGUMENTS)}, as `step-trl serve` does on a GPU, or set weight_sync='disk'."
+            )
+
+    def _check_size(self, server: Server, name: str, policy_config: PretrainedConfig) -> None:
+        try:
+            served_config = AutoConfig.from_pretrained(name)
+        except (OSError, ValueError):  # a folder of another machine, or a model with code of its own
+            logger.warning(
+                "%s serves %r, whose configuration cannot be read here: its size is not compared with the policy's.",
+                server.url,
+                name,
+            )
+            return
+        theirs, ours = (
+            ", ".join(f"{size} {getattr(config.get_text_config(), size, None)}" for size in _SIZES)
+            for config in (served_config, policy_config)
+        )
+        if theirs != ours:
+            raise EngineError(
+                f"model: {server.url} serves {name!r}, a model of another size than the policy: {theirs} instead of "
+                f"{ours}. Serve the model that is trained."
             )
 
     async def _check_tokenizer(self, server: Server) -> None:
