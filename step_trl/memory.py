@@ -190,16 +190,18 @@ def _states(size: ModelSize, work: Workload) -> dict[str, int]:
 def _phases(size: ModelSize, work: Workload) -> dict[str, dict[str, int]]:
     whole = size.parameters * _item(size, work)
     gathered = whole if work.layout.stage == 3 else 0
+    # TRL makes one unit of the whole reference model: FSDP gathers it into one buffer, and unpacks that.
+    reference = work.has_reference * (not work.model.use_peft) * _live(gathered, size, work)
     phases = {
         "sampling": {
             "KV cache": work.cached_completions * work.max_length * size.cache,
             "all weights, gathered": gathered * work.samples_whole,
         },
-        # TRL makes one unit of the whole reference model, so that FSDP gathers all of it.
-        "reference log-probabilities": {
-            "reference model, gathered": work.has_reference * (not work.model.use_peft) * _live(gathered, size, work),
-            "a layer": size.layer * work.tokens,
+        "gathering of the reference model": {
+            "reference model, gathered": reference,
+            "the same, as it arrives": reference * (work.layout.engine == "fsdp"),
         },
+        "reference log-probabilities": {"reference model, gathered": reference, "a layer": size.layer * work.tokens},
         "log-probabilities": _head(size, work),
         "backward pass": _backward(size, work),
         "optimizer step": _step(size, work),

@@ -88,6 +88,8 @@ def test_phases_by_hand(made_up):
 def test_phases_of_sharded_models_by_hand(made_up):
     sharded = made_up(layout=FSDP2, has_reference=True, accumulates_unshared=True, samples_whole=True).phases
     assert sharded["sampling"] == {"all weights, gathered": 2000}
+    arriving = {"reference model, gathered": 2000, "the same, as it arrives": 2000}
+    assert sharded["gathering of the reference model"] == arriving
     assert sharded["reference log-probabilities"] == {"reference model, gathered": 2000, "a layer": 500 * 100}
     assert sharded["backward pass"]["layers, gathered"] == 3 * 200
     assert sharded["backward pass"]["gradients to be shared"] == 2 * 200
