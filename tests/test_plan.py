@@ -176,7 +176,10 @@ def test_the_last_words_do_not_say_more_than_was_checked(tmp_path, dry_run):
     assert status == 1 and "All of this" not in text
     wrong = " ".join(text.split("Wrong:")[1].split())
     assert "It does not fit 10.2 MiB of a GPU, of which 10% are left for what is not counted" in wrong
-    assert re.search(r"lowers it: use_vllm=true with a server \(saves [\d.]+ MiB\), ", wrong)
+    saved = [
+        float(count) for count in re.findall(r"\(saves ([\d.]+) MiB\)", wrong.split("Each of these lowers it:")[1])
+    ]
+    assert len(saved) > 3 and saved == sorted(saved, reverse=True)
     status, text = dry_run(*flags(SMALL | {"output_dir": tmp_path / "run"}))
     assert status == 0 and "of this machine" in text and "All of this was checked" in text
 
