@@ -25,7 +25,7 @@ from .batches import Batches
 from .budgets import validate_targets
 from .data import prompt_length, validate_prompt_lengths, validate_rows
 from .distill import check_no_model
-from .memory import LEFT_OUT, estimate_memory
+from .memory import RESERVE, Workload, estimate_memory, remedies, size_text
 from .recipe import (
     TRAINERS,
     DistillArguments,
@@ -113,7 +113,7 @@ def check_config(plan: StagePlan) -> str:
         "eval_strategy": "no",
     }
     with _without_launcher():
-        config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
+        config = plan.config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
     wrong = _wrong_of_any(values, config)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
@@ -150,8 +150,7 @@ def _without_launcher() -> Iterator[None]:
 
 
 def check_batches(plan: StagePlan) -> str:
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    plan.batches = Batches.of(cast("Namespace", plan.values), processes)
+    plan.batches = Batches.of(cast("Namespace", plan.values), plan.layout.processes)
     return str(plan.batches)
 
 
@@ -196,14 +195,18 @@ def check_prompts(plan: StagePlan) -> str:
     values, rows = cast("Namespace", plan.values), cast("datasets.Dataset", plan.rows)
     tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
     context = _context(cast("PretrainedConfig", plan.model_config))
-    sample = rows["prompt"][:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
-    lengths = [prompt_length(prompt, tokenizer) for prompt in sample]
+    lengths = [prompt_length(prompt, tokenizer) for prompt in _sampled(rows)]
     plan.longest_prompt = max(lengths)
     validate_prompt_lengths(rows, tokenizer, context, values.max_completion_length)
     return (
         f"{min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f} ({len(lengths):,} of "
         f"{len(rows):,}); with completions of {values.max_completion_length:,} all fit the context of {context:,}"
     )
+
+
+def _sampled(rows: datasets.Dataset) -> list[Any]:
+    """Prompts, evenly over the rows."""
+    return rows["prompt"][:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
 
 
 def check_updates(plan: StagePlan) -> str:
@@ -244,35 +247,80 @@ def check_servers(plan: StagePlan) -> str:
 
 def check_memory(plan: StagePlan) -> str:
     values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
-    estimate = estimate_memory(
-        cast("PretrainedConfig", plan.model_config),
+    work = Workload(
         plan.dataclass_of(ModelConfig),
-        optimizer=_plain(values.optim),
-        has_reference=values.beta != 0.0,
-        gradient_checkpointing=values.gradient_checkpointing,
-        micro_batch=batches.per_device,
-        cached_completions=0 if values.use_vllm else _generated_at_once(values, batches),
+        plan.layout,
         max_length=cast("int", plan.longest_prompt) + values.max_completion_length,
+        micro_batch=batches.per_device,
+        has_reference=values.beta != 0.0,
+        padded=batches.per_device > 1 or not values.sort_by_length,
+        kept_completions=batches.generation // batches.processes,
+        cached_completions=0 if values.use_vllm else _generated_at_once(values, batches),
+        samples_whole=values.trainer == "step_grpo" and values.truncated_rollout and not values.use_vllm,
+        vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
+        **_training_options(plan, batches.accumulation),
     )
-    parts = [f"{name} {_size(count)}" for name, count in (estimate.lasting | estimate.passing).items() if count]
-    trainable = f", {estimate.trainable:,} of them trained" * (estimate.trainable < estimate.parameters)
-    both = " and ".join(estimate.passing)
-    different = f" ({both} at different times)" if len(estimate.passing) > 1 and all(estimate.passing.values()) else ""
-    return (
-        f"about {_size(estimate.total)} per process for {estimate.parameters:,} parameters{trainable}: "
-        f"{', '.join(parts)}{different}. "
-        f"Left out: {', '.join([*estimate.left_out, LEFT_OUT])}"
+    return _compare(plan, work)
+
+
+def check_distill_memory(plan: StagePlan) -> str:
+    values, config = cast("Namespace", plan.values), cast("TrainingArguments", plan.config)
+    work = Workload(
+        plan.dataclass_of(ModelConfig),
+        plan.layout,
+        max_length=cast("int", plan.longest_prompt) + values.max_tokens,
+        micro_batch=config.per_device_train_batch_size,
+        padded=config.per_device_train_batch_size > 1,
+        **_training_options(plan, config.gradient_accumulation_steps),
     )
+    return _compare(plan, work)
+
+
+def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
+    """What every training tells a [`Workload`]."""
+    config = cast("TrainingArguments", plan.config)
+    accumulating = cast("Any", config.accelerator_config).gradient_accumulation_kwargs or {}
+    shares_each = accumulation == 1 or accumulating.get("sync_each_batch", False)
+    return {
+        "optimizer": _plain(config.optim),
+        "bf16": bool(config.bf16),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "accumulates_unshared": plan.layout.engine == "fsdp" and not shares_each,
+    }
+
+
+def _compare(plan: StagePlan, work: Workload) -> str:
+    """The estimate, and whether it fits."""
+    config = cast("PretrainedConfig", plan.model_config)
+    estimate, words = estimate_memory(config, work), ""
+    room, where = _room(plan)
+    plan.memory_is_known = room is not None
+    if room is None:
+        words = " No GPU is visible to compare with: give --gpu-memory."
+    elif estimate.total > room * (1 - RESERVE):
+        ways = ", ".join(f"{field} (saves {size_text(count)})" for field, count in remedies(config, work))
+        raise CheckFailed(
+            [
+                f"memory: {estimate}. It does not fit {size_text(room)} {where}, of which {RESERVE:.0%} "
+                f"are left for what is not counted. Each of these lowers it: {ways}."
+            ]
+        )
+    else:
+        words = f" That is {estimate.total / room:.0%} of {size_text(room)} {where}."
+    return f"{estimate}.{words}"
+
+
+def _room(plan: StagePlan) -> tuple[int | None, str]:
+    """Bytes that a process can have, and where."""
+    if cast("Namespace", plan.values).use_cpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // plan.layout.processes, "of this machine"
+    return plan.layout.gpu_memory, "of a GPU"
 
 
 def _generated_at_once(values: Namespace, batches: Batches) -> int:
     local = batches.generation // batches.processes
     most = values.max_rollouts_in_flight if values.trainer == "step_grpo" else None
     return local if most is None else min(most, local)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def check_output(plan: StagePlan) -> str:
@@ -303,11 +351,11 @@ def check_distillation(plan: StagePlan) -> str:
     values = cast("Namespace", plan.values)
     plan.dataclass_of(DistillArguments)
     with _without_launcher():
-        config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
+        config = plan.config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
     if wrong := _wrong_of_any(values, config):
         raise CheckFailed(wrong)
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    processes = int(os.environ.get("WORLD_SIZE", 1))
+    processes = plan.layout.processes
     return (
         f"valid: {config.num_train_epochs:g} epochs, updates of {rows * processes} completions by {processes} "
         f"process{'es' * (processes > 1)}, learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"
@@ -321,6 +369,8 @@ def check_problems(plan: StagePlan) -> str:
     rows = load_rows(plan.dataclass_of(TrainArguments))
     validate_rows(rows, needs_solution=True, name="dataset")
     plan.rows = rows
+    tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
+    plan.longest_prompt = max(prompt_length(prompt, tokenizer) for prompt in _sampled(rows))
     asked = len(rows) if values.limit is None else min(values.limit, len(rows))
     return f"{values.dataset} ({values.dataset_split}): {asked:,} of {len(rows):,} rows are sampled"
 
@@ -345,7 +395,7 @@ CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
     ("batches", check_batches, ("values",)),
     ("updates", check_updates, ("batches", "rows")),
     ("servers", check_servers, ("values", "tokenizer")),
-    ("memory", check_memory, ("batches", "model_config", "longest_prompt")),
+    ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),
     ("output", check_output, ("values",)),
 )
 DISTILL_CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
@@ -353,6 +403,7 @@ DISTILL_CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], .
     ("method", describe_distillation, ("values",)),
     ("config", check_distillation, ("values",)),
     ("model", check_model, ("values",)),
-    ("data", check_problems, ("values",)),
+    ("data", check_problems, ("values", "tokenizer")),
+    ("memory", check_distill_memory, ("config", "model_config", "longest_prompt")),
     ("output", check_distill_output, ("values",)),
 )

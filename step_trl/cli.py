@@ -89,7 +89,13 @@ def add_training(commands: Commands, name: str, trainer: str | None = None, **op
     """A command whose arguments are the fields of a recipe, which have a parser of their own."""
 
     def run(
-        further: list[str], trainer: str | None, model: str | None, dry_run: bool, help: bool, help_all: bool
+        further: list[str],
+        trainer: str | None,
+        model: str | None,
+        dry_run: bool,
+        help: bool,
+        help_all: bool,
+        **layout: Any,
     ) -> int | None:
         if help or help_all:
             from .train_help import print_full_help, print_help
@@ -100,7 +106,9 @@ def add_training(commands: Commands, name: str, trainer: str | None = None, **op
         if dry_run:
             from .plan import print_plan
 
-            return print_plan(further)
+            return print_plan(further, **layout)
+        if given := [f"--{name.replace('_', '-')}" for name, value in layout.items() if value is not None]:
+            parser.error(f"{', '.join(given)}: for --dry-run only. A training has the layout of `accelerate launch`.")
         from .train import run_train
 
         run_train(further)
@@ -114,6 +122,9 @@ def add_training(commands: Commands, name: str, trainer: str | None = None, **op
     parser.add_argument("--model")
     parser.add_argument("--dry-run", "--dry_run", action="store_true")
     parser.add_argument("--debug", nargs="?", const=True)  # with a value it is a field of transformers
+    parser.add_argument("--accelerate-config", "--accelerate_config", type=Path)
+    parser.add_argument("--num-processes", "--num_processes", type=int)
+    parser.add_argument("--gpu-memory", "--gpu_memory", type=float)
 
 
 def add_eval(commands: Commands) -> None:

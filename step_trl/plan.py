@@ -1,8 +1,8 @@
 """
 `step-trl train --dry-run`: what a recipe would do, and all that is wrong with it.
 
-Nothing is trained or written, no weights are loaded and no GPU is touched: the configuration is read as on a CPU.
-Whether the GPU has bfloat16, and room enough, is therefore not checked.
+Nothing is trained or written and no weights are loaded. The configuration is read as on a CPU: whether the GPU has
+bfloat16 is therefore not checked. A GPU is only asked for the size of its memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
 from .batches import Batches
 from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
+from .layout import Layout
 from .recipe import is_distillation, read_recipe, recipe_layers, recipe_path
 
 
@@ -31,29 +32,34 @@ class StagePlan:
     Attributes:
         recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
             Fields, and those of the command line, which win.
+        layout ([`~step_trl.layout.Layout`]):
+            Processes and GPUs.
         number (`int`), stages (`int`), first (`StagePlan`, *optional*):
             Its place, from 1, how many there are, and the first one for the others, whose model they go on with.
         lines (`dict[str, str]`):
             The plan.
         failures (`list[str]`):
             All that is wrong.
-        values, batches, rows, model_config, tokenizer, longest_prompt:
+        values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
             What checks have found out; `None` where one of them failed.
     """
 
     recipe: Mapping[str, Any]
     arguments: Sequence[str]
+    layout: Layout
     number: int = 1
     stages: int = 1
     first: StagePlan | None = None
     lines: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     values: Namespace | None = None
+    config: TrainingArguments | None = None
     batches: Batches | None = None
     rows: datasets.Dataset | None = None
     model_config: PretrainedConfig | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     longest_prompt: int | None = None
+    memory_is_known: bool | None = None
 
     def run(self) -> None:
         """Run each check whose needs were found, whatever became of the others."""
@@ -86,13 +92,20 @@ class StagePlan:
         return kind(**{name: getattr(self.values, name) for name in names} | others)
 
 
-def print_plan(arguments: Sequence[str]) -> int:
+def print_plan(
+    arguments: Sequence[str],
+    accelerate_config: Path | None = None,
+    num_processes: int | None = None,
+    gpu_memory: float | None = None,
+) -> int:
     """
     Check a recipe and print what it would do.
 
     Args:
         arguments (`Sequence[str]`):
             As of [`~step_trl.train.run_train`].
+        accelerate_config (`Path`, *optional*), num_processes (`int`, *optional*), gpu_memory (`float`, *optional*):
+            As of [`~step_trl.layout.Layout.of`].
 
     Returns:
         `int`: exit status, 1 if anything is wrong.
@@ -100,6 +113,7 @@ def print_plan(arguments: Sequence[str]) -> int:
     if int(os.environ.get("RANK", 0)) > 0:
         return 0  # the first process speaks for all
     try:
+        layout = Layout.of(accelerate_config, num_processes, gpu_memory)
         recipe, stages, rest = read_recipe(arguments)
         is_distillation(recipe, stages, rest)  # which has no stages
     except (ValueError, FileNotFoundError) as error:
@@ -107,18 +121,25 @@ def print_plan(arguments: Sequence[str]) -> int:
         return 1
     if (path := recipe_path(arguments)) is not None:
         print(describe_layers(recipe_layers(path)), end="\n\n")
-    failures: list[str] = []
-    first: StagePlan | None = None
+    plans: list[StagePlan] = []
     for number, stage in enumerate(stages, 1):
-        plan = StagePlan(recipe | stage, rest, number, len(stages), first)
+        plan = StagePlan(recipe | stage, rest, layout, number, len(stages), plans[0] if plans else None)
         plan.run()
-        first = first or plan
-        failures += [failure for failure in plan.failures if failure not in failures]
+        plans.append(plan)
         print(*([f"Stage {number} of {len(stages)}"] if len(stages) > 1 else []), plan, sep="\n", end="\n\n")
+    return print_verdict(plans)
+
+
+def print_verdict(plans: Sequence[StagePlan]) -> int:
+    """What is wrong, or that nothing is. Returns the exit status."""
+    failures = dict.fromkeys(failure for plan in plans for failure in plan.failures)
     if failures:
         print("Wrong:", *(textwrap.indent(failure, "  ") for failure in failures), sep="\n")
         return 1
-    print("All of this was checked. Nothing was trained.")
+    if all(plan.memory_is_known for plan in plans):
+        print("All of this was checked. Nothing was trained.")
+    else:
+        print("This was checked, but not whether a GPU has the memory: give --gpu-memory. Nothing was trained.")
     return 0
 
 

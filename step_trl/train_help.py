@@ -24,6 +24,9 @@ options:
   --config RECIPE                 the recipe, such as recipes/step_grpo/paper.yaml
   --model MODEL                   folder, name on the hub, or 'testbed'; short for --model_name_or_path
   --dry-run                       check everything, print what would be done, and train nothing
+  --accelerate-config FILE        of a dry run: the --config_file of `accelerate launch`, by default of this launch
+  --num-processes N               of a dry run: training processes, by default those of the file or this launch
+  --gpu-memory GIB                of a dry run: GiB of a GPU (80 if sold as 80 GB), by default of the visible one
   --debug                         show the traceback of an error
   --help-all                      all fields of --trainer, with those of TRL and transformers
 """

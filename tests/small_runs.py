@@ -26,6 +26,7 @@ TESTBED_RUN = SMALL_RUN | {
     "gradient_accumulation_steps": 1,
     "steps_per_generation": 1,
     "num_generations": 5,
+    "use_vllm": False,
 }
 # Of a recipe that samples and then trains on what is right.
 DISTILL_RUN = SMALL_RUN | {

@@ -423,7 +423,7 @@ def parsed_only(monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(train, "run_train", read)
-    monkeypatch.setattr(plan, "print_plan", read)
+    monkeypatch.setattr(plan, "print_plan", lambda arguments, **layout: read(arguments))
     for module, name in (
         (compare, "run_report"),
         (demo, "run_demo"),

@@ -10,13 +10,11 @@ import pytest
 import torch
 import transformers
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
-from transformers import AutoConfig, AutoModelForCausalLM
 from trl import GRPOConfig, ModelConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
 from step_trl.batches import Batches
 from step_trl.cli import main
-from step_trl.memory import estimate_memory
 from step_trl.recipe import (
     DISTILL_FIELDS,
     OBSOLETE_FIELDS,
@@ -28,7 +26,6 @@ from step_trl.recipe import (
     read_recipe,
     unknown_fields,
 )
-from step_trl.train import build_trainer, parse
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -152,6 +149,48 @@ def test_what_a_dry_run_finds(options, message, tmp_path, dry_run):
     assert status == 1 and re.search(message, text.split("Wrong:")[-1]), text
 
 
+def test_one_process_plans_for_many(tmp_path, dry_run):
+    options = flags(SMALL | {"output_dir": tmp_path / "run"})
+    status, text = dry_run("--num-processes", 8, *options)
+    assert status == 0 and "80 completions are generated at once (prompts: 16, of each: 5) by 8 processes" in text
+    fsdp2 = RECIPES / "accelerate_configs" / "fsdp2.yaml"
+    for processes, given in ((8, []), (4, ["--num_processes", 4])):
+        status, text = dry_run("--accelerate-config", fsdp2, *given, *options)
+        assert status == 0 and f"by {processes} processes" in text
+    status, text = dry_run("--num-processes", 3, *options, "--num_generations", 4)
+    assert status == 1 and "per_device_train_batch_size=10 x steps_per_generation=1 x 3 processes" in text
+    assert dry_run("--num-processes", 0)[1].startswith("--num-processes: 0 is not positive.")
+    assert dry_run("--accelerate-config", "nowhere.yaml")[1].startswith("--accelerate-config: there is no file")
+
+
+def test_the_last_words_do_not_say_more_than_was_checked(tmp_path, dry_run):
+    on_gpu = flags(SMALL | {"output_dir": tmp_path / "run", "use_cpu": False})
+    status, text = dry_run(*on_gpu)
+    assert status == 0 and "give --gpu-memory" in text and "All of this was checked" not in text
+    status, text = dry_run(*on_gpu, "--gpu-memory", 1)
+    assert (
+        status == 0
+        and "of 1.0 GiB of a GPU" in text
+        and text.endswith("All of this was checked. Nothing was trained.\n")
+    )
+    status, text = dry_run(*on_gpu, "--gpu-memory", 0.01)
+    assert status == 1 and "All of this" not in text
+    wrong = " ".join(text.split("Wrong:")[1].split())
+    assert "It does not fit 10.2 MiB of a GPU, of which 10% are left for what is not counted" in wrong
+    saved = [
+        float(count) for count in re.findall(r"\(saves ([\d.]+) MiB\)", wrong.split("Each of these lowers it:")[1])
+    ]
+    assert len(saved) > 3 and saved == sorted(saved, reverse=True)
+    status, text = dry_run(*flags(SMALL | {"output_dir": tmp_path / "run"}))
+    assert status == 0 and "of this machine" in text and "All of this was checked" in text
+
+
+def test_the_layout_is_for_dry_runs_only(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--gpu-memory", "80", *flags(SMALL)])
+    assert "--gpu-memory: for --dry-run only" in capsys.readouterr().err
+
+
 def test_the_first_of_many_processes_speaks_in_a_dry_run(tmp_path, dry_run, monkeypatch):
     """As `accelerate launch` starts them; no process waits for another, so that one can plan for many."""
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -227,33 +266,6 @@ def test_batches_that_do_not_fit(sizes, message):
     values, _ = parse_values(sizes["trainer"], {"output_dir": "x", "gradient_accumulation_steps": 1} | sizes, [])
     with pytest.raises(ValueError, match=message):
         Batches.of(values, 2)
-
-
-@pytest.mark.parametrize("use_peft", [False, True])
-def test_the_estimate_is_what_a_training_allocates(use_peft, tmp_path):
-    """Counted on the real ones: weights, gradients, Adam's states after an update, and a key-value cache."""
-    options = ModelConfig("testbed", dtype="float32", use_peft=use_peft)
-    config = AutoConfig.from_pretrained(testbed.MODEL_DIR)
-    estimate = estimate_memory(
-        config, options, optimizer="adamw_torch_fused", has_reference=True, gradient_checkpointing=True,
-        micro_batch=3, cached_completions=2, max_length=7,
-    )  # fmt: skip
-    given = flags(SMALL | {"output_dir": tmp_path, "beta": 0.1, "max_completion_length": 8, "use_peft": use_peft})
-    trainer = build_trainer(*parse({}, given))
-    trainer.train()
-    trained = [p for p in trainer.model.parameters() if p.requires_grad]
-    assert estimate.parameters == sum(p.numel() for p in trainer.model.parameters())
-    assert estimate.trainable == sum(p.numel() for p in trained)
-    assert estimate.lasting["gradients"] == sum(p.nbytes for p in trained)
-    states = [v for state in trainer.optimizer.state.values() for v in state.values() if v.dim() > 0]
-    assert estimate.lasting["Adam states"] == sum(v.nbytes for v in states)
-    assert estimate.lasting["weights"] == pytest.approx(sum(p.nbytes for p in trainer.model.parameters()), rel=0.01)
-    assert ("reference model" in estimate.lasting) == (trainer.ref_model is not None) == (not use_peft)
-    model = AutoModelForCausalLM.from_pretrained(testbed.MODEL_DIR)
-    cache = model(torch.zeros(2, 7, dtype=torch.long)).past_key_values
-    assert estimate.passing["KV cache"] == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert estimate.passing["inputs of layers"] == 3 * 7 * config.num_hidden_layers * config.hidden_size * 4
-    assert estimate.total == sum(estimate.lasting.values()) + max(estimate.passing.values())
 
 
 def test_obsolete_fields_are_gone_and_their_successors_exist():

@@ -1,14 +1,18 @@
 """Each recipe says what it means to, and trains."""
 
 import json
+import re
 import shlex
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 
-from step_trl import StepGRPOConfig, StepSelection
+from step_trl import StepGRPOConfig, StepSelection, checks, testbed
+from step_trl.plan import print_plan
 from step_trl.recipe import field_of, load_recipe, parse, read_recipe
 from step_trl.train import run_train
 from step_trl.trainers.step_grpo_config import VARIANTS
@@ -34,7 +38,10 @@ def test_a_recipe_trains(path, tmp_path):
     for stage in stages:
         meant = recipe | stage
         for found in parse(meant, rest):
-            for name in meant.keys() & vars(found).keys() - overrides.keys() - {"model_init_kwargs"}:
+            for name in meant.keys() & vars(found).keys() - overrides.keys() - {
+                "model_init_kwargs",
+                "accelerator_config",
+            }:
                 value = getattr(found, name)
                 assert (list(value) if isinstance(value, tuple) else value) == meant[name], name
     folder = run_train(["--config", str(path), *rest])
@@ -48,7 +55,7 @@ def test_a_header_says_what_is_reproduced_and_what_is_not(path):
     header, fields = header_of(path), load_recipe(path)
     assert "\n# Reproduces: " in header and "\n# Departs: " in header
     batches = fields.get("steps_per_generation", fields["gradient_accumulation_steps"])
-    assert f"are for 8 processes (8 x {fields['per_device_train_batch_size']} x {batches} = " in header
+    assert f"(4 x {fields['per_device_train_batch_size']} x {batches} = " in header
 
 
 ABLATIONS = {
@@ -87,11 +94,37 @@ STEP_GRPO_MODELS = {
 }
 
 
-def launch_lines(path):
-    """The commands in a recipe's header, as lists of arguments behind `train`."""
+@dataclass
+class Launch:
+    """A training of a header: its processes, and the arguments behind `train`."""
+
+    gpus: list[str]
+    accelerate_config: str
+    processes: int
+    arguments: list[str]
+
+
+def commands(path):
+    """Those of a recipe's header, as words."""
     header = "".join(f"{line[1:]}\n" for line in header_of(path).splitlines())
-    commands = [shlex.split(line) for line in header.replace("\\\n", " ").splitlines() if "accelerate launch" in line]
-    return [command[command.index("train") + 1 :] for command in commands]
+    lines = header.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if "accelerate launch" in line or "step-trl" in line]
+
+
+def launches(path):
+    found = []
+    for words in commands(path):
+        if words[1:3] == ["accelerate", "launch"]:
+            train = words.index("train")
+            config, processes = (words[words.index(flag) + 1] for flag in ("--config_file", "--num_processes"))
+            gpus = words[0].removeprefix("CUDA_VISIBLE_DEVICES=").split(",")
+            assert words[train - 2 : train] == ["-m", "step_trl"]
+            found.append(Launch(gpus, config, int(processes), words[train + 1 :]))
+    return found
+
+
+def launch_lines(path):
+    return [launch.arguments for launch in launches(path)]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -142,3 +175,76 @@ def test_the_paper_recipes_spell_out_the_defaults(tmp_path):
         for name in recipe.keys() & defaults.__dataclass_fields__.keys() - inherited.keys():
             default = getattr(defaults, name)
             assert recipe[name] == (list(default) if isinstance(default, tuple) else default), name
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_header_serves_the_model_with_room_for_a_prompt_on_gpus_that_do_not_train(path):
+    (server,) = (words for words in commands(path) if words[1:3] == ["step-trl", "serve"])
+    fields, options = load_recipe(path), dict(zip(server[4::2], server[5::2], strict=True))
+    assert server[3] == fields["model_name_or_path"]
+    budgets = [stage.get("max_completion_length", 0) for stage in fields.get("stages", [])]
+    budget = max(fields.get("max_completion_length", 0), fields.get("max_tokens", 0), *budgets)
+    assert int(options["--max-model-len"]) >= budget + 2048
+    serving = server[0].removeprefix("CUDA_VISIBLE_DEVICES=").split(",")
+    parallel = options.get("--tensor-parallel-size", options.get("--data-parallel-size"))
+    assert len(serving) == int(parallel)
+    for launch in launches(path):
+        assert len({*launch.gpus, *serving}) == len(launch.gpus) + len(serving) == 8
+        assert len(launch.gpus) == launch.processes
+
+
+@pytest.fixture(scope="module")
+def real_models(tmp_path_factory):
+    """Folders with the published configurations of the recipes' models, and the testbed's tokenizer."""
+    folders = {}
+    for name, config in json.loads(Path(__file__).with_name("real_models.json").read_text()).items():
+        folders[name] = tmp_path_factory.mktemp("models") / name.split("/")[1]
+        testbed.load_tokenizer().save_pretrained(folders[name])
+        (folders[name] / "config.json").write_text(json.dumps(config))
+    return folders
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The testbed's problems in place of a recipe's, read once. No server runs."""
+
+    async def answer(*args, **kwargs):
+        pass
+
+    rows = cache(lambda: testbed.load_dataset("train").select(range(600)))
+    monkeypatch.setattr(checks, "load_rows", lambda arguments: rows())
+    monkeypatch.setattr(checks.VLLMServerEngine, "check", answer)
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_launch_of_a_header_fits_80_gib(path, real_models, offline, tmp_path, capsys, monkeypatch):
+    """`step-trl train --dry-run` of the launch, from one process."""
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    fields = load_recipe(path)
+    updates = {"step_grpo": ("2,560", 4), "sas": ("1,024", 2)}[path.parent.name]
+    for launch in launches(path):
+        said = dict(zip(launch.arguments[::2], launch.arguments[1::2], strict=True))
+        model = said.get("--model_name_or_path", fields["model_name_or_path"])
+        given = [*launch.arguments, "--model_name_or_path", str(real_models[model]), "--output_dir", str(tmp_path)]
+        status = print_plan(given, Path(launch.accelerate_config), launch.processes, 80)
+        text = " ".join(capsys.readouterr().out.split())
+        assert status == 0 and text.endswith("All of this was checked. Nothing was trained."), text
+        shares = [int(share) for share in re.findall(r"That is (\d+)% of 80.0 GiB of a GPU", text)]
+        assert shares and max(shares) <= 90
+        if fields["trainer"] != "distill":
+            completions, count = updates
+            assert f"{completions} completions are generated at once" in text
+            assert f"by 4 processes, and learned from in {count} updates" in text
+
+
+def test_rollouts_in_process_of_an_8b_model_are_refused(real_models, offline, tmp_path, capsys):
+    """The layout that the paper's recipe once had: on 8 processes without servers, micro-batches of 5."""
+    old = {"per_device_train_batch_size": 5, "gradient_accumulation_steps": 16, "steps_per_generation": 64}
+    old |= {"use_vllm": False, "model_name_or_path": real_models["Qwen/Qwen3-8B"], "output_dir": tmp_path}
+    given = ["--config", str(RECIPES / "step_grpo" / "paper.yaml"), *flags(old)]
+    assert print_plan(given, num_processes=8, gpu_memory=80) == 1
+    wrong = " ".join(capsys.readouterr().out.split("Wrong:")[1].split())
+    assert re.match(r"memory: about [78]\d\d\.\d GiB per process for 8,190,735,360 parameters", wrong)
+    assert "KV cache 721." in wrong and "It does not fit 80.0 GiB of a GPU" in wrong
+    assert "Each of these lowers it: use_vllm=true with a server (saves 67" in wrong

@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 from trainers.equal_ranks import train
 from trainers.resumed_run import train_and_resume
 from trainers.two_processes import run_two_processes
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import ModelConfig
 
 from step_trl import testbed
+from step_trl.layout import Layout
+from step_trl.memory import Workload, estimate_memory
 from step_trl.trainers.lapo import FILE as LAPO_FILE
 from step_trl.trainers.resume import load_rollouts, save_rollouts
 from step_trl.trainers.sharding import check_rollouts_in_process
@@ -87,6 +90,14 @@ def test_what_fsdp2_shards(runs, how):
         assert found["synced"] == 0
         assert found["merged"] < 1e-6 < found["adapter"]
         assert found["refused"].startswith("fsdp_cpu_ram_efficient_loading: ")
+
+
+def test_the_estimate_is_what_a_process_of_fsdp2_holds(runs, how):
+    if how == "fsdp2":
+        work = Workload(ModelConfig(dtype="float32"), Layout(2, "fsdp", 3), 32, 1, has_reference=True)
+        estimate = estimate_memory(AutoConfig.from_pretrained(testbed.MODEL_DIR), work)
+        for part, measured in json.loads((runs / "fsdp2.json").read_text())["held"].items():
+            assert estimate.lasting[part] == pytest.approx(measured, rel=0.01), part
 
 
 @pytest.mark.parametrize("method", [*METHODS, "grpo"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from peft import LoraConfig
 from small_runs import SMALL_RUN
 from trainers import equal_ranks, resumed_run
+from trainers.held_bytes import HeldBytes
 from transformers import AutoModelForCausalLM
 
 from step_trl import SASConfig, SASTrainer, testbed
@@ -45,11 +46,16 @@ def build_sharded(folder, peft_config=None, **options):
 
 
 def check_fsdp2(trainer, folder):
-    """What is sharded: evaluation, synchronised weights, LoRA, and what is refused. Writes what it finds."""
+    """What is sharded: evaluation, synchronised weights, bytes, LoRA, and what is refused. Writes what it finds."""
     found = {"evaluated": trainer.evaluate()["eval_reward"]}  # by transformers' `generate`, of different lengths
     whole, synced = trainer.accelerator.get_state_dict(trainer.model), synced_weights(trainer, folder)
     if synced is not None:
         found["synced"] = max((whole[name] - synced[name]).abs().max().item() for name in whole)
+
+    full = build_sharded(folder / "full")
+    watcher = HeldBytes(full)
+    full.train()
+    found["held"] = watcher.held
 
     lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
     adapted = build_sharded(folder / "lora", lora)
