@@ -106,7 +106,7 @@ class DistillArguments(TrainArguments):
 
     Args:
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            As in [`TrainArguments`].
+            Whether a completion without `</think>` is wrong.
         limit (`int`, *optional*):
             First problems only.
         n (`int`, *optional*, defaults to `4`):

@@ -141,4 +141,19 @@ def test_the_paper_recipes_spell_out_the_defaults(tmp_path):
         inherited = StepGRPOConfig.__mro__[1].__dataclass_fields__
         for name in recipe.keys() & defaults.__dataclass_fields__.keys() - inherited.keys():
             default = getattr(defaults, name)
-            assert recipe[name] == (list(default) if isinstance(default, tuple) else default), name
+            if name == "failed_step_advantage":  # the paper's first version; our default is the later one's
+                assert (recipe[name], default) == (1.0, 0.0)
+            else:
+                assert recipe[name] == (list(default) if isinstance(default, tuple) else default), name
+
+
+def test_the_papers_recipes_have_the_plain_kl_term():
+    for path in (path for method in ("step_grpo", "sas") for path in (RECIPES / method).glob("*.yaml")):
+        fields = load_recipe(path)
+        assert fields["trainer"] == "distill" or fields["use_bias_correction_kl"] is False, path
+
+
+def test_the_baselines_of_sas_are_trained_on_its_reward():
+    for path in (RECIPES / "sas").glob("*.yaml"):
+        fields = load_recipe(path)
+        assert fields["trainer"] == "sas" or fields["require_end_of_thinking"] is True, path
