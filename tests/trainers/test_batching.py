@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_equal_to_stock import letters, moe
+from ways_of_use import letters, moe
 
 from step_trl import testbed
 from step_trl.trainers.batching import sort_by_length, trim_padding

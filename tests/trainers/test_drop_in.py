@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 from loss_records import record_losses
-from test_equal_to_stock import CONVERSATIONS, Counter, letters, rows, sampled_elsewhere, with_tools
 from tiny_vlm import pictures, tiny_vlm
+from ways_of_use import CONVERSATIONS, Counter, letters, rows, sampled_elsewhere, with_tools
 
 from step_trl import EfficientReasoningTrainer, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 from step_trl.rewards import math_accuracy_reward
