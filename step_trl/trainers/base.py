@@ -106,6 +106,7 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
             del columns[0]
         self.reward_weights = self.reward_weights[1:]
         self._correctness_columns = environments
+        self.status.headline = self._headline()
 
     def _check_datasets(
         self, model, args, datasets: dict[str, Any], processing_class, *, needs_solution: bool

@@ -88,6 +88,7 @@ def test_an_environments_reward_is_the_correctness(build, method):
     trainer.train()
     added = {"step_grpo": ["step_efficiency", "format_reward"]}.get(method, [])
     assert trainer.reward_func_names == ["Counter", *added]
+    assert trainer.status.headline["accuracy"] == "rewards/Counter/mean"
     assert torch.equal(trainer._correct, rewards[0][:, 0] > 0.5) and 0 < trainer._correct.sum() < 8
     weights = {"step_grpo": [0.9, 0.9, 0.1]}.get(method, [1.0])
     assert trainer.reward_weights.tolist() == pytest.approx(weights)
