@@ -12,6 +12,7 @@ import argparse
 import json
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -50,7 +51,8 @@ def build_trainer(method: str, model, output_dir: str, **options):
         return SASTrainer(model, args=sas_config(output_dir, **options), **shared)
     length = {"grpo": MAX_COMPLETION_LENGTH, "grpo_short": sas_config(output_dir).max_completion_length}[method]
     config = GRPOConfig(output_dir, **TRAINING | {"max_completion_length": length} | options)
-    return GRPOTrainer(model, math_accuracy_reward, args=config, **shared)
+    reward = partial(math_accuracy_reward, require_end_of_thinking=method == "grpo_short")  # SAS's, for its baseline
+    return GRPOTrainer(model, reward, args=config, **shared)
 
 
 def main() -> None:

@@ -79,14 +79,13 @@ def describe_method(plan: StagePlan) -> str:
             else f"rollouts end at {', '.join(values.triggers)} when an answer is more confident than "
             f"{values.confidence_threshold:g}"
         )
-    if values.trainer == "step_grpo":
+    if values.trainer == "step_grpo" and (values.truncated_rollout or values.step_reward or values.format_reward):
         alpha = values.accuracy_weight
         words.append(f"reward {alpha:g} accuracy")
         words += [f"{alpha:g} step efficiency (beta {values.step_penalty:g})"] * values.step_reward
         words += [f"{1 - alpha:g} format"] * values.format_reward
     else:
-        closed = values.trainer == "sas" or values.require_end_of_thinking
-        words.append("reward 1 for a correct answer" + " after a closed thought" * closed)
+        words.append("reward 1 for a correct answer" + " after a closed thought" * values.require_end_of_thinking)
     if values.length_reward is not None:
         words.append(f"{values.length_reward_weight:g} {values.length_reward}")
     if values.trainer == "step_grpo" and values.advantage_selection is not None:

@@ -40,7 +40,7 @@ DISTILL_FIELDS = {
     "use_vllm": "engine",
     "vllm_server_base_url": "urls",
 }
-# Fields of earlier versions of TRL and transformers that recipes elsewhere still have, and what to set instead.
+# Fields of earlier versions, most of TRL and transformers, that recipes elsewhere still have, and what to set instead.
 OBSOLETE_FIELDS = {
     "max_prompt_length": "TRL no longer cuts prompts. Drop the field, and long prompts from the data.",
     "vllm_device": "Set vllm_mode, and CUDA_VISIBLE_DEVICES of the server.",
@@ -59,6 +59,7 @@ OBSOLETE_FIELDS = {
     "overwrite_output_dir": "Drop it: an earlier run is never overwritten.",
     "save_safetensors": "Drop it: weights are always saved as safetensors.",
     "adafactor": "Set optim to adafactor.",
+    "sort_by_length": "Set reduce_padding.",
 }
 
 
@@ -76,8 +77,6 @@ class TrainArguments:
             Configuration and split of the data set.
         prompt_template (`str`, *optional*), system_prompt (`str`, *optional*):
             As in [`~step_trl.data.load_problems`].
-        require_end_of_thinking (`bool`, *optional*, defaults to `False`):
-            A completion that did not close its thought is wrong, as for SAS in any case.
         token_targets (`list[int]`, *optional*):
             Two numbers, between which a length is drawn for each prompt, which then asks for it; see
             [`~step_trl.budgets.add_token_targets`].
@@ -93,9 +92,6 @@ class TrainArguments:
         default=None, metadata={"help": "Template of the user message, with {problem} in it."}
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message."})
-    require_end_of_thinking: bool = field(
-        default=False, metadata={"help": "Whether a completion without </think> is wrong."}
-    )
     token_targets: list[int] | None = field(
         default=None, metadata={"help": "Two lengths: each prompt asks for one between them (L1)."}
     )
@@ -110,7 +106,7 @@ class DistillArguments(TrainArguments):
 
     Args:
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            As in [`TrainArguments`].
+            Whether a completion without `</think>` is wrong.
         limit (`int`, *optional*):
             First problems only.
         n (`int`, *optional*, defaults to `4`):

@@ -22,7 +22,7 @@ from .recipe import (
     set_model_init_kwargs,
 )
 from .sources import check_model, load_rows, model_source
-from .trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer
+from .trainers import EfficientReasoningConfig, EfficientReasoningTrainer
 from .trainers.lapo import FILE as LAPO_FILE
 
 
@@ -35,7 +35,6 @@ def build_trainer(
     check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
     return TRAINERS[arguments.trainer][0](
         source,
-        SASTrainer.default_reward if arguments.require_end_of_thinking else None,
         args=config,
         train_dataset=load_rows(arguments),
         quantization_config=get_quantization_config(model),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
+from transformers import AutoConfig
 from trl import GRPOConfig, ModelConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed

@@ -84,17 +84,17 @@ def small(monkeypatch):
 @pytest.mark.timeout(600)
 def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     folder, page = tmp_path / "runs", tmp_path / "page"
-    study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    study.study(folder, page, ["grpo-short-closed", "sas"], [0, 1], max_steps=1)
     records = collect_records(folder)
     results = Results(records)
-    assert results.seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0, 1]}
+    assert results.seeds == {"vanilla": [0], "grpo-short-closed": [0, 1], "sas": [0, 1]}
     samples = results.samples["sas"]
     assert len(samples) == 2 * 4 * 2 * run.SAMPLES and not samples.duplicated(["benchmark", "problem", "sample"]).any()
     text = (page / "README.md").read_text()
     assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
     assert "Not run yet: " in text
-    found = results.difference("grpo-short", "sas", "tokens")
-    row = next(line for line in text[text.index("| against `sas`") :].splitlines() if "grpo-short" in line)
+    found = results.difference("grpo-short-closed", "sas", "tokens")
+    row = next(line for line in text[text.index("| against `sas`") :].splitlines() if "grpo-short-closed" in line)
     assert f"| {found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f}) |" in row
     assert ("longer" in row) == (found.low > 0) and ("shorter" in row) == (found.high < 0)
     assert {path.name for path in page.iterdir()} == {
@@ -107,13 +107,13 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert means["correct"].mean() == pytest.approx(overall["accuracy"], abs=1e-4)
     assert means["tokens"].mean() == pytest.approx(overall["tokens"], rel=1e-4)
     assert raw.groupby(["arm", "seed"]).size().eq(len(samples) // 2).all()
-    assert set(pd.read_csv(page / "summary.csv")["arm"]) == {"vanilla", "grpo-short", "sas"}
+    assert set(pd.read_csv(page / "summary.csv")["arm"]) == {"vanilla", "grpo-short-closed", "sas"}
     # Intervals know problems and trainings: of an arm against itself only trainings are left.
     trained = raw[raw["arm"] != "vanilla"].groupby(["arm", "seed", "benchmark"])["tokens"].mean()
     squares = [seeds.std() ** 2 for _, seeds in trained.groupby(["arm", "seed"]).mean().groupby("arm")]
     pooled = (sum(squares) / 2 / (7 / 9) ** 3) ** 0.5  # of two arms, the median is the mean
     assert results.pooled_spread("tokens") == pytest.approx(pooled)
-    for name, square in zip(("grpo-short", "sas"), squares, strict=True):
+    for name, square in zip(("grpo-short-closed", "sas"), squares, strict=True):
         same = results.difference(name, name, "tokens")
         expected = 1.96 * max(pooled, square**0.5)
         assert same.value == 0 and (same.high - same.low) / 2 == pytest.approx(expected, rel=0.1)
@@ -128,11 +128,11 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert updates[0]["reference"] > 0  # beta is above 0
     # Nothing is done again; an arm that is under way is left out.
     monkeypatch.setattr(run, "build_trainer", None)
-    study.study(folder, page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    study.study(folder, page, ["grpo-short-closed", "sas"], [0, 1], max_steps=1)
     assert (page / "README.md").read_text() == text
     # On another machine there is only the page with its records, and they say all that it says.
     monkeypatch.setattr(run, "evaluate", None)
-    study.study(tmp_path / "elsewhere", page, ["grpo-short", "sas"], [0, 1], max_steps=1)
+    study.study(tmp_path / "elsewhere", page, ["grpo-short-closed", "sas"], [0, 1], max_steps=1)
     assert (page / "README.md").read_text() == text
     # What is run again replaces what was known of it; what is under way is left out.
     tables = {name: getattr(records, name) for name in ("samples", "updates")}
@@ -144,15 +144,38 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     for name, rows in tables.items():
         assert len(getattr(merged, name)) == len(rows) - (rows["arm"] == "sas").sum() // 2 + 1
     next((folder / "sas" / "1" / "samples").glob("samples-*.parquet")).unlink()
-    assert Results(collect_records(folder)).seeds == {"vanilla": [0], "grpo-short": [0, 1], "sas": [0]}
+    assert Results(collect_records(folder)).seeds == {"vanilla": [0], "grpo-short-closed": [0, 1], "sas": [0]}
     with pytest.raises(ValueError, match=r"page: .* holds a study"):
         study.study(folder, page, ["sas"], [0], max_steps=2)
     with pytest.raises(ValueError, match=r"output_dir: .* holds a study"):
         study.study(folder, tmp_path / "new", ["sas"], [0], max_steps=2)
     others = [replace(arm, options=arm.options | {"epsilon": 0.1}) if arm.name == "sas" else arm for arm in ARMS]
     monkeypatch.setattr(run, "ARMS", others)
-    with pytest.raises(ValueError, match=r"page: .* other settings \(sas: .*'epsilon': 0.1"):
+    with pytest.raises(ValueError, match=r"output_dir: .* other settings \(sas: .*'epsilon': 0.1"):
         study.study(folder, page, ["sas"], [0], max_steps=1)
+
+
+@pytest.mark.timeout(600)
+def test_arms_with_other_settings_are_marked_until_they_are_run_again(small, tmp_path, monkeypatch):
+    page = tmp_path / "page"
+    study.study(tmp_path / "first", page, ["grpo-short-closed", "sas"], [0], max_steps=1)
+    text = (page / "README.md").read_text()
+    assert "†" not in text
+    others = [replace(arm, options=arm.options | {"epsilon": 0.1}) if arm.name == "sas" else arm for arm in ARMS]
+    monkeypatch.setattr(run, "ARMS", others)
+    study.study(tmp_path / "second", page, [], [0], max_steps=1, page_only=True)
+    marked = (page / "README.md").read_text()
+    assert "- `sas`: `epsilon` is 0.1, was the default." in marked
+    assert "| sas † | 1 |" in marked and "| grpo-short-closed | 1 |" in marked
+    assert "`sas` † against `grpo-short-closed` (seeds: 1 and 1)" in marked
+    kept = [line for line in marked.replace(" †", "").splitlines() if line in text.splitlines()]
+    assert len(kept) >= len(text.splitlines()) - 1  # the same numbers
+    study.study(tmp_path / "second", page, ["sas"], [1], max_steps=1)
+    again = (page / "README.md").read_text()
+    assert "†" not in again and "| sas | 1 |" in again  # the old training of seed 0 is not among those of today
+    records = read_records(page)
+    assert records.done == {("vanilla", 0), ("grpo-short-closed", 0), ("sas", 1)}
+    assert json.loads((page / "study.json").read_text())["sas"]["options"]["epsilon"] == 0.1
 
 
 def test_what_was_lost_is_left_out(small, tmp_path):

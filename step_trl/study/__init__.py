@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from .arms import jobs
+from .arms import ARMS, jobs
 from .page import write_page
 from .records import collect_records, read_records, write_records
-from .run import check_settings, run_study
+from .run import check_settings, note_settings, run_study
 
 
 def study(
@@ -21,8 +21,8 @@ def study(
         output_dir (`Path`):
             For models and samples.
         page (`Path`):
-            For the page and its records. What they hold is done, wherever it was run; a training that `output_dir`
-            holds as well is taken from there.
+            For the page and its records. What they hold is done, wherever it was run, but for arms that have other
+            settings by now; a training that `output_dir` holds as well is taken from there.
         arms (`Sequence[str]`):
             Names; all arms if there are none.
         seeds (`Sequence[int]`):
@@ -33,9 +33,15 @@ def study(
             Train nothing.
     """
     chosen = jobs(seeds, arms)
-    check_settings("page", page, max_steps)
-    if not page_only:
-        run_study(output_dir, chosen, max_steps, read_records(page).done)
-    records = read_records(page).updated_by(collect_records(output_dir))
+    changed = check_settings("page", page, max_steps, but_for=[arm.name for arm in ARMS])
+    if page_only:
+        check_settings("output_dir", output_dir, max_steps)
+    else:
+        run_study(output_dir, chosen, max_steps, read_records(page).without(changed).done)
+    newer = collect_records(output_dir)
+    again = {arm for arm, _ in newer.done} & changed.keys()
+    records = read_records(page).without(again).updated_by(newer)
+    old = {arm: changes for arm, changes in changed.items() if arm not in again}
+    note_settings(page, max_steps, old)
     write_records(records, page)
-    write_page(records, page, max_steps)
+    write_page(records, page, max_steps, old)

@@ -65,6 +65,7 @@ _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, r
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # whose the tables are that compare all methods
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
+_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer: what SAS is compared with has the same
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
@@ -80,12 +81,14 @@ _PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, 
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
-    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAS, _SAS_PARTS)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO,)),
+    Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
     Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
     Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
-    Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO, _SAS)),
+    Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO,)),
+    Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **_CLOSED}, (_SAS,)),
     Arm("grpo-lp", "grpo", {"length_reward": "kimi"}, (_STEP_GRPO,)),
     Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
     Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
@@ -95,20 +98,20 @@ ARMS: tuple[Arm, ...] = (
         start=_PROMPTED_CUTS,
     ),
     Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
-    Arm("train-efficiently", "grpo", {**_SHORT, "length_reward": "train_efficiently"}, (_SAS,)),
+    Arm("train-efficiently", "grpo", {**_SHORT, **_CLOSED, "length_reward": "train_efficiently"}, (_SAS,)),
     _PROMPTED,
     Arm(
-        "l1-exact", "grpo", {**_SHORT, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA}, (_SAS,),
-        targets=_L1_TARGETS, start=_PROMPTED,
+        "l1-exact", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA},
+        (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
     ),
     Arm(
-        "l1-max", "grpo", {**_SHORT, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA}, (_SAS,),
-        targets=_L1_TARGETS, start=_PROMPTED,
+        "l1-max", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA},
+        (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
     ),
-    Arm("lapo-d", "grpo", {**_SHORT, **_LAPO[0]}, (_SAS,)),
-    Arm("lapo-i", "grpo", _SHORT, (_SAS,), stages=_LAPO, start=_PROMPTED),
+    Arm("lapo-d", "grpo", {**_SHORT, **_CLOSED, **_LAPO[0]}, (_SAS,)),
+    Arm("lapo-i", "grpo", _SHORT | _CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
     Arm(
-        "thinkprune", "grpo", {}, (_SAS,),
+        "thinkprune", "grpo", _CLOSED, (_SAS,),
         stages=tuple(
             {"max_completion_length": limit, "system_prompt": LIMIT_PROMPT.format(limit)} for limit in _LIMITS
         ),
@@ -131,7 +134,7 @@ ARMS: tuple[Arm, ...] = (
         Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
-    Arm("grpo-short-long", "grpo", _SHORT, (_LONG,), 5.0, True, 4),
+    Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )  # fmt: skip
 

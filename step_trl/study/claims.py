@@ -98,15 +98,16 @@ CLAIMS: tuple[Claim, ...] = (
         _STEP, "fewer of its steps are redundant", "step-grpo", "vanilla", "redundancy", "lower", "10.9 %, the least",
     ),
     Claim(
-        _SAS, "GRPO in a short context shortens", "grpo-short", "vanilla", "tokens", "lower", "3,775, 5,118 tokens",
+        _SAS, "GRPO in a short context shortens",
+        "grpo-short-closed", "vanilla", "tokens", "lower", "3,775, 5,118 tokens",
     ),
     Claim(
         _SAS, "SAS is more accurate than GRPO in a short context",
-        "sas", "grpo-short", "accuracy", "higher", "54.5, 53.6 %",
+        "sas", "grpo-short-closed", "accuracy", "higher", "54.5, 53.6 %",
     ),
     Claim(
         _SAS, "SAS is shorter than GRPO in a short context",
-        "sas", "grpo-short", "tokens", "lower", "3,407, 3,775 tokens",
+        "sas", "grpo-short-closed", "tokens", "lower", "3,407, 3,775 tokens",
     ),
     Claim(_SAS, "L1-Max is shorter than SAS", "l1-max", "sas", "tokens", "lower", "2,071, 3,407 tokens"),
     Claim(_SAS, "L1-Max is less accurate than SAS", "l1-max", "sas", "accuracy", "lower", "52.0, 54.5 %"),
@@ -128,7 +129,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(_SAS, "a ratio of 0.9 is less accurate than 0.3", "ratio-0.9", "sas", "accuracy", "lower", "53.1, 54.5 %"),
     Claim(
         _SAS, "trained for long, GRPO in a short context loses accuracy",
-        "grpo-short-long", "grpo-short", "accuracy", "lower",
+        "grpo-short-long", "grpo-short-closed", "accuracy", "lower",
     ),
     Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
 )  # fmt: skip
@@ -137,7 +138,7 @@ CHOICES = (  # what the papers leave open, or their releases do otherwise: text,
     ("`keep_trigger=False`", "trigger-dropped", "step-grpo"),
     ("`train_on_injected_tokens=False`", "injected-not-trained", "step-grpo"),
     ("Step-GRPO as it was released", "step-grpo-released", "step-grpo"),
-    ("`failed_step_advantage=1.0`, the default, by the earlier version of the paper", "sas-failed-1", "sas"),
+    ("`failed_step_advantage=1.0`, by the earlier version of the paper", "sas-failed-1", "sas"),
     ("SAS as it was released", "sas-released-slip", "sas"),
 )
 
@@ -153,7 +154,8 @@ def claim_lines(results: Results) -> list[str]:
             missing.append(claim.text)
             continue
         found = results.difference(claim.left, claim.right, *about)
-        compared = f"`{claim.left}` against `{claim.right}`" + (f" on `{claim.benchmark}`" if claim.benchmark else "")
+        compared = " against ".join(results.marked(name, f"`{name}`") for name in arms)
+        compared += f" on `{claim.benchmark}`" if claim.benchmark else ""
         paper = f" The paper: {claim.paper}." if claim.paper else ""
         lines.append(
             f"- {claim.source}: {claim.text}. **{verdict(found, claim.direction)}**: {compared} "
@@ -171,7 +173,8 @@ def choice_lines(results: Results) -> list[str]:
         if left in results.samples and right in results.samples:
             numbers = [_numbers(results.difference(left, right, name), name) for name in ("accuracy", "tokens")]
             seeds = f"{len(results.seeds[left])} and {len(results.seeds[right])}"
-            lines.append(f"- {text}: `{left}` against `{right}` (seeds: {seeds}), {', '.join(numbers)}.")
+            compared = " against ".join(results.marked(name, f"`{name}`") for name in (left, right))
+            lines.append(f"- {text}: {compared} (seeds: {seeds}), {', '.join(numbers)}.")
     return lines
 
 
@@ -182,7 +185,9 @@ def order_lines(results: Results, method: str, others: Sequence[str]) -> list[st
         accuracy, tokens = (results.difference(name, method, measure) for measure in ("accuracy", "tokens"))
         sides = ((accuracy, "more accurate", "less accurate"), (tokens, "longer", "shorter"))
         said = [above if found.low > 0 else below for found, above, below in sides if found.low * found.high > 0]
-        lines.append(f"| {name} | {_interval(accuracy, 100)} | {_interval(tokens, 1)} | {', '.join(said)} |")
+        lines.append(
+            f"| {results.marked(name)} | {_interval(accuracy, 100)} | {_interval(tokens, 1)} | {', '.join(said)} |"
+        )
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,7 @@ from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
 from .claims import choice_lines, claim_lines, order_lines
 from .pictures import draw
 from .records import PHASES, Records
-from .results import Results
+from .results import OLD, Results
 from .run import SAMPLES, VANILLA
 
 
@@ -20,7 +20,7 @@ _MEASURES = {"accuracy": (100, 1), "tokens": (1, 0), "steps": (1, 2), "cr": (1, 
 _HEAD = ["", "seeds", "accuracy, %", "tokens", "steps", "CR", "AES", "± accuracy", "± tokens"]
 
 
-def write_page(records: Records, page: Path, max_steps: int) -> None:
+def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, str] | None = None) -> None:
     """
     Write `README.md`, `summary.csv` and the pictures.
 
@@ -31,8 +31,11 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
             Folder to write to.
         max_steps (`int`):
             Of the study.
+        old (`Mapping[str, str]`, *optional*):
+            Arms whose trainings had other settings than the arm has now, and which these are.
     """
-    results = Results(records)
+    old = old or {}
+    results = Results(records, old)
     page.mkdir(parents=True, exist_ok=True)
     done = [arm for arm in ARMS if arm.name in results.samples]
     tables = {name: results.table(name) for name in (VANILLA, *(arm.name for arm in done))}
@@ -49,6 +52,7 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
         "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
         "The tuning protocol is in `step_trl/study/arms.py`.",
         "",
+        *_old_lines(old),
         "## Claims",
         "",
         _chance(results),
@@ -71,10 +75,24 @@ def write_page(records: Records, page: Path, max_steps: int) -> None:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
     lines += [*_phase_rows(results, [arm for arm in done if not arm.sweep]), ""]
-    lines += ["## By benchmark", "", markdown_table(tables), ""]
+    lines += ["## By benchmark", "", markdown_table({results.marked(name): rows for name, rows in tables.items()}), ""]
     for name in draw(results, tables, done, page):
         lines += [f"![{name}]({name}.png)", ""]
     (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _old_lines(old: Mapping[str, str]) -> list[str]:
+    if not old:
+        return []
+    return [
+        "## To be run again",
+        "",
+        f"Arms that are marked {OLD} were trained with other settings than they have now. Their rows, and the claims "
+        "that they are part of, are about those settings until they are run again:",
+        "",
+        *(f"- `{name}`: {changes}." for name, changes in old.items()),
+        "",
+    ]
 
 
 def _hours(results: Results) -> str:
@@ -101,7 +119,7 @@ def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Seque
     lines = [f"| {' | '.join(_HEAD)} |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
     for name in (VANILLA, *(arm.name for arm in arms)):
         row = tables[name].loc["overall"]
-        cells = [name, str(len(results.seeds[name]))]
+        cells = [results.marked(name), str(len(results.seeds[name]))]
         for measure, (scale, digits) in _MEASURES.items():
             low, high = (f"{scale * row[f'{measure}_{end}']:.{digits}f}" for end in ("low", "high"))
             cells.append(f"{scale * row[measure]:.{digits}f} [{low}, {high}]")
@@ -128,7 +146,7 @@ def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequen
             f"{number} | {100 * row['accuracy']:.1f} | {row['tokens']:.0f}"
             for number, row in ((seeds, before), (len(results.seeds[arm.name]), after))
         ]
-        lines.append(f"| {arm.name} | {' | '.join(cells)} |")
+        lines.append(f"| {results.marked(arm.name)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -136,5 +154,6 @@ def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
     lines = [f"| | | {' | '.join(PHASES)} | sum |", "|---|---" + "|---:" * (len(PHASES) + 1) + "|"]
     for arm in arms:
         for time, row in results.phases(arm.name).iterrows():
-            lines.append(f"| {arm.name} | {time} | {' | '.join(f'{value:.2f}' for value in row)} | {row.sum():.2f} |")
+            cells = [results.marked(arm.name), time, *(f"{value:.2f}" for value in (*row, row.sum()))]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines

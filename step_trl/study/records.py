@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,10 @@ class Records:
         """Arms and seeds whose trained models are evaluated, the vanilla model with seed 0."""
         trained = self.samples.loc[self.samples["model"] == TRAINED, TRAINING].drop_duplicates()
         return {(str(arm), int(seed)) for arm, seed in trained.itertuples(index=False)}
+
+    def without(self, arms: Collection[str]) -> Records:
+        """Those of other arms."""
+        return Records(*(rows[~rows["arm"].isin(list(arms))] for rows in (self.samples, self.updates)))
 
     def updated_by(self, newer: Records) -> Records:
         """Both; where both know a training, what the newer ones say of it."""

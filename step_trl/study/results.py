@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from .run import SAMPLES, VANILLA
 
 RESAMPLES = 2000  # of a table
 DRAWS = 20_000  # of a difference, whose interval may end near 0
+OLD = "†"  # marks arms that are to be run again
 COLUMNS = {"accuracy": "correct"}  # of the samples, where a measure is called otherwise
 
 
@@ -41,6 +43,8 @@ class Results:
     Args:
         records ([`~step_trl.study.records.Records`]):
             Of all trainings.
+        old (`Container[str]`, *optional*):
+            Arms that have other settings by now, and are to be run again.
 
     Attributes:
         seeds (`dict[str, list[int]]`):
@@ -50,8 +54,9 @@ class Results:
             problem.
     """
 
-    def __init__(self, records: Records):
+    def __init__(self, records: Records, old: Container[str] = ()):
         self.records = records
+        self.old = old
         self.seeds: dict[str, list[int]] = {}
         self.samples: dict[str, pd.DataFrame] = {}
         self._known_means: dict[tuple[str, str, str | None], pd.Series] = {}
@@ -61,6 +66,10 @@ class Results:
             number = rows["seed"].map(self.seeds[str(name)].index)
             rows = rows.assign(sample=rows["sample"] + number * SAMPLES)
             self.samples[str(name)] = rows.drop(columns=TARGET_COLUMN) if rows[TARGET_COLUMN].isna().all() else rows
+
+    def marked(self, name: str, text: str | None = None) -> str:
+        """The name of an arm, or another text for it, with a mark if it is an old one."""
+        return (name if text is None else text) + f" {OLD}" * (name in self.old)
 
     def table(self, name: str) -> pd.DataFrame:
         """[`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""

@@ -180,20 +180,62 @@ def whole_evaluation() -> int:
     return PROBLEMS * SAMPLES * len(testbed.EVALUATION_SPLITS)
 
 
-def check_settings(field: str, folder: Path, max_steps: int) -> None:
-    """Note a study's settings in a folder. Raises a `ValueError` that names `field` if it holds another study."""
+def check_settings(field: str, folder: Path, max_steps: int, but_for: Container[str] = ()) -> dict[str, str]:
+    """
+    Compare today's settings with those of the study in a folder.
+
+    Args:
+        field (`str`), folder (`Path`):
+            What errors call the folder, and the folder. It may hold no study.
+        max_steps (`int`):
+            Updates of an arm of budget 1.
+        but_for (`Container[str]`, *optional*):
+            Arms that may have others.
+
+    Returns:
+        `dict[str, str]`: of the arms that do, what has changed.
+
+    Raises:
+        `ValueError`: something else has changed; names `field` and the settings.
+    """
+    settings, earlier = _settings(max_steps), _recorded(folder)
+    changed = [name for name, value in settings.items() if earlier.get(name, value) != value]
+    if refused := [name for name in changed if name not in but_for]:
+        told = "; ".join(f"{name}: {earlier[name]}, now {settings[name]}" for name in refused)
+        raise ValueError(f"{field}: {folder} holds a study with other settings ({told}). Set another folder.")
+    return {name: _changes(earlier[name], settings[name]) for name in changed}
+
+
+def note_settings(folder: Path, max_steps: int, old: Container[str] = ()) -> None:
+    """Write today's settings beside a study, but for those of old arms, which keep what they were trained with."""
+    earlier = _recorded(folder)
+    settings = {name: earlier[name] if name in old else value for name, value in _settings(max_steps).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    _file(folder).write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _file(folder: Path) -> Path:
+    return folder / "study.json"
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    return json.loads(_file(folder).read_text()) if _file(folder).exists() else {}
+
+
+def _settings(max_steps: int) -> dict[str, Any]:
+    """As they are read from a file."""
     settings: dict[str, Any] = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
     settings |= {"training": TRAINING, "evaluation": EVALUATION, "max_completion_length": MAX_COMPLETION_LENGTH}
-    settings |= {arm.name: _described(arm) for arm in ARMS}
-    settings = json.loads(json.dumps(settings))
-    path = folder / "study.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    others = [name for name, value in settings.items() if earlier.get(name, value) != value]
-    if others:
-        told = "; ".join(f"{name}: {earlier[name]}, now {settings[name]}" for name in others)
-        raise ValueError(f"{field}: {folder} holds a study with other settings ({told}). Set another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    return json.loads(json.dumps(settings | {arm.name: _described(arm) for arm in ARMS}))
+
+
+def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of what [`_described`] tells of an arm; its options one by one."""
+    before, after = ({**arm, **arm["options"]} for arm in (earlier, now))
+    names = [name for name in {**before, **after} if name != "options" and before.get(name) != after.get(name)]
+    return ", ".join(
+        f"`{name}` is {after.get(name, 'the default')}, was {before.get(name, 'the default')}" for name in names
+    )
 
 
 def _described(arm: Arm) -> dict[str, Any]:
@@ -219,6 +261,7 @@ def run_study(
             Names and seeds of arms that are left out, that of the vanilla model, seed 0, included.
     """
     check_settings("output_dir", folder, max_steps)
+    note_settings(folder, max_steps)
     if (VANILLA, 0) not in done:
         (folder / VANILLA).mkdir(exist_ok=True)
         with FileLock(folder / VANILLA / "lock"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,11 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
     [`~trl.GRPOTrainer`] that knows which completions are correct.
 
     The first reward function is the correctness signal: a completion is correct when it returns more than 0.5. Without
-    reward functions, it is math accuracy against the row's `solution`.
+    reward functions, the signal is the environment's own reward where there is one, and otherwise math accuracy
+    against the row's `solution`.
+
+    A completion whose reward functions all return `None` counts as not correct, and is not trained on, as in TRL: the
+    columns that our trainers add are `None`, too.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -36,18 +41,31 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
             Configuration of the class named by `config_class`.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
             Rows with `prompt` and what the reward functions need.
+        eval_dataset, processing_class, reward_processing_classes (*optional*):
+            As in [`~trl.GRPOTrainer`].
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
     """
 
     config_class: type[EfficientReasoningConfig] = EfficientReasoningConfig
-    default_reward: Callable[..., Any] = staticmethod(math_accuracy_reward)
     args: EfficientReasoningConfig
     model: PreTrainedModel
     _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
+    _unscorable: torch.Tensor  # (B_global,) bool: no reward function has scored the completion
+    _correctness_columns: int = 1  # of the rewards, from the first
     _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        reward_processing_classes=None,
+        **kwargs,
+    ):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
@@ -56,66 +74,91 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
                 f"args: a {type(args).__name__} is no {self.config_class.__name__}. Give {type(self).__name__} a "
                 f"{self.config_class.__name__}, which has all fields of GRPOConfig."
             )
-        self._check_datasets(model, args, train_dataset, reward_funcs is None, kwargs)
+        if reward_funcs is not None and args.require_end_of_thinking != type(args).require_end_of_thinking:
+            raise ValueError(
+                f"require_end_of_thinking: {args.require_end_of_thinking} is about the default reward, and there are "
+                "reward_funcs. Leave it out, or give functools.partial(math_accuracy_reward, "
+                f"require_end_of_thinking={args.require_end_of_thinking}) as the first of them."
+            )
+        if kwargs.get("environment_factory") is None:  # otherwise the environment owns the prompts
+            datasets = _by_name(train_dataset, eval_dataset)
+            self._check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
         super().__init__(
             model,
-            self.default_reward if reward_funcs is None else reward_funcs,
+            _default_reward(args) if reward_funcs is None else _own_list(reward_funcs),
             args,
             train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            reward_processing_classes=_own_list(reward_processing_classes),
             **kwargs,
         )
+        if reward_funcs is None:
+            self._prefer_the_environments_rewards()
         self.add_callback(SignalWarnings())
 
+    def _prefer_the_environments_rewards(self) -> None:
+        """Drop the default reward where TRL has found rewards of environments: a column for each of their classes."""
+        environments = len(self.reward_funcs) - 1
+        if environments == 0:
+            return
+        for columns in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
+            del columns[0]
+        self.reward_weights = self.reward_weights[1:]
+        self._correctness_columns = environments
+        self.status.headline = self._headline()
+
     def _check_datasets(
-        self, model, args, train_dataset, needs_solution: bool, kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
-        """Fail on unusable rows before a model is loaded. Returns the data sets by what errors call them."""
-        if kwargs.get("environment_factory") is not None:
-            return {}  # the environment owns the prompts
-        evaluation = kwargs.get("eval_dataset")
-        datasets = {"train_dataset": train_dataset}
-        datasets |= evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}
-        datasets = {name: dataset for name, dataset in datasets.items() if dataset is not None}
+        self, model, args, datasets: dict[str, Any], processing_class, *, needs_solution: bool
+    ) -> None:
+        """Fail on unusable rows before a model is loaded; `datasets` by what errors call them."""
         loading = loading_options(args)
         config = AutoConfig.from_pretrained(model, **loading) if isinstance(model, str) else model.config
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        tokenizer = kwargs.get("processing_class")
+        tokenizer = processing_class
         if tokenizer is None and isinstance(model, str):
             tokenizer = AutoTokenizer.from_pretrained(model, **loading)
         for name, dataset in datasets.items():
             validate_rows(dataset, needs_solution=needs_solution, name=name)
             if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
                 validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
-        return datasets
 
     def _prepare_inputs(self, generation_batch):
         steps_per_generation = cast("int", self.args.steps_per_generation)  # TRL has filled it in
         generate_every = steps_per_generation * self.num_iterations
         generated = self.model.training and (self._step % generate_every == 0 or self._buffered_inputs is None)
         inputs = super()._prepare_inputs(generation_batch)
-        if not generated or self._buffered_inputs is None:
+        if not generated or self._buffered_inputs is None or not self.args.reduce_padding:
             return inputs
         if self._may_sort(inputs):
             self._buffered_inputs = sort_by_length(self._buffered_inputs, self.args.gradient_accumulation_steps)
-        self._buffered_inputs = [trim_padding(batch) for batch in self._buffered_inputs]
+        multiple = cast("int | None", self.pad_to_multiple_of)  # TRL has resolved "auto"
+        self._buffered_inputs = [trim_padding(batch, multiple) for batch in self._buffered_inputs]
         return self._buffered_inputs[self._step % steps_per_generation]
 
     def _may_sort(self, inputs: dict[str, Any]) -> bool:
         """Whether the gradient of an update does not depend on which rows share a micro-batch."""
         args = self.args
         return (
-            args.sort_by_length
-            and cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
-            and args.loss_type not in ("bnpo", "luspo")  # normalised by the micro-batch's own tokens
+            cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
+            and args.loss_type != "bnpo"  # normalised by the micro-batch's own tokens
             and args.top_entropy_quantile == 1.0  # a quantile of the micro-batch
+            and not self._entropy_bonus_enabled  # a mean over its tokens
+            and not self.aux_loss_enabled  # balances the experts within it
             and not any(isinstance(value, list) for value in inputs.values())  # images
         )
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._correct = rewards_per_func[:, 0] > 0.5  # NaN, an unscorable completion, is not correct
+        self._correct = (rewards_per_func[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
+        self._unscorable = rewards_per_func.isnan().all(dim=1)
         self._follow_rewards(inputs, self._local(self._correct).tolist())
         return rewards_per_func
+
+    def _fill_reward_column(self, rewards_per_func: torch.Tensor, name: str, rewards: torch.Tensor) -> None:
+        """Write the rewards `(B_global,)` of a column; NaN where the others are, so that TRL leaves the row out."""
+        column = self.reward_func_names.index(name)
+        rewards_per_func[:, column] = rewards.to(rewards_per_func).masked_fill(self._unscorable, torch.nan)
 
     def _compute_loss(self, model, inputs):
         self._loss_inputs = inputs = dict(inputs)
@@ -135,9 +178,10 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
         policy's log-probabilities `(B, T)` are known.
         """
 
-    def _add_reward_column(self, name: str, reward_func: Callable[..., Any], weight: float) -> None:
+    def _add_reward_column(self, name: str, weight: float) -> None:
+        """A column that `_fill_reward_column` is to fill in once the others are known and gathered."""
         self.reward_func_names.append(name)
-        self.reward_funcs.append(reward_func)
+        self.reward_funcs.append(_no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
         self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
         self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
 
@@ -155,6 +199,22 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
         return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
 
 
-def filled_in_after_the_gather(completions, **kwargs) -> list[float]:
-    """Placeholder of a column that is relative to a group: a process may see only a part of one."""
-    return [0.0] * len(completions)
+def _own_list(values: Any) -> Any:
+    """A list that columns can be added to without a change to the caller's."""
+    return list(values) if isinstance(values, list) else values
+
+
+def _no_reward_yet(completions, **kwargs) -> list[None]:
+    """`None`, so that TRL sees whether any other function has scored a completion, and warns where none has."""
+    return [None] * len(completions)
+
+
+def _default_reward(args: EfficientReasoningConfig) -> Callable[..., Any]:
+    return partial(math_accuracy_reward, require_end_of_thinking=args.require_end_of_thinking)
+
+
+def _by_name(train_dataset, eval_dataset) -> dict[str, Any]:
+    """The data sets that there are, by what errors call them."""
+    datasets = {"train_dataset": train_dataset}
+    datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    return {name: dataset for name, dataset in datasets.items() if dataset is not None}

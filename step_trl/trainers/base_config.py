@@ -43,10 +43,15 @@ class EfficientReasoningConfig(GRPOConfig):
         lapo_lengths (`str`, *optional*):
             File of the lengths that LAPO's first stage found, for `length_reward="lapo_internalization"`. By default
             `lapo_lengths.json` in the model's folder, where the first stage saves it.
-        sort_by_length (`bool`, *optional*, defaults to `True`):
-            Put completions of like length into one micro-batch of an update, which saves padding and does not change
-            the gradient. Ignored where it would: loss types `"bnpo"` and `"luspo"`, `top_entropy_quantile` below 1,
-            images.
+        require_end_of_thinking (`bool`, *optional*, defaults to `False`):
+            Whether the default reward, math accuracy, is 0 for a completion without `</think>`. True in
+            [`SASConfig`]: set it in what SAS is compared with, so that both train on the same reward.
+        reduce_padding (`bool`, *optional*, defaults to `True`):
+            Put completions of like length into one micro-batch of an update, and leave out the columns that are
+            padding in all of its rows. Neither changes the gradient of an update but for rounding. Completions stay
+            where they are if it would: with loss type `"bnpo"`, `top_entropy_quantile` below 1, an entropy bonus, a
+            router's auxiliary loss, or images. With `False`, micro-batches are TRL's, and so are all results, to the
+            bit.
         seeded_rollouts (`bool`, *optional*):
             Give each completion of a truncated rollout a seed of its own, drawn from `seed` and its place in the batch
             of all processes, so that a run can be repeated. By default in process but not on servers: vLLM samples
@@ -81,8 +86,11 @@ class EfficientReasoningConfig(GRPOConfig):
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
         default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
     )
-    sort_by_length: bool = field(
-        default=True, metadata={"help": "Put completions of like length into one micro-batch: less padding."}
+    require_end_of_thinking: bool = field(
+        default=False, metadata={"help": "The default reward is 0 for a completion without </think>."}
+    )
+    reduce_padding: bool = field(
+        default=True, metadata={"help": "Put completions of like length into one micro-batch, and trim its padding."}
     )
     seeded_rollouts: bool | None = field(
         default=None, metadata={"help": "Give each completion a seed of its own. By default in process only."}

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 
 Batch = dict[str, Any]
+
+# Of shape (B, P+C): prompt and completion side by side.
+_WHOLE_SEQUENCES = ("token_type_ids", "mm_token_type_ids")
+# Their second dimension counts no tokens, even where it happens to equal the completions' length.
+_IMAGES = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_sizes",
+    "image_position_ids",
+)
 
 
 def sort_by_length(batches: list[Batch], per_update: int) -> list[Batch]:
@@ -44,25 +57,37 @@ def sort_by_length(batches: list[Batch], per_update: int) -> list[Batch]:
     return sorted_batches
 
 
-def trim_padding(batch: Batch) -> Batch:
+def trim_padding(batch: Batch, multiple: int | None = None) -> Batch:
     """
     Leave out the columns that are padding in every row: of prompts on the left, of completions on the right.
 
     Args:
         batch (`dict`):
-            Tensors of a micro-batch; those of the shape of `completion_ids` `(B, T)` are trimmed with it.
+            Tensors of a micro-batch. Those of the shape of `completion_ids` `(B, C)` are trimmed with it, and token
+            type ids `(B, P+C)` with both it and `prompt_ids` `(B, P)`.
+        multiple (`int`, *optional*):
+            Keep a multiple of so many columns of each, as `pad_to_multiple_of` asks for.
 
     Returns:
-        `dict`: the same rows with fewer columns, at least one.
+        `dict`: the same rows with fewer columns, at least one of each.
     """
-    completion_shape = batch["completion_mask"].shape
-    length = max(1, int(batch["completion_mask"].sum(dim=1).max()))
-    trimmed = {
-        name: value[:, :length] if torch.is_tensor(value) and value.shape == completion_shape else value
+    prompt_mask, completion_mask = batch["prompt_mask"], batch["completion_mask"]
+    width = prompt_mask.size(1)
+    first = width - _columns_to_keep(prompt_mask, multiple)
+    last = _columns_to_keep(completion_mask, multiple)
+    columns = dict.fromkeys(("prompt_ids", "prompt_mask"), slice(first, None))
+    columns |= dict.fromkeys(_WHOLE_SEQUENCES, slice(first, width + last))
+    columns |= {
+        name: slice(last)
         for name, value in batch.items()
+        if torch.is_tensor(value) and value.shape == completion_mask.shape and name not in (*columns, *_IMAGES)
     }
-    width = max(1, int(batch["prompt_mask"].sum(dim=1).max()))
-    return trimmed | {name: batch[name][:, -width:] for name in ("prompt_ids", "prompt_mask")}
+    return batch | {name: batch[name][:, kept] for name, kept in columns.items() if name in batch}
+
+
+def _columns_to_keep(mask: torch.Tensor, multiple: int | None) -> int:
+    longest = max(1, int(mask.sum(dim=1).max()))
+    return min(mask.size(1), math.ceil(longest / (multiple or 1)) * (multiple or 1))
 
 
 def _has_rows(value: Any, rows: int) -> bool:

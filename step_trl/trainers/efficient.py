@@ -17,7 +17,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..budgets import TARGET_COLUMN, validate_targets
 from ..rewards.terms import TARGETS_IN_ROWS, length_term
-from .base import BaseTrainer, filled_in_after_the_gather
+from .base import BaseTrainer
 from .lapo import FILE as LAPO_FILE
 from .lapo import SolutionLengths, state_length
 
@@ -35,6 +35,8 @@ class EfficientReasoningTrainer(BaseTrainer):
             Configuration; `length_reward` names the reward. Without one, this is GRPO.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`; with `solution` for the default reward; with `target_tokens` for L1.
+        eval_dataset, processing_class (*optional*):
+            As in [`~trl.GRPOTrainer`].
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
 
@@ -54,17 +56,26 @@ class EfficientReasoningTrainer(BaseTrainer):
     ```
     """
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, **kwargs):
-        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        **kwargs,
+    ):
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         self._solution_lengths = self._lapo_lengths(model)
         if self.args.length_reward is not None:
-            self._add_reward_column(self._length_column, filled_in_after_the_gather, self.args.length_reward_weight)
+            self._add_reward_column(self._length_column, self.args.length_reward_weight)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.args.length_reward is not None:
-            column = self.reward_func_names.index(self._length_column)
-            rewards_per_func[:, column] = self._length_term(inputs, completion_ids_list)
+            terms = self._length_term(inputs, completion_ids_list)
+            self._fill_reward_column(rewards_per_func, self._length_column, terms)
         return rewards_per_func
 
     def _length_term(self, inputs, completion_ids_list) -> torch.Tensor:
@@ -123,12 +134,11 @@ class EfficientReasoningTrainer(BaseTrainer):
         self.add_callback(memory)
         return memory
 
-    def _check_datasets(self, model, args, train_dataset, needs_solution, kwargs):
-        datasets = super()._check_datasets(model, args, train_dataset, needs_solution, kwargs)
+    def _check_datasets(self, model, args, datasets, processing_class, *, needs_solution):
+        super()._check_datasets(model, args, datasets, processing_class, needs_solution=needs_solution)
         if args.length_reward in TARGETS_IN_ROWS:
             for name, dataset in datasets.items():
                 validate_targets(dataset, args.length_reward, name=name)
-        return datasets
 
     @property
     def _length_column(self) -> str:

@@ -5,19 +5,17 @@ Departures from GRPO:
 1. The thought of a completion is split into steps at blank lines.
 2. The confidence of a step is the mean log-probability of its tokens under the policy (eq. 3).
 3. The least confident steps of correct completions get advantage 0 (eq. 4).
-4. The most confident steps of failed completions get advantage 1 (eq. 5), or 0 as in the paper's later version.
+4. The most confident steps of failed completions get advantage 0, as in the paper's later version, or 1 (eq. 5).
 """
 
 from __future__ import annotations
 
 import textwrap
-from functools import partial
 from typing import Any
 
 import torch
 
 from ..advantages import select_step_advantages, step_confidences
-from ..rewards import math_accuracy_reward
 from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter, Segmenter
 from .efficient import EfficientReasoningTrainer
@@ -56,7 +54,8 @@ class StepSelectionMixin(EfficientReasoningTrainer):
             # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has none
             # to withhold, and would get away with the unsure steps that made it long.
             blamed = output["correct"] & (output["advantages"] < 0)
-            output["step_ids"] = step_ids.masked_fill(blamed[:, None], -1)
+            left_alone = blamed | self._local(self._unscorable)
+            output["step_ids"] = step_ids.masked_fill(left_alone[:, None], -1)
         return output
 
     def _refine_loss_inputs(self, inputs, logps):
@@ -116,11 +115,14 @@ class SASTrainer(StepSelectionMixin):
             The policy.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
             Math accuracy after `</think>` by default; otherwise the first one tells which completions are correct
-            (more than 0.5).
+            (more than 0.5). A comparison with another trainer needs the same reward there:
+            `require_end_of_thinking=True`.
         args ([`SASConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
+        eval_dataset, processing_class (*optional*):
+            As in [`~trl.GRPOTrainer`].
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
             What a step is, in place of `step_delimiter`; tokens whose step id is -1 are not selected on.
         **kwargs:
@@ -159,10 +161,20 @@ class SASTrainer(StepSelectionMixin):
     }
     config_class = SASConfig
     args: SASConfig
-    default_reward = staticmethod(partial(math_accuracy_reward, require_end_of_thinking=True))
 
-    def __init__(self, model, reward_funcs=None, args=None, train_dataset=None, *, segmenter=None, **kwargs):
-        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        *,
+        segmenter=None,
+        **kwargs,
+    ):
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         self._enable_step_selection(self.args, segmenter)
 
     def _headline(self):

@@ -20,9 +20,10 @@ class StepSelection:
             r: share of the steps of a correct completion that lose their advantage.
         step_delimiter (`str`, *optional*, defaults to a blank line):
             Text that closes a step.
-        failed_step_advantage (`float`, *optional*, defaults to `1.0`):
-            Advantage of the `ceil((1 - r) * N)` most confident steps of a failed completion. `0.0` selects the later
-            rule: the `floor(r * N)` most confident ones get 0.
+        failed_step_advantage (`float`, *optional*, defaults to `0.0`):
+            Advantage of the most confident steps of a failed completion: with `0.0` of the `floor(r * N)` most
+            confident ones, the rule of the paper's later version; with any other value, such as the `1.0` of its
+            earlier version, of the `ceil((1 - r) * N)` most confident ones.
         selection (`str`, *optional*, defaults to `"both"`):
             Completions to select on: `"both"`, `"correct"` or `"failed"`.
         criterion (`str`, *optional*, defaults to `"confidence"`):
@@ -36,7 +37,7 @@ class StepSelection:
     selection_ratio: float = field(default=0.3, metadata={"help": "Share r of steps that lose their advantage."})
     step_delimiter: str = field(default="\n\n", metadata={"help": "Text that closes a step."})
     failed_step_advantage: float = field(
-        default=1.0, metadata={"help": "Advantage of the selected steps of failed completions."}
+        default=0.0, metadata={"help": "Advantage of the selected steps of failed completions."}
     )
     selection: str = field(default="both", metadata={"help": "Select on 'both', 'correct' or 'failed' completions."})
     criterion: str = field(default="confidence", metadata={"help": "Select steps by 'confidence' or at 'random'."})
@@ -88,9 +89,17 @@ class SASConfig(StepSelection, EfficientReasoningConfig):
     """
     Configuration of [`SASTrainer`]: the fields of [`StepSelection`], [`EfficientReasoningConfig`] and
     [`~trl.GRPOConfig`].
+
+    Args:
+        require_end_of_thinking (`bool`, *optional*, defaults to `True`):
+            As in [`EfficientReasoningConfig`], with the default that SAS is trained with.
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"r": "selection_ratio"}
+
+    require_end_of_thinking: bool = field(
+        default=True, metadata={"help": "The default reward is 0 for a completion without </think>."}
+    )
 
     def __post_init__(self):
         super().__post_init__()

@@ -10,6 +10,7 @@ Departures from GRPO:
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from typing import cast
 
@@ -18,10 +19,12 @@ import torch
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.efficiency import Baseline
 from ..steps import TriggerSegmenter
-from .base import filled_in_after_the_gather
 from .sas import StepSelectionMixin
 from .step_grpo_config import StepGRPOConfig
 from .truncated import TruncatedRolloutMixin
+
+
+logger = logging.getLogger(__name__)
 
 
 class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
@@ -43,12 +46,14 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
             Configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
+        eval_dataset, processing_class (*optional*):
+            As in [`~trl.GRPOTrainer`].
         truncation_callbacks (`Sequence[TruncationCallback]`, *optional*):
             Decide where rollouts stop in training. By default a [`ConfidenceTruncation`] with the options of `args`.
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
             What a step is, in place of `triggers`; its matches count as those of trigger words do.
         **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+            Everything else that [`~trl.GRPOTrainer`] takes. A `rollout_func` replaces the truncated rollout.
 
     Example:
 
@@ -89,26 +94,60 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
         reward_funcs=None,
         args=None,
         train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
         *,
         truncation_callbacks=None,
         segmenter=None,
         **kwargs,
     ):
-        super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
         self._enable_step_selection(self.args.step_selection())
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
-        if self.args.truncated_rollout:
+        self._check_who_samples(truncation_callbacks)
+        self._truncates = self.args.truncated_rollout and self.rollout_func is None
+        if self._truncates:
             self._enable_truncated_rollouts(truncation_callbacks)
         self._add_reward_columns()
 
+    def _check_who_samples(self, truncation_callbacks) -> None:
+        """Say which options of the truncated rollout have no effect."""
+        args = self.args
+        if truncation_callbacks is not None and not args.truncated_rollout:
+            raise ValueError(
+                "truncation_callbacks: truncated_rollout=False asks none of them. Set truncated_rollout=True, or give "
+                "no callbacks."
+            )
+        if self.rollout_func is None:
+            return
+        for name, ignored in (
+            ("truncation_callbacks", truncation_callbacks is not None),
+            ("serial_group", args.serial_group),
+        ):
+            if ignored:
+                raise ValueError(
+                    f"rollout_func: it samples the completions, so that {name} would have no effect. Give one of the "
+                    "two."
+                )
+        if args.truncated_rollout:
+            logger.warning(
+                "rollout_func: it samples the completions, in place of the truncated rollout. Set "
+                "truncated_rollout=False, or run a step_trl.rollout.DynamicTruncatedRollout in your function."
+            )
+
     def _add_reward_columns(self) -> None:
-        """Eq. 5 as TRL columns: alpha * accuracy, alpha * efficiency, (1 - alpha) * format; further ones stay."""
-        alpha = self.args.accuracy_weight
-        self.reward_weights[0] *= alpha
-        if self.args.step_reward:
-            self._add_reward_column("step_efficiency", filled_in_after_the_gather, alpha)
-        if self.args.format_reward:
-            self._add_reward_column("format_reward", format_reward, 1 - alpha)
+        """
+        Eq. 5 as TRL columns: alpha * accuracy, alpha * efficiency, (1 - alpha) * format; further ones stay. Without
+        any part of Step-GRPO this is GRPO, and accuracy keeps its weight.
+        """
+        args = self.args
+        alpha = args.accuracy_weight
+        if args.truncated_rollout or args.step_reward or args.format_reward:
+            self.reward_weights[: self._correctness_columns] *= alpha
+        if args.step_reward:
+            self._add_reward_column("step_efficiency", alpha)
+        if args.format_reward:
+            self._add_reward_column("format_reward", 1 - alpha)
 
     def _headline(self):
         return super()._headline() | {"steps": "step_grpo/steps/mean", "exits": "step_grpo/exit_rate"}
@@ -117,7 +156,7 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
         return self._segmenter if self.step_selection is None else self._step_segmenter
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if not (self.args.truncated_rollout and self.model.training):
+        if not (self._truncates and self.model.training):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
@@ -129,11 +168,14 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
         local_steps = [1 + self._segmenter.count(ids) for ids in completion_ids_list]  # eq. 3
         num_steps = self.accelerator.gather(torch.tensor(local_steps, device=rewards_per_func.device))
         if self.args.step_reward:
-            column = self.reward_func_names.index("step_efficiency")
             baseline = cast("Baseline", self.args.step_baseline)
-            rewards_per_func[:, column] = step_efficiency_reward(
+            terms = step_efficiency_reward(
                 num_steps, self._correct, self._group_size, self.args.step_penalty, baseline
             )
+            self._fill_reward_column(rewards_per_func, "step_efficiency", terms)
+        if self.args.format_reward:
+            formatted = torch.tensor(format_reward(completions), device=rewards_per_func.device)
+            self._fill_reward_column(rewards_per_func, "format_reward", self.accelerator.gather(formatted))
         self._log_steps(local_steps, num_steps)
         return rewards_per_func
 

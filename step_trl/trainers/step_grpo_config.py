@@ -58,13 +58,16 @@ class StepGRPOConfig(EfficientReasoningConfig):
         early_rejection (`bool`, *optional*, defaults to `True`):
             Abandon a probe once it cannot reach the threshold. Does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
-            Alpha: weight of accuracy and efficiency; the format has 1 - alpha.
+            Alpha: weight of accuracy and efficiency; the format has 1 - alpha. Kept where some of
+            `truncated_rollout`, `step_reward` and `format_reward` are off, as in the paper's ablations. With all three
+            off nothing is left of Step-GRPO, and accuracy has its own weight, as in GRPO.
         step_penalty (`float`, *optional*, defaults to `0.5`):
             Beta: most that the number of steps changes the reward of a correct completion.
         step_baseline (`str`, *optional*, defaults to `"correct"`):
             Completions of the group whose mean number of steps is mu: `"correct"` or `"all"`.
         truncated_rollout (`bool`, *optional*, defaults to `True`):
-            Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself.
+            Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself. A
+            `rollout_func` of the trainer samples in its place.
         serial_group (`bool`, *optional*, defaults to `False`):
             S-GRPO (arXiv 2505.07686): the completions of a group are exits from random places of one thought, and the
             whole of it last. In place of the truncation callbacks; for `length_reward="s_grpo"`.
@@ -213,7 +216,13 @@ class StepGRPOConfig(EfficientReasoningConfig):
 
     def _check_rollout(self) -> None:
         """Options of the parent that a truncated rollout would ignore."""
-        unsupported = [("repetition_penalty", 1.0), ("generation_kwargs", None)]
+        unsupported = [
+            ("repetition_penalty", 1.0),
+            ("generation_kwargs", None),
+            ("cache_implementation", None),
+            ("use_transformers_continuous_batching", False),
+            ("vllm_structured_outputs_regex", None),
+        ]
         if self.use_vllm and self.vllm_mode == "colocate":
             unsupported += [("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)]
         for name, neutral in unsupported:

@@ -32,6 +32,7 @@ class TruncatedRolloutMixin(EfficientReasoningTrainer):
 
     args: StepGRPOConfig
     truncation_callbacks: list[TruncationCallback]
+    _truncates: bool  # where nobody else samples the completions
 
     def _enable_truncated_rollouts(self, truncation_callbacks: Sequence[TruncationCallback] | None) -> None:
         if isinstance(self.processing_class, ProcessorMixin):
@@ -138,7 +139,7 @@ class TruncatedRolloutMixin(EfficientReasoningTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.args.truncated_rollout and self.model.training:
+        if self._truncates and self.model.training:
             totals = self.accelerator.reduce(self._length_totals.to(rewards_per_func.device), reduction="sum")
             if not math.isnan(saved := tokens_saved(totals)):
                 self._metrics["train"]["step_grpo/tokens_saved"].append(saved)

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ways_of_use import letters, moe
 
+from step_trl import testbed
 from step_trl.trainers.batching import sort_by_length, trim_padding
 
 
@@ -22,6 +24,9 @@ def make_batches(lengths: list[list[int]], width: int):
                 "prompt_mask": prompt_mask,
                 "completion_ids": mask * (1 + numbers[:, None]),
                 "completion_mask": mask,
+                "tool_mask": mask.clone(),
+                "token_type_ids": torch.cat([prompt_mask * numbers[:, None], torch.zeros_like(mask)], dim=1),
+                "image_sizes": torch.full((len(rows), width), 8),  # no tokens, though of their shape
                 "advantages": numbers.float(),
                 "num_items_in_batch": torch.tensor(5),
                 "ref_per_token_logps": None,
@@ -35,11 +40,12 @@ def make_batches(lengths: list[list[int]], width: int):
         lambda rows: st.lists(st.lists(st.integers(0, 9), min_size=rows, max_size=rows), min_size=2, max_size=6)
     ),
     st.integers(1, 3),
+    st.sampled_from([None, 1, 2, 4]),
 )
-def test_rows_stay_whole_and_in_their_update(lengths, per_update):
+def test_rows_stay_whole_and_in_their_update(lengths, per_update, multiple):
     lengths = lengths[: len(lengths) // per_update * per_update] or lengths[:1] * per_update
     batches = make_batches(lengths, 9)
-    result = [trim_padding(batch) for batch in sort_by_length(batches, per_update)]
+    result = [trim_padding(batch, multiple) for batch in sort_by_length(batches, per_update)]
     assert len(result) == len(batches)
     for start in range(0, len(batches), per_update):
         before, after = batches[start : start + per_update], result[start : start + per_update]
@@ -54,17 +60,28 @@ def test_rows_stay_whole_and_in_their_update(lengths, per_update):
             assert batch["completion_mask"][place].sum() == rows[number]
             assert batch["completion_ids"][place].tolist().count(1 + number) == rows[number]
             assert batch["prompt_ids"][place].tolist().count(1000 + number) == 1 + number % 4
-        assert batch["completion_ids"].size(1) == max(1, batch["completion_mask"].sum(dim=1).max())
+            kinds = torch.cat(
+                [batch["prompt_mask"][place] * number, torch.zeros_like(batch["completion_mask"][place])]
+            )
+            assert torch.equal(batch["token_type_ids"][place], kinds)
+        assert batch["image_sizes"].size(1) == 9
+        assert batch["tool_mask"].shape == batch["completion_ids"].shape == batch["completion_mask"].shape
+        for kind, whole in (("prompt", 7), ("completion", 9)):
+            longest = max(1, int(batch[f"{kind}_mask"].sum(dim=1).max()))
+            least = next(size for size in range(longest, longest + 4) if size % (multiple or 1) == 0)
+            assert batch[f"{kind}_ids"].size(1) == min(whole, least)
 
 
-@pytest.mark.parametrize("method", ["step_grpo", "sas"])
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize(
+    ("method", "loss_type"),
+    [("step_grpo", "dapo"), ("step_grpo", "grpo"), ("sas", "dapo"), ("sas", "grpo"), ("sas", "luspo")],
+)
 def test_the_update_is_the_same(build, mixed_problems, method, loss_type):
     parameters, widths = [], []
     for sort in (False, True):
         trainer = build(
             method,
-            sort_by_length=sort,
+            reduce_padding=sort,
             loss_type=loss_type,
             train_dataset=mixed_problems,
             per_device_train_batch_size=2,
@@ -87,3 +104,38 @@ def test_the_update_is_the_same(build, mixed_problems, method, loss_type):
     assert (parameters[0] - start).abs().max() > 1e-3
     torch.testing.assert_close(parameters[0], parameters[1], atol=2e-6, rtol=0)
     assert widths[1] < widths[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "model"),
+    [
+        ({"entropy_coef": 0.05}, testbed.load_model),
+        ({"top_entropy_quantile": 0.3}, testbed.load_model),
+        ({"loss_type": "bnpo"}, testbed.load_model),
+        ({}, moe),
+    ],
+    ids=["entropy bonus", "entropy quantile", "bnpo", "experts"],
+)
+def test_where_a_micro_batch_has_a_mean_its_rows_stay(build, mixed_problems, options, model):
+    """The update is TRL's, and another one if rows are sorted regardless."""
+    updates = []
+    for reduce, sort in ((False, False), (True, False), (True, True)):
+        trainer = build(
+            "grpo",
+            model=model(),
+            train_dataset=mixed_problems,
+            trainer_options={"reward_funcs": letters},
+            reduce_padding=reduce,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+            max_completion_length=240,
+            optim="sgd",
+            learning_rate=1.0,
+            **options,
+        )
+        if sort:
+            trainer._may_sort = lambda inputs: True
+        trainer.train()
+        updates.append(torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()]))
+    torch.testing.assert_close(updates[0], updates[1], atol=2e-6, rtol=0)
+    assert (updates[2] - updates[0]).abs().max() > 1e-5

@@ -20,7 +20,7 @@ def losses(trainer):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"failed_step_advantage": 0.0}, {"granularity": "token", "selection": "correct"}]
+    "options", [{}, {"failed_step_advantage": 1.0}, {"granularity": "token", "selection": "correct"}]
 )
 def test_the_loss_sees_selected_advantages(build, mixed_problems, tokenizer, monkeypatch, options):
     trainer = build("sas", learning_rate=0.0, max_completion_length=240, train_dataset=mixed_problems, **options)
@@ -81,14 +81,22 @@ def test_old_logps_measure_confidence_where_trl_has_them(build, mixed_problems, 
     assert torch.equal(first["advantages"], second["advantages"])  # although the policy has moved
 
 
-def test_metrics(build, mixed_problems):
-    trainer = build("sas", max_completion_length=240, train_dataset=mixed_problems)
+@pytest.mark.parametrize(("failed_step_advantage", "changed", "unchanged"), [
+    (0.0, "zeroed", "rewarded"), (1.0, "rewarded", "zeroed"),
+])  # fmt: skip
+def test_metrics(build, mixed_problems, failed_step_advantage, changed, unchanged):
+    trainer = build(
+        "sas",
+        max_completion_length=240,
+        train_dataset=mixed_problems,
+        failed_step_advantage=failed_step_advantage,
+    )
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["sas/steps/mean"] > 1
     assert 0 < logs["sas/tokens_zeroed/correct"] < 1
-    assert 0 < logs["sas/tokens_rewarded/failed"] <= 1
-    assert logs["sas/tokens_zeroed/failed"] == 0
+    assert 0 < logs[f"sas/tokens_{changed}/failed"] <= 1
+    assert logs[f"sas/tokens_{unchanged}/failed"] == 0
     assert logs["sas/confidence/kept"] <= 0
     assert {"reward", "completions/mean_length", "entropy"} <= logs.keys()
 
