@@ -35,6 +35,7 @@ CACHED = {
     | {"layer_types": ["linear_attention", "full_attention"], "num_experts": 4, "num_experts_per_tok": 2,
        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "mamba": {"state_size": 8, "expand": 2, "time_step_rank": 4},
     "mamba2": MAMBA,
 }  # fmt: skip
 UNCACHED = {

@@ -47,8 +47,10 @@ def _has_rows(model: Any) -> bool:
     kinds = layer_kinds(model.config)
     if kinds is None or not model._supports_default_dynamic_cache():
         return False
-    # Older models may read positions off a two-dimensional mask (ALiBi), and fail or err with any other.
-    return model._supports_attention_backend or any(kind.name == STATES for kind in kinds)
+    if any(kind.name == STATES for kind in kinds):
+        return True
+    # To these models `generate` gives prepared masks, too. Others may read positions off two-dimensional ones (ALiBi).
+    return model._supports_attention_backend and model._can_compile_fullgraph
 
 
 def _forward_arguments(model: PreTrainedModel) -> frozenset[str]:
@@ -127,12 +129,16 @@ class CachedForward:
         state = rows.state[: rows.num_active]
         while True:
             lag = state["known"] - 1 - state["cached"]
+            if rows.cache.recurrent:  # not all models read several tokens from a state on
+                lag = np.where(state["cached"] == 0, lag, 0)
             if lag.sum() < len(lag):
                 return
-            width = min(int(lag.max()), _MAX_PREFILL_TOKENS)
-            # States take in padding: rows of a recurrent model have the same width.
-            slots = np.flatnonzero(lag >= width if rows.cache.recurrent else 2 * lag >= width)
-            slots = slots[: _MAX_PREFILL_TOKENS // width]
+            if rows.cache.recurrent:  # whose states would take in padding: rows of the same width, read at once
+                width = int(lag.max())
+                slots = np.flatnonzero(lag == width)[: max(1, _MAX_PREFILL_TOKENS // width)]
+            else:
+                width = min(int(lag.max()), _MAX_PREFILL_TOKENS)
+                slots = np.flatnonzero(2 * lag >= width)[: _MAX_PREFILL_TOKENS // width]
             self._forward(rows, slots, np.minimum(lag[slots], width))
 
     def decode(self, rows: RowTable) -> torch.Tensor:
@@ -148,7 +154,7 @@ class CachedForward:
         columns = rows.state["cached"][slots][:, None] + offsets  # (N, width)
         length = int(columns.max()) + 1
         position_ids = torch.from_numpy(columns).to(device)
-        rows.cache.select(slots, position_ids, length)
+        rows.cache.select(slots, position_ids, length, begins=width > 1 and not rows.state["cached"][slots].any())
         arguments = {
             "attention_mask": self._attention_mask(rows.cache.masks(position_ids, length)),
             "position_ids": position_ids,

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (
     CacheLayerMixin,
@@ -142,9 +142,11 @@ class _RowStates:
             str, Any
         ] = {}  # per name, as the layer has them, but for all slots; empty before the first use
 
-    def load(self, rows: torch.Tensor) -> None:
+    def load(self, rows: torch.Tensor, begins: bool) -> None:
         for name, states in self.held.items():
             setattr(self.layer, name, tree_map_only(torch.Tensor, lambda state: state[rows], states))
+        if self.held:
+            self.layer.has_previous_state = tree_map(lambda _: not begins, self.layer.has_previous_state)
 
     def store(self, rows: torch.Tensor) -> None:
         new = {name: getattr(self.layer, name) for name in self._NAMES}
@@ -221,14 +223,17 @@ class RowCache(Cache):
         keys, queries = torch.arange(length, device=position_ids.device), position_ids[:, None, :, None]
         return {kind.name: kind.sees(queries, keys) for kind in dict.fromkeys(self._kinds) if kind.name != STATES}
 
-    def select(self, slots: np.ndarray, columns: torch.Tensor, length: int) -> None:
-        """The next forward writes to `columns` (rows, tokens) of `slots` (rows,), and reads `length` positions."""
+    def select(self, slots: np.ndarray, columns: torch.Tensor, length: int, begins: bool = False) -> None:
+        """
+        The next forward writes to `columns` (rows, tokens) of `slots` (rows,), and reads `length` positions; `begins`
+        where no row has a state yet.
+        """
         contiguous = int(slots[-1] - slots[0]) == len(slots) - 1
         self._selected = torch.from_numpy(slots).to(columns.device)
         read = slice(int(slots[0]), int(slots[-1]) + 1) if contiguous else self._selected
         self.window = (self._selected[:, None], columns, read, length)
         for states in self._states:
-            states.load(self._selected)
+            states.load(self._selected, begins)
 
     def store(self) -> None:
         """Keep the states that a forward has left. Keys and values are in their places already."""
