@@ -75,7 +75,6 @@ def test_verdicts(interval, direction, expected):
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(run, "PROBLEMS", 2)
-    monkeypatch.setattr(run, "SAMPLES", 2)
     monkeypatch.setattr(run, "COMPLETIONS", 16)
     monkeypatch.setitem(run.EVALUATION, "max_tokens", 160)
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
