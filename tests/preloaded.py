@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import transformers.utils
@@ -61,8 +62,11 @@ class PreloadedPython:
     ):
         self.args = [sys.executable, *arguments]
         environment = dict(os.environ if env is None else env)
-        self._process = _FORKS.Process(target=_run, args=(list(arguments), str(output), environment, cwd))
+        begun, begin = _FORKS.Pipe(duplex=False)
+        self._process = _FORKS.Process(target=_run, args=(begin, list(arguments), str(output), environment, cwd))
         self._process.start()
+        begin.close()
+        begun.poll(None)  # a signal to its group would reach ours before it has a session
         self.pid = self._process.pid
 
     @property
@@ -104,10 +108,11 @@ def _fork_engines() -> None:
     utils.get_mp_context = partial(multiprocessing.get_context, "fork")
 
 
-def _run(arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
+def _run(begin: Connection, arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
     """What the forked process does."""
     gc.freeze()  # what is imported is never garbage, and takes long to look through
     os.setsid()
+    begin.close()
     os.environ.clear()
     os.environ.update(environment)
     if cwd is not None:

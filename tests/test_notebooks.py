@@ -12,7 +12,7 @@ from preloaded import PreloadedPython
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SMALLER = {"max_steps": 1, "per_device_train_batch_size": 16}
-PROBLEMS = 4
+PROBLEMS = 8
 
 
 def shorten(source: str) -> str:
