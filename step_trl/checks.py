@@ -254,7 +254,7 @@ def check_memory(plan: StagePlan) -> str:
         max_length=cast("int", plan.longest_prompt) + values.max_completion_length,
         micro_batch=batches.per_device,
         has_reference=values.beta != 0.0,
-        padded=batches.per_device > 1 or not values.sort_by_length,
+        padded=batches.per_device > 1 or not values.reduce_padding,
         kept_completions=batches.generation // batches.processes,
         cached_completions=0 if values.use_vllm else _generated_at_once(values, batches),
         samples_whole=values.trainer == "step_grpo" and values.truncated_rollout and not values.use_vllm,
