@@ -45,6 +45,7 @@ CASES = {  # processes, and fields
     "fsdp2, whole gradients": (2, {}),
 }
 ACCUMULATION = 2
+SMALLEST = ("--cases", "whole activations", "--layers", "1", "--length", "16")  # for its test
 
 
 class RandomCompletions(EfficientReasoningTrainer):

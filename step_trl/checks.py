@@ -42,6 +42,7 @@ from .sources import load_rows, model_source
 from .train import check_output_dir, is_done
 from .trainers import EfficientReasoningConfig
 from .trainers.lapo import FILE as LAPO_FILE
+from .trainers.step_grpo_config import VARIANTS
 
 
 if TYPE_CHECKING:
@@ -73,10 +74,11 @@ def describe_method(plan: StagePlan) -> str:
     values = cast("Namespace", plan.values)
     words = [f"trainer {values.trainer!r}"]
     if values.trainer == "step_grpo" and values.truncated_rollout:
+        triggers = values.triggers or VARIANTS.get(values.variant, {}).get("triggers", ())
         words.append(
             "groups are exits from one thought"
             if values.serial_group
-            else f"rollouts end at {', '.join(values.triggers)} when an answer is more confident than "
+            else f"rollouts end at {', '.join(triggers)} when an answer is more confident than "
             f"{values.confidence_threshold:g}"
         )
     if values.trainer == "step_grpo" and (values.truncated_rollout or values.step_reward or values.format_reward):

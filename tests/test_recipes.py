@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 
-from step_trl import StepGRPOConfig, StepSelection, checks, testbed
+from step_trl import StepGRPOConfig, StepSelection, checks, sources, testbed
 from step_trl.plan import print_plan
 from step_trl.recipe import field_of, load_recipe, parse, read_recipe
 from step_trl.train import run_train
@@ -215,7 +215,7 @@ def offline(monkeypatch):
         pass
 
     rows = cache(lambda: testbed.load_dataset("train").select(range(600)))
-    monkeypatch.setattr(checks, "load_rows", lambda arguments: rows())
+    monkeypatch.setattr(sources, "load_problems", lambda *arguments, **options: rows())
     monkeypatch.setattr(checks.VLLMServerEngine, "check", answer)
 
 
