@@ -29,7 +29,7 @@ from step_trl.testbed import load_dataset, load_model, load_tokenizer
 
 
 Contender = Callable[[list[list[int]]], int]  # samples for these prompts, returns the number of tokens
-SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rounds", "1")  # for its test
+SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40", "--rounds", "1")  # for its test
 
 
 def load(path: str | None):
@@ -134,7 +134,7 @@ def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: 
     print_table(speeds, reference="model.generate")
 
 
-def compare_rollouts(model, tokenizer, count: int, rounds: int) -> None:
+def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int) -> None:
     """Wall time and tokens of `count` rollouts; threshold 1 makes every probe a declined one."""
     engine = TransformersEngine(model, tokenizer)
     problems = load_dataset("train").select(range(count))["prompt"]
@@ -142,7 +142,7 @@ def compare_rollouts(model, tokenizer, count: int, rounds: int) -> None:
 
     def rollout(speculative: bool = False, **options) -> DynamicTruncatedRollout:
         callbacks = [ConfidenceTruncation(tokenizer, **options)] if options else []
-        return DynamicTruncatedRollout(engine, callbacks, SamplingParams(512), speculative)
+        return DynamicTruncatedRollout(engine, callbacks, SamplingParams(max_tokens), speculative)
 
     contenders = {
         "no probes": rollout(),
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder with a model and its tokenizer; the testbed model if left out")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--max-tokens", type=int, default=200)
+    parser.add_argument("--rollout-tokens", type=int, default=512, help="most tokens of a truncated rollout")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="torch threads; fewer than cores on a busy machine")
     args = parser.parse_args()
@@ -198,7 +199,7 @@ def main() -> None:
     print(f"{model.num_parameters() / 1e6:.1f} M parameters, {model.dtype}, {torch.get_num_threads()} threads")
     for batch_size in args.batch_sizes:
         compare_engines(model, tokenizer, batch_size, args.max_tokens, args.rounds)
-    compare_rollouts(model, tokenizer, max(args.batch_sizes), args.rounds)
+    compare_rollouts(model, tokenizer, max(args.batch_sizes), args.rollout_tokens, args.rounds)
 
 
 if __name__ == "__main__":
