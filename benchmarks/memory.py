@@ -34,7 +34,7 @@ from step_trl.memory import Workload, estimate_memory
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from trainers.equal_ranks import shard_on_cpu
-from trainers.held_bytes import HeldBytes
+from trainers.held_bytes import HeldBytes, local_bytes
 
 
 CASES = {  # processes, and fields
@@ -116,7 +116,7 @@ def measure_peak(trainer: EfficientReasoningTrainer, on_gpu: bool) -> int:
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
         return torch.cuda.max_memory_allocated()
-    before = sum(p.nbytes for model in (trainer.model, trainer.ref_model) if model for p in model.parameters())
+    before = sum(local_bytes(model.parameters()) for model in (trainer.model, trainer.ref_model) if model)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         trainer.train()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
