@@ -217,13 +217,13 @@ def test_a_dry_run_asks_the_server(tmp_path, dry_run, vllm_server):
 @pytest.mark.timeout(300)
 def test_a_dry_run_finds_a_server_that_is_another_one(tmp_path, dry_run, mortal_server):
     shutil.copytree(testbed.MODEL_DIR, tmp_path / "larger", ignore=shutil.ignore_patterns("*.safetensors"))
-    AutoConfig.from_pretrained(testbed.MODEL_DIR, num_hidden_layers=9).save_pretrained(tmp_path / "larger")
+    AutoConfig.from_pretrained(testbed.MODEL_DIR, hidden_size=256).save_pretrained(tmp_path / "larger")
     server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": mortal_server.url}
     options = SMALL | server | {"output_dir": tmp_path / "run"}
     status, text = dry_run(*flags(options))
     assert status == 1 and f"weight_sync: {mortal_server.url} has no weight-transfer engine" in text
     status, text = dry_run(*flags(options | {"model_name_or_path": tmp_path / "larger"}))
-    assert status == 1 and "num_hidden_layers 5, vocab_size 463 instead of" in text
+    assert status == 1 and "vocab_size 463 instead of hidden_size 256" in text
 
 
 @pytest.mark.parametrize(

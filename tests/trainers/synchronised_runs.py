@@ -79,7 +79,7 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
         )
         watched = Watched(trainer)
         trainer.train()
-        trainer.vllm_generation.sync_weights()  # the last update's
+        trainer._sync_weights()  # the last update's; no process goes on before the server has them
         if trainer.accelerator.is_main_process:
             trainer.vllm_generation.vllm_client.close_communicator()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

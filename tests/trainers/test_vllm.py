@@ -128,8 +128,8 @@ def test_a_server_that_is_not_there_is_named_at_start(on_server, vllm_server, mo
 
 def test_a_server_that_is_another_one_is_refused_at_start(on_server, mortal_server):
     """Before TRL opens a process group with it."""
-    larger = AutoConfig.from_pretrained(testbed.MODEL_DIR, num_hidden_layers=9)
-    with pytest.raises(EngineError, match=r"model: .* num_hidden_layers 5, .* instead of .* num_hidden_layers 9"):
+    larger = AutoConfig.from_pretrained(testbed.MODEL_DIR, hidden_size=256)
+    with pytest.raises(EngineError, match=r"model: .* hidden_size 128, .* instead of hidden_size 256"):
         on_server("sas", weight_sync="nccl", model=AutoModelForCausalLM.from_config(larger))
     with pytest.raises(EngineError, match=r"weight_sync: .* has no weight-transfer engine"):
         on_server("step_grpo", weight_sync="nccl", vllm_server_base_url=mortal_server.url)
