@@ -65,7 +65,7 @@ def train(method: str, folder: Path, processes: int, how: str) -> Trainer:
     """Two updates. Saves the model, and writes parameters and history."""
     trainer_class, config_class, options = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"advantage_selection": {"selection_ratio": 0.5}}),
-        "sas": (ReplayingSASTrainer, SASConfig, {"length_reward": "grpo_lambda"}),
+        "sas": (ReplayingSASTrainer, SASConfig, {"length_reward": "grpo_lambda", "failed_step_advantage": 1.0}),
     }[method]
     output = folder / f"{method}-{how}"
     config = config_class(str(output), per_device_train_batch_size=COMPLETIONS // processes, **OPTIONS, **options)
