@@ -23,14 +23,9 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture
 def on_server(build, vllm_server):
     def on_server(method, **options):
-        return build(
-            method,
-            use_vllm=True,
-            vllm_mode="server",
-            weight_sync="disk",
-            vllm_server_base_url=vllm_server.url,
-            **{"max_completion_length": 256, "learning_rate": 1e-3} | options,
-        )
+        servers = {"vllm_mode": "server", "weight_sync": "disk", "vllm_server_base_url": vllm_server.url}
+        lengths = {"max_completion_length": 256, "learning_rate": 1e-3}
+        return build(method, use_vllm=True, **servers | lengths | options)
 
     return on_server
 
