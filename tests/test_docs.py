@@ -379,12 +379,15 @@ def launched(words: list[str], variables: dict[str, str]) -> Command:
 def batch_job(script: Path, folder: Path) -> list[Command]:
     """Commands that a Slurm script starts on its nodes: bash runs it, with an `srun` that writes them down."""
     commands, nodes = folder / "commands", 'printf "node-%s\\n" 1 2'
-    for name, text in {"srun": f'printf "%q " "$@" >> {commands}; echo >> {commands}', "scontrol": nodes}.items():
+    note = f'line=$(printf "%q " "$@"); echo "$line" >> {commands}'
+    # The training ends the server, which may not have come to write its line yet.
+    wait = f'[[ $line != *accelerate* ]] || until [ "$(wc -l < {commands})" -ge 2 ]; do sleep 0.1; done'
+    for name, text in {"srun": f"{note}\n{wait}", "scontrol": nodes}.items():
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node-[1-2]"}
     environment |= {"SLURM_JOB_NAME": "job", "SLURM_JOB_ID": "1"}
-    subprocess.run(["bash", str(script)], env=environment, check=True)
+    subprocess.run(["bash", str(script)], env=environment, check=True, timeout=60)
     lines = [shlex.split(line) for line in commands.read_text().splitlines()]
     return [launched(list(itertools.dropwhile(lambda word: word.startswith("--"), words)), {}) for words in lines]
 
