@@ -78,7 +78,7 @@ def test_an_ablation_changes_one_field_of_the_paper_s_recipe(arm):
 def test_both_methods_together_and_lapo_s_first_stage_are_made_of_other_recipes():
     both, step_grpo, sas, lapo_d, lapo = (
         load_recipe(RECIPES / f"{name}.yaml") | {"output_dir": None}
-        for name in ("step_grpo/with_sas", "step_grpo/paper", "sas/paper", "sas/lapo_d", "sas/lapo")
+        for name in ("step_grpo/with_sas", "step_grpo/paper", "sas/later_version", "sas/lapo_d", "sas/lapo")
     )
     selection = {name: sas[name] for name in StepSelection.__dataclass_fields__ if name in sas}
     assert both == step_grpo | {"advantage_selection": selection}
