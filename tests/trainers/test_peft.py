@@ -8,7 +8,11 @@ from peft import AutoPeftModelForCausalLM, LoraConfig
 from step_trl import testbed
 
 
-SELECTION = {"step_grpo": {"advantage_selection": {"selection_ratio": 0.5}}, "sas": {"selection_ratio": 0.5}}
+SELECTION = {
+    "step_grpo": {"advantage_selection": {"selection_ratio": 0.5}},
+    # Whatever the rewards are, this rule changes advantages.
+    "sas": {"selection_ratio": 0.5, "failed_step_advantage": 1.0},
+}
 
 
 @pytest.fixture(params=["step_grpo", "sas"])
