@@ -207,6 +207,7 @@ def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages:\n- length_reward: lapo_discovery\n- length_reward: lapo_internalization\n")
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-2}
+    lora |= {"failed_step_advantage": 1.0}
     arguments = ["--config", str(recipe), *command(trainer="sas", **lora)]
     second = train.run_train(arguments)
     first = second.with_name("stage-1")
