@@ -13,7 +13,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
@@ -112,8 +111,6 @@ def _fork_engines() -> None:
 def _run(begin: Connection, arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
     """What the forked process does."""
     gc.freeze()  # what is imported is never garbage, and takes long to look through
-    for finalizer in list(weakref.finalize._registry):
-        finalizer.detach()  # temporary folders of the parent, such as W&B's, which the next process needs, too
     os.setsid()
     begin.close()
     os.environ.clear()
