@@ -4,7 +4,7 @@ many cases. A test that has one of the vLLM servers is left out, too, wherever i
 """
 
 FILES = {
-    "test_batching", "test_benchmarks", "test_colocated", "test_demo", "test_distributed", "test_docs",
+    "test_batching", "test_benchmark_scripts", "test_colocated", "test_demo", "test_distributed", "test_docs",
     "test_eval_command",
     "test_evaluate", "test_faults", "test_lapo", "test_length_rewards", "test_notebooks", "test_package",
     "test_peft", "test_real_input", "test_recipes", "test_sas", "test_serve", "test_step_grpo", "test_study",

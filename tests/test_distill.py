@@ -94,11 +94,11 @@ def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypat
         monkeypatch.setenv(name, "1")
     started = []
 
-    def start(command, env, **options):
-        started.append(env)
+    def start(command, environment, log):
+        started.append(environment)
         raise FileNotFoundError
 
-    monkeypatch.setattr(serve.subprocess, "Popen", start)
+    monkeypatch.setattr(serve, "start_supervised", start)
     with pytest.raises(FileNotFoundError):
         serve.VLLMServer("m").start()
     assert "PATH" in started[0] and not [name for name in started[0] if name.startswith(serve.LAUNCHER_VARIABLES)]

@@ -147,12 +147,11 @@ def test_a_training_goes_on_where_its_server_left_it(
     assert max((ours - theirs).abs().max().item() for ours, theirs in trained) > 1e-4
 
 
-# A server that does not take the weights: the last test, it needs the second server no more
+# A server that does not take the weights
 
 
-def test_a_model_with_tied_embeddings_is_found_out(on_server, mortal_server, tokenizer, tmp_path):
+def test_a_model_with_tied_embeddings_is_found_out(on_server, tokenizer, tmp_path):
     """vLLM's CPU server keeps the old lm_head of such a model: equal at first, other weights after an update."""
-    mortal_server.stop()
     folder = tmp_path / "tied"
     config = AutoConfig.from_pretrained(testbed.MODEL_DIR)
     config.tie_word_embeddings = True

@@ -58,9 +58,11 @@ class Server:
         url (`str`):
             Base URL, without `/v1`.
         down_since (`float`, *optional*):
-            When a call first failed and none succeeded since.
+            When a call first failed and none that began later succeeded.
         reason (`str`):
             Why it failed.
+        up_since (`float`):
+            When it answered again after it last did not.
         restarted_calls (`int`):
             Attempts that failed since.
         weights (`str`, *optional*):
@@ -73,25 +75,31 @@ class Server:
 
     url: str
     down_since: float | None = None
+    up_since: float = 0.0
     reason: str = ""
     restarted_calls: int = 0
     weights: str | None = None
     started: str | None = None
     forgetful: bool = False
 
-    def note_failure(self, reason: str, window: float) -> None:
+    def note_failure(self, begun: float, reason: str, window: float) -> None:
+        """Of an attempt that began at `begun`. A stream that is read on late tells of an end that others told of."""
         self.forgetful = self.weights is not None
         if self.down_since is None:
+            if begun < self.up_since:
+                return
             self.down_since, self.reason, self.restarted_calls = time.monotonic(), reason, 0
             logger.warning("%s does not answer (%s); trying again for up to %.0f s", self.url, reason, window)
         self.restarted_calls += 1
 
-    def note_success(self) -> None:
-        if self.down_since is not None:
+    def note_success(self, begun: float) -> None:
+        """Of an attempt that began at `begun`. One that began before the failure says nothing about the time since."""
+        if self.down_since is not None and begun >= self.down_since:
+            self.up_since = time.monotonic()
             logger.warning(
                 "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts.%s",
                 self.url,
-                time.monotonic() - self.down_since,
+                self.up_since - self.down_since,
                 self.reason,
                 self.restarted_calls,
                 " If it was restarted, it has the weights of its start." if self.weights is None else "",
@@ -155,6 +163,7 @@ class VLLMHTTPClient:
         """
         delay, attempts, failed_at = _FIRST_DELAY, 0, 0.0
         while True:
+            begun = time.monotonic()
             try:
                 result = await attempt()
             except aiohttp.ClientSSLError as error:
@@ -173,11 +182,11 @@ class VLLMHTTPClient:
                         f"{server.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
                         f"(retry_window={self.retry_window:g}), the last one ended with {reason}. {remedy()}"
                     ) from None
-                server.note_failure(reason, self.retry_window)
+                server.note_failure(begun, reason, self.retry_window)
                 await asyncio.sleep(min(delay, left))
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:
-                server.note_success()
+                server.note_success(begun)
                 return result
 
     @asynccontextmanager
