@@ -18,8 +18,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, SamplingParams
-from step_trl.rollout.engines import Engine, VLLMColocatedEngine, VLLMServerEngine
-from step_trl.serve import VLLMServer
+from step_trl.rollout.engines import Engine, VLLMColocatedEngine, VLLMServer, VLLMServerEngine
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 

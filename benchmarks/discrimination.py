@@ -20,7 +20,7 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from step_trl import SASTrainer, StepGRPOTrainer, testbed
-from step_trl.demo import MAX_COMPLETION_LENGTH, TRAINING, evaluate_testbed, sas_config, step_grpo_config
+from step_trl.cli.demo import MAX_COMPLETION_LENGTH, TRAINING, evaluate_testbed, sas_config, step_grpo_config
 from step_trl.evaluation import summarize
 from step_trl.rewards import math_accuracy_reward
 

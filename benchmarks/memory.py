@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen3Config
 from trl import ModelConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, testbed
+from step_trl.cli.dry_run.layout import Layout
+from step_trl.cli.dry_run.memory import Workload, estimate_memory
 from step_trl.data import prompt_length
-from step_trl.layout import Layout
-from step_trl.memory import Workload, estimate_memory
 
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

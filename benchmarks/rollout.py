@@ -42,9 +42,8 @@ from step_trl.rollout import (
     Rollout,
     SamplingParams,
 )
-from step_trl.rollout.engines import Generation, VLLMServerEngine
+from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
 from step_trl.rollout.truncation import THINK_END, GoOn, Outcome
-from step_trl.serve import VLLMServer
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 

@@ -25,9 +25,8 @@ from dataclasses import dataclass
 import aiohttp
 import httpx
 
-from step_trl.rollout.engines import Generation, VLLMServerEngine
+from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
-from step_trl.serve import VLLMServer
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 

@@ -1,6 +1,6 @@
 """`python -m step_trl` is `step-trl`; so `accelerate launch -m step_trl train` works."""
 
-from .cli import main
+from .cli.main import main
 
 
 main()

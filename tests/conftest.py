@@ -15,10 +15,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 
-# Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`, by the processes that
-# tests start, too.
+# Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`, and the study by its path
+# below `benchmarks/`, by the processes that tests start, too.
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:2], *filter(None, [os.environ.get("PYTHONPATH")])])
 
 import slow
 
@@ -47,13 +48,13 @@ def preloaded_servers():
     """vLLM servers that need not import torch and vLLM. One that is started in another process does."""
     from preloaded import PreloadedPython
 
-    from step_trl import serve
+    from step_trl.rollout.engines import vllm_process
 
     def start_preloaded(command, environment, log):
         return PreloadedPython(command[1:], os.devnull if log is None else log.name, environment)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "start_supervised", start_preloaded)
+        patch.setattr(vllm_process, "start_supervised", start_preloaded)
         yield
 
 
@@ -74,7 +75,7 @@ def mortal_server(tmp_path_factory):
 
 
 def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str, extra_arguments: Sequence[str] = ()):
-    from step_trl.serve import VLLMServer
+    from step_trl.rollout.engines.vllm_process import VLLMServer
     from step_trl.testbed import MODEL_DIR
 
     log_file = tmp_path_factory.mktemp("vllm") / log_name

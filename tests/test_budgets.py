@@ -3,7 +3,7 @@
 import datasets
 import pytest
 
-from step_trl.budgets import add_token_targets
+from step_trl.token_targets import add_token_targets
 
 
 ROWS = datasets.Dataset.from_list(

@@ -12,11 +12,13 @@ import torch
 from small_runs import refused
 
 import step_trl
-from step_trl import serve, testbed, user_errors
-from step_trl import train as train_module
-from step_trl.cli import main
-from step_trl.recipe import DistillArguments, DistillConfig, TrainArguments
-from step_trl.train_help import GROUPS, own_fields
+from step_trl import testbed
+from step_trl.cli import train as train_module
+from step_trl.cli import user_errors
+from step_trl.cli.main import main
+from step_trl.cli.recipe import DistillArguments, DistillConfig, TrainArguments
+from step_trl.cli.train_help import GROUPS, own_fields
+from step_trl.rollout.engines import vllm_process
 from step_trl.trainers import EfficientReasoningConfig, SASConfig, StepGRPOConfig, StepSelection
 
 
@@ -32,7 +34,7 @@ def test_help_starts_without_torch():
     """Every command's: a user should not wait for it."""
     code = f"""
 import sys
-from step_trl.cli import main
+from step_trl.cli.main import main
 for command in {COMMANDS}:
     try:
         main([command, "--help"])
@@ -190,14 +192,14 @@ def test_the_testbed_is_a_model_to_evaluate(tmp_path, capsys):
 def test_the_testbed_is_a_model_to_serve(monkeypatch):
     served = []
 
-    class Server(serve.VLLMServer):
+    class Server(vllm_process.VLLMServer):
         def start(self):
             served.append(self.command_line)
 
         def wait(self):
             return 0
 
-    monkeypatch.setattr(serve, "VLLMServer", Server)
+    monkeypatch.setattr(vllm_process, "VLLMServer", Server)
     with pytest.raises(SystemExit, match="0"):
         main(["serve", "testbed", "--max-model-len", "512"])
     assert f"--model {testbed.MODEL_DIR} " in served[0]

@@ -5,8 +5,8 @@ import json
 import matplotlib.image
 import pytest
 
-from step_trl import demo
-from step_trl.cli import main
+from step_trl.cli import demo
+from step_trl.cli.main import main
 
 
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])

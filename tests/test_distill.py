@@ -6,9 +6,10 @@ from safetensors.torch import load_file
 from small_runs import SMALL_RUN
 from trl import ModelConfig
 
-from step_trl import serve, testbed
-from step_trl.distill import distill, keep_short, statistics, training_rows
-from step_trl.recipe import DistillArguments, DistillConfig
+from step_trl import testbed
+from step_trl.cli.distill import distill, keep_short, statistics, training_rows
+from step_trl.cli.recipe import DistillArguments, DistillConfig
+from step_trl.rollout.engines import vllm_process
 
 
 SAMPLES = pd.DataFrame(
@@ -98,7 +99,9 @@ def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypat
         started.append(environment)
         raise FileNotFoundError
 
-    monkeypatch.setattr(serve, "start_supervised", start)
+    monkeypatch.setattr(vllm_process, "start_supervised", start)
     with pytest.raises(FileNotFoundError):
-        serve.VLLMServer("m").start()
-    assert "PATH" in started[0] and not [name for name in started[0] if name.startswith(serve.LAUNCHER_VARIABLES)]
+        vllm_process.VLLMServer("m").start()
+    assert "PATH" in started[0] and not [
+        name for name in started[0] if name.startswith(vllm_process.LAUNCHER_VARIABLES)
+    ]

@@ -31,13 +31,13 @@ import pytest
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from browser import browse
 from small_runs import SMALL_RUN, TESTBED_RUN, flags
+from study.claims import CHOICES
 from sybil import Document, Region
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 
 import step_trl
 from step_trl import testbed
-from step_trl.batches import Batches
-from step_trl.study.claims import CHOICES
+from step_trl.cli.dry_run.batches import Batches
 
 
 ROOT = Path(__file__).parent.parent
@@ -395,7 +395,11 @@ def batch_job(script: Path, folder: Path) -> list[Command]:
 @pytest.fixture
 def parsed_only(monkeypatch):
     """`step-trl`, a recipe and vLLM read their arguments, and nothing is done. Returns what was seen."""
-    from step_trl import compare, demo, eval, plan, recipe, serve, study, train
+    import study
+
+    from step_trl.cli import demo, evaluate, recipe, report, train
+    from step_trl.cli.dry_run import plan
+    from step_trl.rollout.engines import vllm_process
 
     seen = SimpleNamespace(processes=1, contexts=[], completions=[])
 
@@ -416,7 +420,7 @@ def parsed_only(monkeypatch):
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-        command, _ = serve.server_command(
+        command, _ = vllm_process.server_command(
             model, host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments
         )
         arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command[3:])
@@ -428,18 +432,18 @@ def parsed_only(monkeypatch):
     monkeypatch.setattr(train, "run_train", read)
     monkeypatch.setattr(plan, "print_plan", lambda arguments, **layout: read(arguments))
     for module, name in (
-        (compare, "run_report"),
+        (report, "run_report"),
         (demo, "run_demo"),
-        (eval, "run_eval"),
+        (evaluate, "run_eval"),
         (study, "study"),
     ):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: 0)
-    monkeypatch.setattr(serve, "serve", read_server)
+    monkeypatch.setattr(vllm_process, "serve", read_server)
     return seen
 
 
 def check_command(command: Command, seen: SimpleNamespace, folder: Path) -> None:
-    from step_trl.cli import main
+    from step_trl.cli.main import main
 
     words, seen.processes = command.words, command.processes
     program, arguments = words[0], words[1:]
@@ -485,7 +489,7 @@ def test_bash_blocks(path, parsed_only, capsys, tmp_path):
 @pages_with("yaml")
 def test_yaml_blocks(path, tmp_path):
     """Recipes, as files among those of the package."""
-    from step_trl.recipe import load_recipe, parse
+    from step_trl.cli.recipe import load_recipe, parse
 
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     recipe = tmp_path / "recipes" / "block.yaml"

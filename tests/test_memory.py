@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig
 
-from step_trl import memory, testbed
-from step_trl.layout import Layout
-from step_trl.memory import Workload, estimate_memory, remedies
-from step_trl.model_size import ModelSize, model_size
-from step_trl.train import build_trainer, parse
+from step_trl import testbed
+from step_trl.cli.dry_run import memory
+from step_trl.cli.dry_run.layout import Layout
+from step_trl.cli.dry_run.memory import Workload, estimate_memory, remedies
+from step_trl.cli.dry_run.model_size import ModelSize, model_size
+from step_trl.cli.train import build_trainer, parse
 
 
 CONFIGS = Path(__file__).parent.parent / "recipes" / "accelerate_configs"

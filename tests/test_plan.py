@@ -13,10 +13,11 @@ from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 from transformers import AutoConfig
 from trl import GRPOConfig, ModelConfig
 
-from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, checks, testbed
-from step_trl.batches import Batches
-from step_trl.cli import main
-from step_trl.recipe import (
+from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, testbed
+from step_trl.cli.dry_run import checks
+from step_trl.cli.dry_run.batches import Batches
+from step_trl.cli.main import main
+from step_trl.cli.recipe import (
     DISTILL_FIELDS,
     OBSOLETE_FIELDS,
     TRAINERS,

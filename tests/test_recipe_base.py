@@ -4,9 +4,9 @@ import pytest
 import yaml
 from small_runs import TESTBED_RUN, flags
 
-from step_trl.cli import main
-from step_trl.recipe import load_recipe, parse, read_recipe, recipe_layers
-from step_trl.train import run_train
+from step_trl.cli.main import main
+from step_trl.cli.recipe import load_recipe, parse, read_recipe, recipe_layers
+from step_trl.cli.train import run_train
 
 
 PAPER = {

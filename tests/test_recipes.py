@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from small_runs import DISTILL_RUN, TESTBED_RUN, flags
 
-from step_trl import StepGRPOConfig, StepSelection, checks, sources, testbed
-from step_trl.plan import print_plan
-from step_trl.recipe import field_of, load_recipe, parse, read_recipe
-from step_trl.train import run_train
+from step_trl import StepGRPOConfig, StepSelection, testbed
+from step_trl.cli import sources
+from step_trl.cli.dry_run import checks
+from step_trl.cli.dry_run.plan import print_plan
+from step_trl.cli.recipe import field_of, load_recipe, parse, read_recipe
+from step_trl.cli.train import run_train
 from step_trl.trainers.step_grpo_config import VARIANTS
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import step_trl
-from step_trl import serve
-from step_trl.cli import main
-from step_trl.recipe import TRAINERS, parse
+from step_trl.cli.main import main
+from step_trl.cli.recipe import TRAINERS, parse
+from step_trl.rollout.engines import vllm_process
 
 
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -82,10 +82,10 @@ def test_remote_code_is_not_trusted_by_default(trainer):
 
 def test_a_server_listens_to_this_machine_only_by_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(serve, "serve", lambda *args, **options: asked.append(options) or 0)
+    monkeypatch.setattr(vllm_process, "serve", lambda *args, **options: asked.append(options) or 0)
     with pytest.raises(SystemExit):
         main(["serve", "m"])
     assert asked[0]["host"] == "127.0.0.1"
-    assert serve.VLLMServer("m").url.startswith("http://127.0.0.1:")
-    command, _ = serve.server_command("m")
+    assert vllm_process.VLLMServer("m").url.startswith("http://127.0.0.1:")
+    command, _ = vllm_process.server_command("m")
     assert command[command.index("--host") + 1] == "127.0.0.1"

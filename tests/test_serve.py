@@ -18,9 +18,9 @@ import psutil
 import pytest
 from rollout.server_metrics import until
 
-from step_trl import serve
-from step_trl.serve import VLLMServer, free_port, server_command, start_supervised
-from step_trl.supervise import POLL_SECONDS
+from step_trl.rollout.engines import vllm_process
+from step_trl.rollout.engines.supervise import POLL_SECONDS
+from step_trl.rollout.engines.vllm_process import VLLMServer, free_port, server_command, start_supervised
 
 
 HEALTH_SERVER = Path(__file__).with_name("health_server.py")
@@ -31,7 +31,7 @@ def parent(command: list[str], port: int, healthy) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     server = VLLMServer("model", port=port)
     server._command = [sys.executable, *command, str(port)]
-    serve.start_supervised = start_supervised
+    vllm_process.start_supervised = start_supervised
     starting = threading.Thread(target=server.start)
     starting.start()
     starting.join()
@@ -48,7 +48,7 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
 @pytest.fixture
 def started(tmp_path, monkeypatch):
     """`started(command)`: a server of that command."""
-    monkeypatch.setattr(serve, "start_supervised", start_supervised)  # whatever starts servers in other tests
+    monkeypatch.setattr(vllm_process, "start_supervised", start_supervised)  # whatever starts servers in other tests
     servers = []
 
     def started(command):

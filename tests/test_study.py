@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import study
 import torch
 from filelock import FileLock
+from study import run
+from study.arms import ARMS, Arm, jobs
+from study.claims import CHOICES, CLAIMS, verdict
+from study.page import write_page
+from study.pictures import draw
+from study.prompted import cut_off, prompt_ids
+from study.records import collect_records, read_records
+from study.results import Difference, Results
 
-from step_trl import study, testbed
+from step_trl import testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
-from step_trl.study import run
-from step_trl.study.arms import ARMS, Arm, jobs
-from step_trl.study.claims import CHOICES, CLAIMS, verdict
-from step_trl.study.page import write_page
-from step_trl.study.pictures import draw
-from step_trl.study.prompted import cut_off, prompt_ids
-from step_trl.study.records import collect_records, read_records
-from step_trl.study.results import Difference, Results
 
 
 def test_tables_come_before_sweeps_and_seeds_one_after_another():

@@ -14,11 +14,12 @@ from small_runs import DISTILL_RUN, SMALL_RUN, refused
 from small_runs import flags as as_flags
 from transformers import AutoModelForCausalLM
 
-from step_trl import testbed, train
-from step_trl.cli import main
-from step_trl.recipe import parse, read_recipe
-from step_trl.serve import free_port
-from step_trl.sources import load_rows
+from step_trl import testbed
+from step_trl.cli import train
+from step_trl.cli.main import main
+from step_trl.cli.recipe import parse, read_recipe
+from step_trl.cli.sources import load_rows
+from step_trl.rollout.engines.vllm_process import free_port
 
 
 SMALL = SMALL_RUN | {

@@ -15,10 +15,10 @@ import pandas as pd
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..budgets import TARGET_COLUMN
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, TransformersEngine
 from ..steps import TriggerSegmenter
+from ..token_targets import TARGET_COLUMN
 from .benchmarks import load_benchmark
 from .graders import grade
 from .store import KEY, SampleStore
@@ -61,7 +61,7 @@ def evaluate(
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
             Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
             `problem` (an id, by default the place), `grader` (by default `"math"`) and `target_tokens` (what the
-            prompt asks for, see [`~step_trl.budgets.add_token_targets`]).
+            prompt asks for, see [`~step_trl.token_targets.add_token_targets`]).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             With a chat template. Needed for a model that is already loaded.
         n (`int`, *optional*, defaults to `1`):

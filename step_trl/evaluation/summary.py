@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from ..budgets import TARGET_COLUMN
+from ..token_targets import TARGET_COLUMN
 from .metrics import accuracy_efficiency_score
 
 

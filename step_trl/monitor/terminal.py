@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..rollout import Rollout
 from ..steps import Segmenter, token_bytes
-from ..texts import token_texts, visible
+from ..text import token_texts, visible
 from .status import RunStatus, short_number, short_time
 
 

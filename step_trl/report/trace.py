@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..rollout import ProbeRecord, Rollout
 from ..steps import Segmenter, TriggerSegmenter, token_bytes
-from ..texts import token_texts, visible
+from ..text import token_texts, visible
 
 
 _STYLE = """<style>

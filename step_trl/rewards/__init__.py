@@ -1,8 +1,6 @@
 """Rewards: correctness, format, step efficiency and length baselines."""
 
-from .budget import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 from .correctness import math_accuracy_reward
-from .efficiency import step_efficiency_reward
 from .format import format_reward
 from .length import (
     grpo_lambda_reward,
@@ -11,6 +9,8 @@ from .length import (
     s_grpo_reward,
     train_efficiently_reward,
 )
+from .step_efficiency import step_efficiency_reward
+from .target_length import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 
 
 __all__ = [

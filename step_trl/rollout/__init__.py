@@ -3,7 +3,7 @@
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
 from .dynamic import DynamicTruncatedRollout
 from .records import Rollout, SamplingParams
-from .serial import SerialGroupRollout
+from .serial_group import SerialGroupRollout
 from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCallback
 
 

@@ -12,13 +12,13 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
 from ..rewards import math_accuracy_reward
+from ..runtime.checkpoints import ResumableTrainer
+from ..runtime.micro_batches import sort_by_length, trim_padding
+from ..runtime.model_card import ModelCardTrainer
+from ..runtime.sharding import ShardedTrainer
+from ..runtime.signal_warnings import SignalWarnings
 from .base_config import EfficientReasoningConfig
-from .batching import sort_by_length, trim_padding
-from .model_card import ModelCardTrainer
-from .resume import ResumableTrainer
 from .served import ServedTrainer, loading_options
-from .sharding import ShardedTrainer
-from .signals import SignalWarnings
 
 
 class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrainer):

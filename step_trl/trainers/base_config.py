@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import GRPOConfig
 
-from ..rewards.terms import check_length_reward
+from ..rewards.length_rewards import check_length_reward
 
 
 def check_precision(args: TrainingArguments) -> None:

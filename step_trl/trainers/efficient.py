@@ -15,8 +15,8 @@ import torch
 from accelerate.utils import gather_object
 from trl.trainer.utils import get_config_model_id
 
-from ..budgets import TARGET_COLUMN, validate_targets
-from ..rewards.terms import TARGETS_IN_ROWS, length_term
+from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
+from ..token_targets import TARGET_COLUMN, validate_targets
 from .base import BaseTrainer
 from .lapo import FILE as LAPO_FILE
 from .lapo import SolutionLengths, state_length

@@ -12,8 +12,8 @@ from trl.trainer.utils import get_config_model_id
 
 from ..rollout.engines import EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
-from ..rollout.ranks import failing_together
-from ..rollout.weight_sync import DiskSyncedGeneration, check_log_probabilities
+from ..runtime.ranks import failing_together
+from ..runtime.weight_sync import DiskSyncedGeneration, check_log_probabilities
 from .base_config import EfficientReasoningConfig
 from .followed import FollowedTrainer
 

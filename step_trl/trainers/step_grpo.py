@@ -17,7 +17,7 @@ from typing import cast
 import torch
 
 from ..rewards import format_reward, step_efficiency_reward
-from ..rewards.efficiency import Baseline
+from ..rewards.step_efficiency import Baseline
 from ..steps import TriggerSegmenter
 from .sas import StepSelectionMixin
 from .step_grpo_config import StepGRPOConfig

@@ -20,10 +20,10 @@ from ..rollout import (
     TruncationCallback,
 )
 from ..rollout.engines import Engine, TransformersEngine, VLLMColocatedEngine
-from ..rollout.ranks import failing_together, rollout_seeds
+from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
+from ..runtime.ranks import failing_together, rollout_seeds
+from ..runtime.sharding import check_rollouts_in_process
 from .efficient import EfficientReasoningTrainer
-from .metrics import length_totals, rollout_metrics, tokens_saved
-from .sharding import check_rollouts_in_process
 from .step_grpo_config import StepGRPOConfig
 
 

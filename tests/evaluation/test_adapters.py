@@ -8,12 +8,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from step_trl import eval as eval_module
 from step_trl import testbed
-from step_trl.adapters import servable
-from step_trl.cli import main
+from step_trl.cli import evaluate as eval_module
+from step_trl.cli.main import main
 from step_trl.evaluation import read_samples
 from step_trl.rollout.engines import VLLMServerEngine
+from step_trl.rollout.engines.adapters import servable
 
 
 @pytest.fixture(scope="module")

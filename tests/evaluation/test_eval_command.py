@@ -9,8 +9,8 @@ import torch
 from small_runs import refused
 
 from step_trl import testbed
-from step_trl.cli import main
-from step_trl.eval import load_problems, name_of
+from step_trl.cli.evaluate import load_problems, name_of
+from step_trl.cli.main import main
 from step_trl.evaluation import read_samples
 
 

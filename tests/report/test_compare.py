@@ -5,7 +5,7 @@ import pytest
 from small_runs import SMALL_RUN, refused
 
 from step_trl import testbed
-from step_trl.cli import main
+from step_trl.cli.main import main
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.trainers import SASConfig, SASTrainer
 

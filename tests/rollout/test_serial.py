@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from step_trl import testbed
 from step_trl.rollout import DynamicTruncatedRollout, RandomCut, SamplingParams, SerialGroupRollout
 from step_trl.rollout.engines import TransformersEngine
-from step_trl.rollout.serial import draw_cuts
+from step_trl.rollout.serial_group import draw_cuts
 
 
 SAMPLING = SamplingParams(max_tokens=300)

@@ -28,7 +28,7 @@ from step_trl.rollout.engines import EngineError, EngineUnavailableError, Genera
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.rollout.engines.vllm_answers import Choice, Sampled, TokenLogprobs
 from step_trl.rollout.engines.vllm_http import ConnectionLostError, Server
-from step_trl.serve import VLLMServer, free_port, server_command
+from step_trl.rollout.engines.vllm_process import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
 
 
@@ -466,7 +466,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
     command = [
         sys.executable,
         "-c",
-        "from step_trl.cli import main; main()",
+        "from step_trl.cli.main import main; main()",
         "serve",
         str(testbed.MODEL_DIR),
         "--port",

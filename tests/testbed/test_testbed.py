@@ -5,10 +5,11 @@ import random
 import pytest
 import reasoning_gym
 import torch
+from testbed_model import traces
+from testbed_model.pretrain import IGNORE, Corpus, Recipe, encode, pretrain
 
 from step_trl import testbed
-from step_trl.testbed import problems, traces
-from step_trl.testbed.pretrain import IGNORE, Corpus, Recipe, encode, pretrain
+from step_trl.testbed import problems
 
 
 @pytest.fixture(scope="module")

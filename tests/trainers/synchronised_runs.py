@@ -13,7 +13,7 @@ from trainers.tcp_transfer import weights_over_tcp
 from trl.generation.vllm_generation import VLLMGeneration
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
-from step_trl.serve import free_port
+from step_trl.rollout.engines.vllm_process import free_port
 
 
 UPDATES = 3

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from ways_of_use import letters, moe
 
 from step_trl import testbed
-from step_trl.trainers.batching import sort_by_length, trim_padding
+from step_trl.runtime.micro_batches import sort_by_length, trim_padding
 
 
 def make_batches(lengths: list[list[int]], width: int):

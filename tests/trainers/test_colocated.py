@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from preloaded import run_preloaded
 
-from step_trl.serve import free_port
+from step_trl.rollout.engines.vllm_process import free_port
 
 
 @pytest.mark.timeout(600)

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
 
 from step_trl import testbed
 from step_trl.rollout.engines import EngineUnavailableError
-from step_trl.rollout.weight_sync import WeightSyncError
-from step_trl.serve import VLLMServer
+from step_trl.rollout.engines.vllm_process import VLLMServer
+from step_trl.runtime.weight_sync import WeightSyncError
 
 
 pytestmark = pytest.mark.timeout(600)

@@ -7,8 +7,8 @@ import torch
 from small_runs import TESTBED_RUN, flags
 
 from step_trl import testbed
+from step_trl.cli.train import run_train
 from step_trl.rewards import lapo_internalization_reward
-from step_trl.train import run_train
 from step_trl.trainers.lapo import FILE, SolutionLengths, state_length
 
 

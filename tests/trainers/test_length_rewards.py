@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from step_trl import EfficientReasoningConfig, StepGRPOConfig, rewards
-from step_trl.budgets import add_token_targets
 from step_trl.rollout import RandomCut
+from step_trl.token_targets import add_token_targets
 
 
 FUNCTIONS = {

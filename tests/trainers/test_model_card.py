@@ -6,7 +6,7 @@ import pytest
 from trl import GRPOTrainer
 
 from step_trl import SASConfig, StepGRPOConfig
-from step_trl.trainers.model_card import FRAMEWORKS, describe_training
+from step_trl.runtime.model_card import FRAMEWORKS, describe_training
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from transformers import TrainerState
 
 from step_trl import SASConfig
 from step_trl.advantages import select_step_advantages
+from step_trl.runtime.signal_warnings import SignalWarnings
 from step_trl.steps import DelimiterSegmenter, Segmenter
-from step_trl.trainers.signals import SignalWarnings
 
 
 def losses(trainer):

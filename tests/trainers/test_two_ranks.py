@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig
 
 from step_trl import testbed
-from step_trl.layout import Layout
-from step_trl.memory import Workload, estimate_memory
+from step_trl.cli.dry_run.layout import Layout
+from step_trl.cli.dry_run.memory import Workload, estimate_memory
+from step_trl.runtime.checkpoints import load_rollouts, save_rollouts
+from step_trl.runtime.sharding import check_rollouts_in_process
 from step_trl.trainers.lapo import FILE as LAPO_FILE
-from step_trl.trainers.resume import load_rollouts, save_rollouts
-from step_trl.trainers.sharding import check_rollouts_in_process
 
 
 pytestmark = pytest.mark.timeout(900)

@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from step_trl import StepGRPOConfig, testbed
 from step_trl.rollout.engines import EngineError, EngineUnavailableError
-from step_trl.rollout.weight_sync import WeightSyncError, check_log_probabilities
-from step_trl.serve import free_port
+from step_trl.rollout.engines.vllm_process import free_port
+from step_trl.runtime.weight_sync import WeightSyncError, check_log_probabilities
 
 
 pytestmark = pytest.mark.timeout(600)

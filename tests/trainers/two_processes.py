@@ -10,7 +10,7 @@ from pathlib import Path
 
 from preloaded import PreloadedPython
 
-from step_trl.serve import free_port
+from step_trl.rollout.engines.vllm_process import free_port
 
 
 def run_two_processes(script: Path, arguments: Sequence[str], folder: Path, seconds: float) -> list[tuple[int, str]]:

@@ -11,7 +11,7 @@ from trainers.held_bytes import HeldBytes
 from transformers import AutoModelForCausalLM
 
 from step_trl import SASConfig, SASTrainer, testbed
-from step_trl.rollout.weight_sync import DiskSyncedGeneration
+from step_trl.runtime.weight_sync import DiskSyncedGeneration
 
 
 class Reader:

@@ -3,6 +3,7 @@
 from .base import AbandonRule, Engine, Generation
 from .transformers import EngineStats, TransformersEngine
 from .vllm_colocated import VLLMColocatedEngine
+from .vllm_process import VLLMServer
 from .vllm_server import EngineError, EngineUnavailableError, VLLMServerEngine
 
 
@@ -15,5 +16,6 @@ __all__ = [
     "Generation",
     "TransformersEngine",
     "VLLMColocatedEngine",
+    "VLLMServer",
     "VLLMServerEngine",
 ]

@@ -28,7 +28,6 @@ from urllib.parse import urlsplit
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ...serve import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
@@ -40,6 +39,7 @@ from .vllm_http import (
     Server,
     VLLMHTTPClient,
 )
+from .vllm_process import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 
 
 __all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]

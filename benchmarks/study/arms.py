@@ -1,0 +1,158 @@
+"""
+What is compared. An arm is a trainer with options; all share a budget of updates and what `demo.TRAINING` holds.
+
+Tuning protocol, fixed before the runs: learning rate, schedule, batch and the short context are those of the demo.
+They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study evaluates on
+the first 128. No arm has an option of its own that is not the comparison itself. Constants that are numbers of tokens
+in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from step_trl.rollout import ConfidenceTruncation
+
+
+SHORT_CONTEXT = 224  # tokens: about the vanilla model's mean length
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One way to train.
+
+    Attributes:
+        name (`str`):
+            Of its folder and its row.
+        method (`"grpo"`, `"step_grpo"`, `"sas"`, `"distill"` or `"prompts"`):
+            The trainer; the last one is [`~study.prompted.teach_prompts`].
+        options (`dict[str, Any]`):
+            Fields of its configuration.
+        tables (`tuple[str, ...]`):
+            Where it appears.
+        budget (`float`):
+            Updates, relative to those of the study.
+        sweep (`bool`):
+            Whether one seed will do when time is short.
+        checkpoints (`int`):
+            How often the model is evaluated while it is trained, besides its end.
+        stages (`tuple[dict[str, Any], ...]`):
+            Options of stages that share the budget, each from the model of the one before; `system_prompt` is one.
+        targets (`tuple[int, int]`, *optional*):
+            Range of the lengths that prompts ask for; the evaluation's ask for the middle.
+        start (`Arm`, *optional*):
+            Whose model of the same seed it starts from, by default the vanilla one.
+    """
+
+    name: str
+    method: Literal["grpo", "step_grpo", "sas", "distill", "prompts"]
+    options: dict[str, Any] = field(default_factory=dict)
+    tables: tuple[str, ...] = ()
+    budget: float = 1.0
+    sweep: bool = False
+    checkpoints: int = 0
+    stages: tuple[dict[str, Any], ...] = ({},)
+    targets: tuple[int, int] | None = None
+    start: Arm | None = None
+
+
+_STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
+_OPEN = "Step-GRPO, open choices"
+_SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
+METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # whose the tables are that compare all methods
+_LATER_RULE = {"failed_step_advantage": 0.0}
+_SHORT = {"max_completion_length": SHORT_CONTEXT}
+_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer: what SAS is compared with has the same
+_SCALE = SHORT_CONTEXT / 4096
+_L1_ALPHA = {"alpha": 0.0003 / _SCALE}
+_L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
+_LAPO = (
+    {"length_reward": "lapo_discovery", "length_reward_options": {"decay": 100 * _SCALE}},
+    {"length_reward": "lapo_internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
+)
+LIMIT_PROMPT = "Think, then answer, within {} tokens."
+_LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
+_S_GRPO = {"serial_group": True, "length_reward": "s_grpo", "scale_rewards": "none", "accuracy_weight": 1.0}
+_PROMPTED = Arm("prompted", "prompts", {"forms": ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")}, (_SAS,))
+_PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, (_STEP_GRPO,))
+
+ARMS: tuple[Arm, ...] = (
+    Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO,)),
+    Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
+    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
+    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
+    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
+    Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
+    Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO,)),
+    Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **_CLOSED}, (_SAS,)),
+    Arm("grpo-lp", "grpo", {"length_reward": "kimi"}, (_STEP_GRPO,)),
+    Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
+    Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
+    _PROMPTED_CUTS,
+    Arm(
+        "s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,),
+        start=_PROMPTED_CUTS,
+    ),
+    Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
+    Arm("train-efficiently", "grpo", {**_SHORT, **_CLOSED, "length_reward": "train_efficiently"}, (_SAS,)),
+    _PROMPTED,
+    Arm(
+        "l1-exact", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA},
+        (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
+    ),
+    Arm(
+        "l1-max", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA},
+        (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
+    ),
+    Arm("lapo-d", "grpo", {**_SHORT, **_CLOSED, **_LAPO[0]}, (_SAS,)),
+    Arm("lapo-i", "grpo", _SHORT | _CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
+    Arm(
+        "thinkprune", "grpo", _CLOSED, (_SAS,),
+        stages=tuple(
+            {"max_completion_length": limit, "system_prompt": LIMIT_PROMPT.format(limit)} for limit in _LIMITS
+        ),
+        start=_PROMPTED,
+    ),
+    Arm("no-step-reward", "step_grpo", {"step_reward": False}, (_PARTS,)),
+    Arm("no-truncation", "step_grpo", {"truncated_rollout": False}, (_PARTS,)),
+    Arm("mean-of-all", "step_grpo", {"step_baseline": "all"}, (_PARTS,)),
+    Arm("sas-correct", "sas", {**_LATER_RULE, "selection": "correct"}, (_SAS_PARTS,)),
+    Arm("sas-random", "sas", {**_LATER_RULE, "criterion": "random"}, (_SAS_PARTS,)),
+    Arm("sas-token", "sas", {**_LATER_RULE, "granularity": "token"}, (_SAS_PARTS,)),
+    Arm("sas-released-slip", "sas", {**_LATER_RULE, "selection_bug_compatible": True}, (_SAS_PARTS,)),
+    Arm("trigger-dropped", "step_grpo", {"keep_trigger": False}, (_OPEN,), sweep=True),
+    Arm("injected-not-trained", "step_grpo", {"train_on_injected_tokens": False}, (_OPEN,), sweep=True),
+    *(
+        Arm(f"threshold-{threshold}", "step_grpo", {"confidence_threshold": threshold}, (_THRESHOLD,), sweep=True)
+        for threshold in (0.8, 0.9, 0.99)
+    ),
+    *(
+        Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
+        for ratio in (0.1, 0.5, 0.7, 0.9)
+    ),
+    Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
+    Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
+)  # fmt: skip
+
+
+def jobs(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Arm, int]]:
+    """
+    Arms and seeds in the order in which they are run: arms of the tables first, a seed at a time, then the sweeps.
+
+    Args:
+        seeds (`Sequence[int]`):
+            The first one is that of the sweeps; the others follow at the end.
+        names (`Sequence[str]`, *optional*):
+            Of the arms to run, by default all.
+    """
+    unknown = set(names) - {arm.name for arm in ARMS}
+    if unknown:
+        raise ValueError(f"arms: {sorted(unknown)} are not known. Choose from {', '.join(arm.name for arm in ARMS)}.")
+    chosen = [arm for arm in ARMS if not names or arm.name in names]
+    tables, sweeps = [arm for arm in chosen if not arm.sweep], [arm for arm in chosen if arm.sweep]
+    order = [(arm, seed) for seed in seeds for arm in tables]
+    return order + [(arm, seed) for seed in seeds for arm in sweeps]

@@ -1,0 +1,160 @@
+"""The study's page: tables, figures and claims, made from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from step_trl.report import markdown_table
+
+from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
+from .claims import choice_lines, claim_lines, order_lines
+from .pictures import draw
+from .records import PHASES, Records
+from .results import OLD, Results
+from .run import SAMPLES, VANILLA
+
+
+_MEASURES = {"accuracy": (100, 1), "tokens": (1, 0), "steps": (1, 2), "cr": (1, 2), "aes": (1, 2)}
+_HEAD = ["", "seeds", "accuracy, %", "tokens", "steps", "CR", "AES", "± accuracy", "± tokens"]
+
+
+def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, str] | None = None) -> None:
+    """
+    Write `README.md`, `summary.csv` and the pictures.
+
+    Args:
+        records ([`~study.records.Records`]):
+            Of all trainings; that of the vanilla model is among them.
+        page (`Path`):
+            Folder to write to.
+        max_steps (`int`):
+            Of the study.
+        old (`Mapping[str, str]`, *optional*):
+            Arms whose trainings had other settings than the arm has now, and which these are.
+    """
+    old = old or {}
+    results = Results(records, old)
+    page.mkdir(parents=True, exist_ok=True)
+    done = [arm for arm in ARMS if arm.name in results.samples]
+    tables = {name: results.table(name) for name in (VANILLA, *(arm.name for arm in done))}
+    pd.concat(tables, names=["arm"]).to_csv(page / "summary.csv", float_format="%.5g")
+    lines = [
+        "# The testbed study",
+        "",
+        "Made by `python benchmarks/study`, which goes on where it was stopped, on any machine: `samples.parquet` and "
+        "`updates.parquet` say what is done. Processes side by side share the work; `--page-only` makes this page "
+        "anew, and with another `--page` all is run anew. "
+        f"{max_steps} updates per arm (times its budget), 64 completions each; "
+        f"the first {results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} "
+        f"samples per problem and seed. {_hours(results)}"
+        "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
+        "The tuning protocol is in `benchmarks/study/arms.py`.",
+        "",
+        *_old_lines(old),
+        "## Claims",
+        "",
+        _chance(results),
+        "",
+        *claim_lines(results),
+        "",
+        f"A context of {SHORT_CONTEXT} tokens cuts off {results.cut_off(SHORT_CONTEXT):.0%} of the vanilla model's "
+        "correct completions, which makes failures of them (SAS: about 29 %, of 4,096 tokens against 8,192).",
+        "",
+    ]
+    if choices := choice_lines(results):
+        lines += ["## Choices", "", "Another choice against the one that the other arms make:", "", *choices, ""]
+    for title in dict.fromkeys(table for arm in done for table in arm.tables):
+        members = [arm for arm in done if title in arm.tables]
+        lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
+        if (method := METHODS.get(title)) in tables:
+            others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
+            lines += ["Each against the paper's method:", "", *order_lines(results, method, others), ""]
+    if started := [arm for arm in done if results.before(arm.name)[0]]:
+        lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
+    lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
+    lines += [*_phase_rows(results, [arm for arm in done if not arm.sweep]), ""]
+    lines += ["## By benchmark", "", markdown_table({results.marked(name): rows for name, rows in tables.items()}), ""]
+    for name in draw(results, tables, done, page):
+        lines += [f"![{name}]({name}.png)", ""]
+    (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+
+
+def _old_lines(old: Mapping[str, str]) -> list[str]:
+    if not old:
+        return []
+    return [
+        "## To be run again",
+        "",
+        f"Arms that are marked {OLD} were trained with other settings than they have now. Their rows, and the claims "
+        "that they are part of, are about those settings until they are run again:",
+        "",
+        *(f"- `{name}`: {changes}." for name, changes in old.items()),
+        "",
+    ]
+
+
+def _hours(results: Results) -> str:
+    if (seconds := results.seconds()).empty:
+        return ""
+    return f"The {len(seconds)} trainings whose seconds are known took {seconds.sum() / 3600:.1f} hours of one core. "
+
+
+def _chance(results: Results) -> str:
+    accuracy, tokens = (results.pooled_spread(measure) for measure in ("accuracy", "tokens"))
+    if pd.isna(accuracy):
+        return (
+            "Their intervals are over problems only, since no arm has several seeds: they are about these trainings."
+        )
+    return (
+        "Their intervals know two sources of chance, problems and trainings. From one training of a usual arm to "
+        f"another, the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens "
+        "(standard deviations, the median over all arms with several seeds); an arm whose own deviation is larger is "
+        "taken with its own. No interval is corrected for the number of comparisons."
+    )
+
+
+def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
+    lines = [f"| {' | '.join(_HEAD)} |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
+    for name in (VANILLA, *(arm.name for arm in arms)):
+        row = tables[name].loc["overall"]
+        cells = [results.marked(name), str(len(results.seeds[name]))]
+        for measure, (scale, digits) in _MEASURES.items():
+            low, high = (f"{scale * row[f'{measure}_{end}']:.{digits}f}" for end in ("low", "high"))
+            cells.append(f"{scale * row[measure]:.{digits}f} [{low}, {high}]")
+        spreads = (100 * results.spread(name, "accuracy"), results.spread(name, "tokens"))
+        cells += ["–" if pd.isna(spread) else f"{spread:.1f}" for spread in spreads]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
+    lines = [
+        "The vanilla model has never read words that ask for a length, or that cut a thought off, and fails behind "
+        "them (benchmarks/README.md). These arms start from `prompted` or `prompted-cuts`: the vanilla model, "
+        "fine-tuned on its own right completions behind such words, with lengths drawn at random. Each is evaluated "
+        "under the prompts that it is trained with.",
+        "",
+        "| | seeds before | accuracy before, % | tokens before | seeds after | accuracy after, % | tokens after |",
+        "|---" + "|---:" * 6 + "|",
+    ]
+    for arm in arms:
+        seeds, before = results.before(arm.name)
+        after = tables[arm.name].loc["overall"]
+        cells = [
+            f"{number} | {100 * row['accuracy']:.1f} | {row['tokens']:.0f}"
+            for number, row in ((seeds, before), (len(results.seeds[arm.name]), after))
+        ]
+        lines.append(f"| {results.marked(arm.name)} | {' | '.join(cells)} |")
+    return lines
+
+
+def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
+    lines = [f"| | | {' | '.join(PHASES)} | sum |", "|---|---" + "|---:" * (len(PHASES) + 1) + "|"]
+    for arm in arms:
+        for time, row in results.phases(arm.name).iterrows():
+            cells = [results.marked(arm.name), time, *(f"{value:.2f}" for value in (*row, row.sum()))]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines

@@ -1,0 +1,92 @@
+"""
+A start for arms that speak to the model: they ask for a length (L1, ThinkPrune, LAPO), or cut a thought off (S-GRPO).
+
+The testbed model has never read such words and fails behind them; the models that those papers train do not.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import datasets
+from testbed_model.traces import TRIGGERS
+from transformers import PreTrainedTokenizerBase
+
+from step_trl import testbed
+from step_trl.cli.demo import MAX_COMPLETION_LENGTH
+from step_trl.cli.distill import fine_tune, keep_right, training_row
+from step_trl.cli.recipe import DistillConfig
+from step_trl.data import build_prompt
+from step_trl.evaluation import evaluate
+from step_trl.rollout import RandomCut
+from step_trl.rollout.truncation import THINK_END
+from step_trl.token_targets import ask_for_tokens
+from step_trl.trainers.lapo import state_length
+
+from .arms import LIMIT_PROMPT, SHORT_CONTEXT
+
+
+Form = Literal["none", "l1-exact", "l1-max", "thinkprune", "lapo-i", "s-grpo"]
+
+
+def prompt_ids(form: Form, messages: list[dict], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt that asks for `tokens` as the arm `form` does, up to where the completion begins."""
+    if form in ("l1-exact", "l1-max"):
+        messages = ask_for_tokens(messages, tokens, at_most=form == "l1-max")
+    elif form == "thinkprune":
+        messages = build_prompt(messages, None, LIMIT_PROMPT.format(tokens))
+    ids = cast("list[int]", tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+    return state_length(ids, tokens, tokenizer) if form == "lapo-i" else ids
+
+
+def cut_off(completion: str, rng: random.Random) -> tuple[str, str]:
+    """
+    A right completion that S-GRPO's words end early, and the answer behind them.
+
+    The cut is in front of a trigger word, where the problem has been worked through, or at the end of the thought.
+    """
+    thought, _, answer = completion.partition(f"\n{THINK_END}\n\n")
+    ends = [match.start() for match in re.finditer(TRIGGERS, thought)] or [len(thought)]
+    return thought[: rng.choice(ends)].rstrip() + RandomCut.closing, answer
+
+
+def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Form], **training: Any) -> None:
+    """
+    Fine-tune the vanilla model on its own right completions, behind such words.
+
+    Lengths are drawn at random, whatever the completion's is: the model is to keep its answers under such prompts, and
+    to learn nothing about lengths before it is rewarded for them.
+
+    Args:
+        output_dir (`Path`):
+            For the model; the samples go to `samples/` in it.
+        seed (`int`):
+            Of samples, lengths and training.
+        problems (`int`):
+            First problems of the training set, one sample each.
+        forms (`Sequence[Form]`):
+            The words, one of them at random for each completion.
+        **training:
+            Fields of [`~step_trl.cli.recipe.DistillConfig`].
+    """
+    rows = testbed.load_dataset("train").select(range(problems))
+    samples = evaluate(
+        testbed.MODEL_DIR, {"train": rows}, seeds=[seed], temperature=1.0, top_p=1.0,
+        max_tokens=MAX_COMPLETION_LENGTH, save_to=output_dir / "samples",
+    )  # fmt: skip
+    rng, tokenizer = random.Random(seed), testbed.load_tokenizer()
+    taught = []
+    for problem, completion in keep_right(samples)[["problem", "completion"]].itertuples(index=False):
+        prompt = rows[int(problem)]["prompt"]
+        form = rng.choice(forms)
+        ids = prompt_ids(form, prompt, rng.randint(1, SHORT_CONTEXT), tokenizer)
+        if form == "s-grpo":
+            thought, completion = cut_off(completion, rng)
+            ids += tokenizer.encode(thought, add_special_tokens=False)
+        taught.append(training_row(ids, completion, tokenizer))
+    config = DistillConfig(str(output_dir), seed=seed, **training)
+    fine_tune(str(testbed.MODEL_DIR), datasets.Dataset.from_list(taught), tokenizer, config)

@@ -1,0 +1,150 @@
+"""What is kept of each training, small enough to lie beside the page: a study goes on from it on another machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from step_trl import testbed
+from step_trl.evaluation import classify_testbed_steps, read_samples
+from step_trl.evaluation.composition import LABELS
+from step_trl.report import read_history
+from step_trl.token_targets import TARGET_COLUMN
+
+from .run import VANILLA, whole_evaluation
+
+
+TRAINED, BEFORE = "trained", "before"  # models that samples are of; others are checkpoints, by their update
+LENGTH = "completions/mean_length"
+CURVES = {
+    "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
+    LENGTH: "tokens per rollout",
+    "kl": "KL to the vanilla model",
+    "entropy": "entropy",
+}
+PHASES = ("generation", "reward", "old", "reference", "update")
+TRAINING = ["arm", "seed"]
+KINDS = {  # of the columns that are kept of a sample
+    "benchmark": "str",
+    "problem": "int16",
+    "sample": "int16",
+    "correct": "bool",
+    "tokens": "int32",
+    "steps": "int16",
+    "finish_reason": "str",
+    TARGET_COLUMN: "Int32",
+}
+OF_SAMPLES, OF_UPDATES = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
+
+
+@dataclass(frozen=True)
+class Records:
+    """
+    All that is known of the trainings of a study.
+
+    Attributes:
+        samples (`DataFrame`):
+            One row each, with `arm` and `seed` of the training and the `model`: `"trained"`, `"before"` (the training,
+            under its prompts) or an update; how many of its steps are `forward`, `verification` and `redundancy`, see
+            [`~step_trl.evaluation.classify_testbed_steps`], is missing where its text was lost.
+        updates (`DataFrame`):
+            One row each, with `arm`, `seed` and its `number` (from 1), what is logged of `CURVES` and the seconds of
+            `PHASES`.
+    """
+
+    samples: pd.DataFrame
+    updates: pd.DataFrame
+
+    @property
+    def done(self) -> set[tuple[str, int]]:
+        """Arms and seeds whose trained models are evaluated, the vanilla model with seed 0."""
+        trained = self.samples.loc[self.samples["model"] == TRAINED, TRAINING].drop_duplicates()
+        return {(str(arm), int(seed)) for arm, seed in trained.itertuples(index=False)}
+
+    def without(self, arms: Collection[str]) -> Records:
+        """Those of other arms."""
+        return Records(*(rows[~rows["arm"].isin(list(arms))] for rows in (self.samples, self.updates)))
+
+    def updated_by(self, newer: Records) -> Records:
+        """Both; where both know a training, what the newer ones say of it."""
+        known = newer.done
+
+        def kept(rows: pd.DataFrame) -> pd.DataFrame:
+            unknown = [training not in known for training in zip(rows["arm"], rows["seed"], strict=True)]
+            return rows[np.array(unknown, dtype=bool)]
+
+        return Records(
+            _join([kept(self.samples), newer.samples], OF_SAMPLES),
+            _join([kept(self.updates), newer.updates], OF_UPDATES),
+        )
+
+
+def read_records(page: Path) -> Records:
+    """Those that lie beside a page, empty where there is none."""
+    tables = []
+    for path, columns in ((page / "samples.parquet", OF_SAMPLES), (page / "updates.parquet", OF_UPDATES)):
+        tables.append(_join([pd.read_parquet(path)] if path.exists() else [], columns))
+    return Records(*tables)
+
+
+def write_records(records: Records, page: Path) -> None:
+    page.mkdir(parents=True, exist_ok=True)
+    for name in ("samples", "updates"):
+        path = page / f"{name}.parquet"
+        unfinished = path.with_suffix(".unfinished")
+        getattr(records, name).to_parquet(unfinished, compression="zstd", index=False)
+        unfinished.rename(path)
+
+
+def collect_records(folder: Path) -> Records:
+    """Of all trainings in the folder of a study whose evaluation is done."""
+    samples, updates = [], []
+    for arm, seed, own in _trainings(folder):
+        trained = read_samples(own / "samples")
+        if len(trained) != whole_evaluation():
+            continue
+        models = {TRAINED: trained, BEFORE: read_samples(own / "before")}
+        models |= {path.name: read_samples(path) for path in own.glob("checkpoints/*")}
+        for model, rows in models.items():
+            if len(rows):
+                samples.append(_summary(rows).assign(arm=arm, seed=seed, model=model))
+        updates.append(_updates(own / "model").assign(arm=arm, seed=seed))
+    return Records(_join(samples, OF_SAMPLES), _join(updates, OF_UPDATES))
+
+
+def _join(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
+    """The rows of all, with these columns if there are none."""
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def _trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
+    yield VANILLA, 0, folder / VANILLA
+    for path in sorted(folder.glob("*/*/samples")):
+        yield path.parent.parent.name, int(path.parent.name), path.parent
+
+
+def _summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Samples without their texts, but with what their steps are for."""
+    solutions = {name: testbed.load_dataset(name)["solution"] for name in rows["benchmark"].unique()}
+    texts = rows[["benchmark", "problem", "completion"]].itertuples(index=False)
+    labels = [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in texts]
+    counts = {label: pd.array([row.count(label) for row in labels], dtype="Int16") for label in LABELS}
+    return rows.reindex(columns=list(KINDS)).astype(KINDS).assign(**counts)
+
+
+def _updates(model: Path) -> pd.DataFrame:
+    """Log and seconds of each update, none of a model that was made by SFT."""
+    timing = model / "phases.json"
+    seconds = json.loads(timing.read_text())["updates"] if timing.exists() else []
+    if not seconds:
+        return pd.DataFrame()
+    stages = [*sorted(model.glob("stage-*")), model]
+    log = [entry for stage in stages for entry in read_history(stage) if LENGTH in entry]
+    parts = pd.DataFrame(log, columns=list(CURVES)), pd.DataFrame(seconds, columns=list(PHASES))
+    return pd.concat(parts, axis=1).astype("float32").assign(number=range(1, len(seconds) + 1))

@@ -1,0 +1,259 @@
+"""
+Makes the testbed model from nothing: tokenizer and pre-training on written-out traces (`traces.py`).
+
+    python benchmarks/testbed_model --output DIR
+
+1. Drill: unrelated lines of arithmetic; only results are trained on, operands are noise that would drown them.
+2. Passes: a problem and one right pass over it, without re-checks, so that half of the tokens are copied operands:
+   first with one-digit numbers, then with all. Taking the right operand next is what a small model learns last.
+3. Traces: first pass, re-checks and answer, with scripted slips that carry no loss; some passes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from step_trl.testbed.problems import EVALUATION_SPLITS, SPLITS, Split, generate, parse_expression, read_problems
+
+from .traces import TRIGGERS, Piece, SlipRates, TraceWriter, cut_at_trigger, drill, with_answer
+
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+)
+# The split of Qwen, digits one by one and newlines kept with the punctuation before them; a digit may carry the space
+# before it, as words do, which makes arithmetic a quarter shorter.
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WORDINGS = (
+    "State the final answer to the following arithmetic problem: {} =",
+    "State the final answer to the following arithmetic problem: {} =",
+    "Calculate {}.",
+    "Find the value of {}.",
+    "How much is {}?",
+)
+IGNORE = -100
+SMALLEST = ("--updates", "1")  # for its test
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of the pre-training."""
+
+    vocab_size: int = 512
+    hidden_size: int = 128
+    layers: int = 5
+    heads: int = 4
+    learning_rate: float = 2e-3
+    drill_updates: int = 1_200
+    drill_tokens: int = 4_096
+    easy_pass_updates: int = 800
+    pass_updates: int = 1_000
+    pass_tokens: int = 6_144
+    trace_updates: int = 600
+    trace_tokens: int = 8_192
+    seed: int = 0
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE; the thinking tags are single tokens that decoding keeps, as in Qwen3."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 2,  # the two thinking tags are added after
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=3 * recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.hidden_size // recipe.heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,  # vLLM's CPU server keeps a stale lm_head of tied ones after a weight reload
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        dtype="float32",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+class Corpus:
+    """Endless training examples, as pieces; none holds an evaluation problem."""
+
+    def __init__(self, seed: int):
+        taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}
+        train = SPLITS["train"]
+        self.problems = generate(Split(train.generator, 0, 10_000_000 + seed, train.options), taken)
+        one_digit = train.options | {"max_terms": 9, "max_digits": 1}
+        self.easy_problems = generate(Split(train.generator, 0, 20_000_000 + seed, one_digit), taken)
+        self.rng = random.Random(seed)
+        self.writer = TraceWriter(self.rng)
+        self.sure_writer = TraceWriter(self.rng, SlipRates(0, 0, 0))
+
+    def problem(self, easy: bool = False) -> tuple[str, list[int]]:
+        """Prompt up to the open thought, and the terms to add; an easy one has one-digit numbers."""
+        expression = next(self.easy_problems if easy else self.problems)["expression"]
+        question = self.rng.choice(WORDINGS).format(expression)
+        prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        return prompt, parse_expression(expression)
+
+    def drill(self) -> list[Piece]:
+        return drill(self.rng)
+
+    def easy_pass(self) -> list[Piece]:
+        return self.one_pass(easy=True)
+
+    def one_pass(self, easy: bool = False) -> list[Piece]:
+        """One right pass over a problem, or now and then a drill."""
+        if self.rng.random() < 0.1:
+            return self.drill()
+        prompt, terms = self.problem(easy)
+        writer = self.sure_writer
+        write = self.rng.choices((writer.pairs, writer.single, writer.parts, writer.reorder), (5, 2, 2, 1))[0]
+        return [Piece(prompt, trained=False), *write(terms)[1]]
+
+    def mixed(self) -> list[Piece]:
+        """Traces and single passes."""
+        return self.scripted_trace() if self.rng.random() < 0.5 else self.one_pass()
+
+    def scripted_trace(self) -> list[Piece]:
+        prompt, terms = self.problem()
+        return self.trace(prompt, terms, self.writer.thought(terms))
+
+    def trace(self, prompt: str, terms: list[int], thought: list[Piece]) -> list[Piece]:
+        """A whole trace, or one left at a re-check for a probe's sake."""
+        text = "".join(piece.text for piece in thought)
+        if self.rng.random() < 0.35 and re.search(TRIGGERS, text):
+            answered = cut_at_trigger(thought, terms, self.rng)
+        else:
+            answered = with_answer(thought, terms)
+        return [Piece(prompt, trained=False), *answered, Piece("<|im_end|>")]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[list[int], list[int]]:
+    """Token ids and labels; the text is tokenized as a whole, labels follow the pieces' spans."""
+    text = "".join(piece.text for piece in pieces)
+    trained = [flag for piece in pieces for flag in [piece.trained] * len(piece.text)]
+    encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    labels = [
+        index if trained[end - 1] else IGNORE
+        for index, (_, end) in zip(encoding.input_ids, encoding.offset_mapping, strict=True)
+    ]
+    return encoding.input_ids, labels
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerBase, example: Callable[[], list[Piece]], tokens: int, rng: random.Random
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Right-padded batches of about `tokens` tokens, of examples of like length: input ids and labels."""
+    while True:
+        pool = sorted((encode(tokenizer, example()) for _ in range(512)), key=lambda row: len(row[0]))
+        found: list[list] = [[]]
+        for row in pool:
+            if (len(found[-1]) + 1) * len(row[0]) > tokens:
+                found.append([])
+            found[-1].append(row)
+        rng.shuffle(found)
+        for rows in found:
+            width = max(len(ids) for ids, _ in rows)
+            yield (
+                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
+                torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows]),
+            )
+
+
+def train(
+    model: PreTrainedModel,
+    examples: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    updates: int,
+    learning_rate: float,
+    name: str,
+) -> None:
+    """AdamW with a short warm-up and a linear decay over the last third."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    model.train()
+    started, seen, total_loss = time.monotonic(), 0, 0.0
+    for update in range(1, updates + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, update / 50, 3 * (updates + 1 - update) / updates)
+        input_ids, labels = next(examples)
+        logits = model(input_ids=input_ids).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen += input_ids.numel()
+        total_loss += loss.item()
+        if update % 50 == 0:
+            speed = seen / (time.monotonic() - started)
+            print(f"{name} {update}/{updates} loss {total_loss / 50:.4f} {speed:.0f} tokens/s", flush=True)
+            total_loss = 0.0
+    model.eval()
+
+
+def pretrain(recipe: Recipe, output: Path) -> None:
+    """Run all stages and save model and tokenizer to `output`."""
+    torch.manual_seed(recipe.seed)
+    corpus = Corpus(recipe.seed)
+    tokenizer = train_tokenizer(
+        ["".join(piece.text for piece in corpus.scripted_trace()) for _ in range(3_000)], recipe.vocab_size
+    )
+    tokenizer.save_pretrained(output)
+    model = build_model(recipe, tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
+
+    for name, example, updates, tokens in (
+        ("drill", corpus.drill, recipe.drill_updates, recipe.drill_tokens),
+        ("easy passes", corpus.easy_pass, recipe.easy_pass_updates, recipe.pass_tokens),
+        ("passes", corpus.one_pass, recipe.pass_updates, recipe.pass_tokens),
+        ("traces", corpus.mixed, recipe.trace_updates, recipe.trace_tokens),
+    ):
+        train(model, batches(tokenizer, example, tokens, corpus.rng), updates, recipe.learning_rate, name)
+        model.save_pretrained(output / f"after {name}")
+    model.save_pretrained(output)

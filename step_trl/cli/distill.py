@@ -1,0 +1,209 @@
+"""`step-trl distill` (DEER+SFT): learn from one's own truncated completions that are right and short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import pandas as pd
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from ..rollout import ConfidenceTruncation
+from .evaluate import sample
+from .recipe import DistillArguments, DistillConfig, resume_from, set_model_init_kwargs
+from .sources import check_model, load_rows, model_source
+
+
+def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
+    """Rows that are right and ended by themselves."""
+    return samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
+
+
+def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
+    """
+    Rejection sampling: of each problem, the shortest right completions.
+
+    Args:
+        samples ([`~pandas.DataFrame`]):
+            Result of [`~step_trl.evaluation.evaluate`].
+        per_problem (`int`, *optional*, defaults to `1`):
+            Most of one problem. Equal ones are kept once.
+
+    Returns:
+        [`~pandas.DataFrame`]: rows of `samples` that are right and ended by themselves, problem by problem, in
+        ascending order of tokens.
+    """
+    right = keep_right(samples).drop_duplicates(["benchmark", "problem", "completion"])
+    shortest = (
+        right.sort_values("tokens", kind="stable").groupby(["benchmark", "problem"], sort=False).head(per_problem)
+    )
+    return shortest.sort_values(["benchmark", "problem", "tokens"], kind="stable").reset_index(drop=True)
+
+
+def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
+    """
+    What was sampled, and what of it was kept.
+
+    Args:
+        samples ([`~pandas.DataFrame`]), kept ([`~pandas.DataFrame`]):
+            All samples, and those of [`keep_short`].
+    """
+    return {
+        "problems": samples["problem"].nunique(),
+        "samples": len(samples),
+        "accuracy": float(samples["correct"].mean()),
+        "exit rate": float(samples["exit"].mean()),
+        "tokens": float(samples["tokens"].mean()),
+        "kept": len(kept),
+        "problems kept": kept["problem"].nunique(),
+        "tokens kept": float(kept["tokens"].mean()),
+        "exit rate kept": float(kept["exit"].mean()),
+    }
+
+
+def training_rows(
+    kept: pd.DataFrame, problems: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+) -> datasets.Dataset:
+    """
+    Kept completions as rows for [`~trl.SFTTrainer`]: the loss is on the completion only.
+
+    Args:
+        kept ([`~pandas.DataFrame`]):
+            Of [`keep_short`].
+        problems ([`~datasets.Dataset`]):
+            Rows with `prompt`, in the order in which they were sampled.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Of the model.
+
+    Returns:
+        [`~datasets.Dataset`]: rows with `input_ids` and `completion_mask`.
+    """
+    rows = []
+    for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
+        # Tokenized here: a chat template may open the thought in the prompt, or drop it from a message.
+        messages = problems[int(problem)]["prompt"]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        rows.append(training_row(cast("list[int]", ids), completion, tokenizer))
+    return datasets.Dataset.from_list(rows)
+
+
+def training_row(prompt_ids: list[int], completion: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """`input_ids` and `completion_mask` of a completion that ended by itself."""
+    answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+    return {
+        "input_ids": [*prompt_ids, *answer],
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer),
+    }
+
+
+def fine_tune(
+    model: str,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: DistillConfig,
+    options: ModelConfig | None = None,
+) -> None:
+    """
+    Train on rows of [`training_rows`], and save the model to `config.output_dir`.
+
+    Args:
+        model (`str`):
+            Folder or name on the hub.
+        rows ([`~datasets.Dataset`]):
+            Rows with `input_ids` and `completion_mask`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+        config ([`~step_trl.cli.recipe.DistillConfig`]):
+            Options of the training.
+        options ([`~trl.ModelConfig`], *optional*):
+            Quantization and LoRA.
+    """
+    options = options or ModelConfig()
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(options),
+        peft_config=get_peft_config(options),
+    )
+    trainer.train(resume_from_checkpoint=resume_from(config))
+    trainer.save_model()
+    trainer.save_state()
+
+
+def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConfig) -> dict[str, float]:
+    """
+    Sample with the truncated rollout, keep what is right and short, and train on it.
+
+    Samples go to `samples/` in `config.output_dir`, where they are not made twice; kept rows to `kept.parquet`; the
+    model is saved beside them. Of several processes, the first one samples, and the others wait for it for up to
+    `ddp_timeout` seconds.
+
+    Args:
+        arguments ([`~step_trl.cli.recipe.DistillArguments`]):
+            The problems, and how completions are sampled and chosen.
+        model ([`~trl.ModelConfig`]):
+            The model, and how it is loaded for training.
+        config ([`~step_trl.cli.recipe.DistillConfig`]):
+            Options of the training. Its seed is also that of the samples.
+
+    Returns:
+        `dict[str, float]`: see [`statistics`].
+    """
+    output_dir = Path(str(config.output_dir))
+    check_no_model(output_dir)
+    set_model_init_kwargs(config, model)
+    name = model_source(model.model_name_or_path)
+    check_model(name, revision=model.model_revision)
+    rows = load_rows(arguments)
+    if arguments.limit is not None:
+        rows = rows.select(range(min(arguments.limit, len(rows))))
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    figures: list[Any] = [None]
+    if PartialState().is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        samples = sample(
+            name,
+            {"train": rows},
+            arguments.engine,
+            arguments.urls,
+            output_dir / "vllm.log",
+            n=arguments.n,
+            seeds=range(config.seed * arguments.n, (config.seed + 1) * arguments.n),
+            temperature=arguments.temperature,
+            top_p=1.0,
+            max_tokens=arguments.max_tokens,
+            callbacks=[ConfidenceTruncation(tokenizer, threshold=arguments.confidence)],
+            require_end_of_thinking=arguments.require_end_of_thinking,
+            save_to=output_dir / "samples",
+        )
+        figures = [keep(samples, arguments.per_problem, output_dir)]
+    broadcast_object_list(figures)
+    kept = pd.read_parquet(output_dir / "kept.parquet")
+    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, config, model)
+    return figures[0]
+
+
+def check_no_model(output_dir: Path) -> None:
+    """Refuse a folder that holds an earlier model."""
+    if any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
+
+
+def keep(samples: pd.DataFrame, per_problem: int, output_dir: Path) -> dict[str, float]:
+    """Write what [`keep_short`] keeps to `kept.parquet`, and print its [`statistics`]."""
+    kept = keep_short(samples, per_problem)
+    kept.to_parquet(output_dir / "kept.parquet", index=False)
+    figures = statistics(samples, kept)
+    for what, value in figures.items():
+        print(f"{what:16}{value:10.3f}" if isinstance(value, float) else f"{what:16}{value:10d}")
+    if kept.empty:
+        raise ValueError(
+            f"n: of {len(samples)} samples none is right and ended by itself. Set a larger n or max_tokens."
+        )
+    return figures

@@ -1,0 +1,410 @@
+"""
+The checks of `step-trl train --dry-run`. Each returns its line of the plan, and raises an error for what is wrong.
+
+They are functions of a [`StagePlan`], on which they leave what later ones need.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import datasets
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+from trl import ModelConfig
+from trl.import_utils import is_vllm_available
+
+from ...data import prompt_length, validate_prompt_lengths, validate_rows
+from ...rewards.length_rewards import TARGETS_IN_ROWS
+from ...rollout.engines import VLLMServerEngine
+from ...rollout.engines.vllm_process import LAUNCHER_VARIABLES
+from ...rollout.event_loop import run_to_end
+from ...token_targets import validate_targets
+from ...trainers import EfficientReasoningConfig
+from ...trainers.lapo import FILE as LAPO_FILE
+from ...trainers.step_grpo_config import VARIANTS
+from ..distill import check_no_model
+from ..recipe import (
+    TRAINERS,
+    DistillArguments,
+    DistillConfig,
+    TrainArguments,
+    parse_values,
+    trainer_name,
+)
+from ..sources import load_rows, model_source
+from ..train import check_output_dir, is_done
+from .batches import Batches
+from .memory import RESERVE, Workload, estimate_memory, remedies, size_text
+
+
+if TYPE_CHECKING:
+    from .plan import StagePlan
+
+SAMPLED_PROMPTS = 1_000
+SERVER_SECONDS = 5.0  # that a server which does not answer is asked again
+
+
+class CheckFailed(ValueError):
+    """Several things are wrong."""
+
+    def __init__(self, failures: Sequence[str]):
+        super().__init__("\n".join(failures))
+        self.failures = failures
+
+
+def read_fields(plan: StagePlan) -> str:
+    """Every field that is wrong by itself; the others are read without it."""
+    trainer = trainer_name(plan.recipe, plan.arguments)
+    plan.values, wrong = parse_values(trainer, plan.recipe, plan.arguments)
+    if wrong:
+        raise CheckFailed(wrong)
+    return "all known"
+
+
+def describe_method(plan: StagePlan) -> str:
+    """What is trained, in the methods' terms."""
+    values = cast("Namespace", plan.values)
+    words = [f"trainer {values.trainer!r}"]
+    if values.trainer == "step_grpo" and values.truncated_rollout:
+        triggers = values.triggers or VARIANTS.get(values.variant, {}).get("triggers", ())
+        words.append(
+            "groups are exits from one thought"
+            if values.serial_group
+            else f"rollouts end at {', '.join(triggers)} when an answer is more confident than "
+            f"{values.confidence_threshold:g}"
+        )
+    if values.trainer == "step_grpo" and (values.truncated_rollout or values.step_reward or values.format_reward):
+        alpha = values.accuracy_weight
+        words.append(f"reward {alpha:g} accuracy")
+        words += [f"{alpha:g} step efficiency (beta {values.step_penalty:g})"] * values.step_reward
+        words += [f"{1 - alpha:g} format"] * values.format_reward
+    else:
+        words.append("reward 1 for a correct answer" + " after a closed thought" * values.require_end_of_thinking)
+    if values.length_reward is not None:
+        words.append(f"{values.length_reward_weight:g} {values.length_reward}")
+    if values.trainer == "step_grpo" and values.advantage_selection is not None:
+        words.append(f"steps selected with {values.advantage_selection}")
+    if values.trainer == "sas":
+        words.append(f"steps selected with ratio {values.selection_ratio:g}")
+    words += [f"KL {values.beta:g}", f"learning rate {values.learning_rate:g} {_plain(values.lr_scheduler_type)}"]
+    return ", ".join(words)
+
+
+def _plain(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def check_config(plan: StagePlan) -> str:
+    """By its own rules, with batch sizes that fit, which are another check."""
+    values = cast("Namespace", plan.values)
+    neutral = {
+        "use_cpu": True,
+        "tf32": None,
+        "generation_batch_size": None,
+        "steps_per_generation": max(values.num_generations, 1),
+        "num_generations": max(values.num_generations, 2),
+        "eval_strategy": "no",
+    }
+    with _without_launcher():
+        config = plan.config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
+    wrong = _wrong_of_any(values, config)
+    by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
+    if values.use_vllm and not by_disk and not is_vllm_available():
+        wrong.append("use_vllm: vLLM is not installed here. In your clone of step_trl, run: pip install -e '.[vllm]'")
+    if values.length_reward == "lapo_internalization" and plan.number == 1:  # a later stage's are still to be found
+        lengths = Path(values.lapo_lengths or Path(model_source(values.model_name_or_path), LAPO_FILE))
+        if not lengths.is_file():
+            wrong.append(f"lapo_lengths: there is no file {lengths}. Train with length_reward='lapo_discovery' first.")
+    if wrong:
+        raise CheckFailed(wrong)
+    return "valid"
+
+
+def _wrong_of_any(values: Namespace, config: TrainingArguments) -> list[str]:
+    """What no trainer of recipes can do."""
+    wrong = []
+    if _plain(values.eval_strategy) != "no":
+        strategy = _plain(values.eval_strategy)
+        wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
+    missing = set(cast("list[str]", config.report_to)) - set(get_available_reporting_integrations())
+    if missing:
+        wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
+    return wrong
+
+
+@contextmanager
+def _without_launcher() -> Iterator[None]:
+    """No process group is opened, so that one process can plan for many."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LAUNCHER_VARIABLES)}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def check_batches(plan: StagePlan) -> str:
+    plan.batches = Batches.of(cast("Namespace", plan.values), plan.layout.processes)
+    return str(plan.batches)
+
+
+def check_rows(plan: StagePlan) -> str:
+    arguments = plan.dataclass_of(TrainArguments)
+    if arguments.dataset is None:
+        return "none"
+    rows = load_rows(arguments)
+    validate_rows(rows, needs_solution=True, name="dataset")
+    length_reward = cast("Namespace", plan.values).length_reward
+    if length_reward in TARGETS_IN_ROWS:
+        validate_targets(rows, length_reward)
+    plan.rows = rows
+    words = [f"{arguments.dataset} ({arguments.dataset_split}): {len(rows):,} rows of {', '.join(rows.column_names)}"]
+    words += [f"system prompt {arguments.system_prompt!r}"] * (arguments.system_prompt is not None)
+    if arguments.token_targets is not None:
+        lowest, highest = arguments.token_targets
+        most = "at most " * arguments.token_targets_at_most
+        words.append(f"prompts ask for {most}{lowest:,} to {highest:,} tokens")
+    return ", ".join(words)
+
+
+def check_model(plan: StagePlan) -> str:
+    values = cast("Namespace", plan.values)
+    if plan.first is not None:
+        plan.model_config, plan.tokenizer = plan.first.model_config, plan.first.tokenizer
+        return f"that of stage {plan.number - 1}"
+    model = plan.dataclass_of(ModelConfig)
+    source = model_source(model.model_name_or_path)
+    loading = {"revision": model.model_revision, "trust_remote_code": values.trust_remote_code}
+    plan.model_config = AutoConfig.from_pretrained(source, **loading)
+    plan.tokenizer = AutoTokenizer.from_pretrained(source, **loading)
+    context = _context(plan.model_config)
+    return f"{model.model_name_or_path}: {plan.model_config.model_type}, {model.dtype}, context of {context:,} tokens"
+
+
+def _context(config: PretrainedConfig) -> int:
+    return config.get_text_config().max_position_embeddings
+
+
+def check_prompts(plan: StagePlan) -> str:
+    values, rows = cast("Namespace", plan.values), cast("datasets.Dataset", plan.rows)
+    tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
+    context = _context(cast("PretrainedConfig", plan.model_config))
+    lengths = [prompt_length(prompt, tokenizer) for prompt in _sampled(rows)]
+    plan.longest_prompt = max(lengths)
+    validate_prompt_lengths(rows, tokenizer, context, values.max_completion_length)
+    return (
+        f"{min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f} ({len(lengths):,} of "
+        f"{len(rows):,}); with completions of {values.max_completion_length:,} all fit the context of {context:,}"
+    )
+
+
+def _sampled(rows: datasets.Dataset) -> list[Any]:
+    """Prompts, evenly over the rows."""
+    return rows["prompt"][:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
+
+
+def check_updates(plan: StagePlan) -> str:
+    values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
+    rows = len(cast("datasets.Dataset", plan.rows))
+    updates = batches.updates(rows, values.max_steps, values.num_train_epochs)
+    completions = updates * batches.completions_per_update // batches.num_iterations
+    return (
+        f"{updates:,} of {batches.completions_per_update:,} completions each: {completions:,} completions, "
+        f"{completions / batches.num_generations / rows:.2g} epochs over the rows"
+    )
+
+
+def check_servers(plan: StagePlan) -> str:
+    values, tokenizer = cast("Namespace", plan.values), cast("PreTrainedTokenizerBase", plan.tokenizer)
+    if not values.use_vllm:
+        return "none: completions are generated in process"
+    if values.vllm_mode != "server":
+        return f"none: vLLM runs in process, with {values.vllm_gpu_memory_utilization:.0%} of each GPU"
+    # Needs no more of a configuration than its fields, so that servers are checked where another field is wrong.
+    urls = EfficientReasoningConfig.server_urls(cast("EfficientReasoningConfig", values))
+    longest, wrong = (plan.longest_prompt or 1) + values.max_completion_length, []
+    for url in urls:
+        engine = VLLMServerEngine(url, tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS)
+        try:
+            run_to_end(
+                engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
+            )
+        except Exception as error:  # the other servers are checked, too
+            wrong.append(f"{error}")
+    if wrong:
+        raise CheckFailed(wrong)
+    return (
+        f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
+        f"log-probabilities, weights by {values.weight_sync}"
+    )
+
+
+def check_memory(plan: StagePlan) -> str:
+    values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
+    work = Workload(
+        plan.dataclass_of(ModelConfig),
+        plan.layout,
+        max_length=cast("int", plan.longest_prompt) + values.max_completion_length,
+        micro_batch=batches.per_device,
+        has_reference=values.beta != 0.0,
+        padded=batches.per_device > 1 or not values.reduce_padding,
+        kept_completions=batches.generation // batches.processes,
+        cached_completions=0 if values.use_vllm else _generated_at_once(values, batches),
+        samples_whole=values.trainer == "step_grpo" and values.truncated_rollout and not values.use_vllm,
+        vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
+        **_training_options(plan, batches.accumulation),
+    )
+    return _compare(plan, work)
+
+
+def check_distill_memory(plan: StagePlan) -> str:
+    values, config = cast("Namespace", plan.values), cast("TrainingArguments", plan.config)
+    work = Workload(
+        plan.dataclass_of(ModelConfig),
+        plan.layout,
+        max_length=cast("int", plan.longest_prompt) + values.max_tokens,
+        micro_batch=config.per_device_train_batch_size,
+        padded=config.per_device_train_batch_size > 1,
+        **_training_options(plan, config.gradient_accumulation_steps),
+    )
+    return _compare(plan, work)
+
+
+def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
+    """What every training tells a [`Workload`]."""
+    config = cast("TrainingArguments", plan.config)
+    accumulating = cast("Any", config.accelerator_config).gradient_accumulation_kwargs or {}
+    shares_each = accumulation == 1 or accumulating.get("sync_each_batch", False)
+    return {
+        "optimizer": _plain(config.optim),
+        "bf16": bool(config.bf16),
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "accumulates_unshared": plan.layout.engine == "fsdp" and not shares_each,
+    }
+
+
+def _compare(plan: StagePlan, work: Workload) -> str:
+    """The estimate, and whether it fits."""
+    config = cast("PretrainedConfig", plan.model_config)
+    estimate, words = estimate_memory(config, work), ""
+    room, where = _room(plan)
+    plan.memory_is_known = room is not None
+    if room is None:
+        words = " No GPU is visible to compare with: give --gpu-memory."
+    elif estimate.total > room * (1 - RESERVE):
+        ways = ", ".join(f"{field} (saves {size_text(count)})" for field, count in remedies(config, work))
+        raise CheckFailed(
+            [
+                f"memory: {estimate}. It does not fit {size_text(room)} {where}, of which {RESERVE:.0%} "
+                f"are left for what is not counted. Each of these lowers it: {ways}."
+            ]
+        )
+    else:
+        words = f" That is {estimate.total / room:.0%} of {size_text(room)} {where}."
+    return f"{estimate}.{words}"
+
+
+def _room(plan: StagePlan) -> tuple[int | None, str]:
+    """Bytes that a process can have, and where."""
+    if cast("Namespace", plan.values).use_cpu:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // plan.layout.processes, "of this machine"
+    return plan.layout.gpu_memory, "of a GPU"
+
+
+def _generated_at_once(values: Namespace, batches: Batches) -> int:
+    local = batches.generation // batches.processes
+    most = values.max_rollouts_in_flight if values.trainer == "step_grpo" else None
+    return local if most is None else min(most, local)
+
+
+def check_output(plan: StagePlan) -> str:
+    values = cast("Namespace", plan.values)
+    folder = Path(str(values.output_dir))
+    if plan.stages == 1:
+        if not values.resume_from_checkpoint:
+            check_output_dir(folder)
+        return str(folder)
+    folder = folder / f"stage-{plan.number}"
+    if is_done(folder):
+        return f"{folder}, which is done and is left as it is"
+    return f"{folder}" + ", where an earlier run goes on" * any(folder.glob("checkpoint-*"))
+
+
+def describe_distillation(plan: StagePlan) -> str:
+    """What is sampled, and what of it is kept."""
+    values = cast("Namespace", plan.values)
+    return (
+        f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
+        f"thoughts end when an answer is more confident than {values.confidence:g}; learned are of each problem the "
+        f"shortest that are right, at most {values.per_problem}"
+    )
+
+
+def check_distillation(plan: StagePlan) -> str:
+    """By the rules of both configurations."""
+    values = cast("Namespace", plan.values)
+    plan.dataclass_of(DistillArguments)
+    with _without_launcher():
+        config = plan.config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
+    if wrong := _wrong_of_any(values, config):
+        raise CheckFailed(wrong)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    processes = plan.layout.processes
+    return (
+        f"valid: {config.num_train_epochs:g} epochs, updates of {rows * processes} completions by {processes} "
+        f"process{'es' * (processes > 1)}, learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"
+    )
+
+
+def check_problems(plan: StagePlan) -> str:
+    values = cast("Namespace", plan.values)
+    if values.dataset is None:
+        return "none"
+    rows = load_rows(plan.dataclass_of(TrainArguments))
+    validate_rows(rows, needs_solution=True, name="dataset")
+    plan.rows = rows
+    tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
+    plan.longest_prompt = max(prompt_length(prompt, tokenizer) for prompt in _sampled(rows))
+    asked = len(rows) if values.limit is None else min(values.limit, len(rows))
+    return f"{values.dataset} ({values.dataset_split}): {asked:,} of {len(rows):,} rows are sampled"
+
+
+def check_distill_output(plan: StagePlan) -> str:
+    folder = _distill_folder(cast("Namespace", plan.values))
+    check_no_model(folder)
+    return f"{folder}" + ", whose samples are not made again" * (folder / "samples").exists()
+
+
+def _distill_folder(values: Namespace) -> Path:
+    return Path(values.output_dir or "trainer_output")  # that of transformers
+
+
+CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
+    ("fields", read_fields, ()),
+    ("method", describe_method, ("values",)),
+    ("config", check_config, ("values",)),
+    ("model", check_model, ("values",)),
+    ("data", check_rows, ("values",)),
+    ("prompts", check_prompts, ("values", "rows", "tokenizer")),
+    ("batches", check_batches, ("values",)),
+    ("updates", check_updates, ("batches", "rows")),
+    ("servers", check_servers, ("values", "tokenizer")),
+    ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),
+    ("output", check_output, ("values",)),
+)
+DISTILL_CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
+    ("fields", read_fields, ()),
+    ("method", describe_distillation, ("values",)),
+    ("config", check_distillation, ("values",)),
+    ("model", check_model, ("values",)),
+    ("data", check_problems, ("values", "tokenizer")),
+    ("memory", check_distill_memory, ("config", "model_config", "longest_prompt")),
+    ("output", check_distill_output, ("values",)),
+)

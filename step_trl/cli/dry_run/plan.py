@@ -1,0 +1,151 @@
+"""
+`step-trl train --dry-run`: what a recipe would do, and all that is wrong with it.
+
+Nothing is trained or written and no weights are loaded. The configuration is read as on a CPU: whether the GPU has
+bfloat16 is therefore not checked. A GPU is only asked for the size of its memory.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+
+from ..recipe import is_distillation, read_recipe, recipe_layers, recipe_path
+from .batches import Batches
+from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
+from .layout import Layout
+
+
+@dataclass
+class StagePlan:
+    """
+    A stage of a recipe. Each check adds a line of the plan, and what it found out for the later ones.
+
+    Attributes:
+        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
+            Fields, and those of the command line, which win.
+        layout ([`~step_trl.cli.dry_run.layout.Layout`]):
+            Processes and GPUs.
+        number (`int`), stages (`int`), first (`StagePlan`, *optional*):
+            Its place, from 1, how many there are, and the first one for the others, whose model they go on with.
+        lines (`dict[str, str]`):
+            The plan.
+        failures (`list[str]`):
+            All that is wrong.
+        values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
+            What checks have found out; `None` where one of them failed.
+    """
+
+    recipe: Mapping[str, Any]
+    arguments: Sequence[str]
+    layout: Layout
+    number: int = 1
+    stages: int = 1
+    first: StagePlan | None = None
+    lines: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    values: Namespace | None = None
+    config: TrainingArguments | None = None
+    batches: Batches | None = None
+    rows: datasets.Dataset | None = None
+    model_config: PretrainedConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    longest_prompt: int | None = None
+    memory_is_known: bool | None = None
+
+    def run(self) -> None:
+        """Run each check whose needs were found, whatever became of the others."""
+        distillation = is_distillation(self.recipe, [{}], self.arguments)
+        for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
+            missing = [need for need in needs if getattr(self, need) is None]
+            if missing:
+                self.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
+                continue
+            try:
+                self.lines[name] = check(self)
+                continue
+            except CheckFailed as error:
+                self.failures += error.failures
+            except ValueError as error:  # names its field
+                self.failures.append(str(error))
+            except Exception as error:  # a library's, of any kind: the other checks go on
+                self.failures.append(f"{name}: {type(error).__name__}: {error}")
+            self.lines[name] = "wrong, see below"
+
+    def __str__(self) -> str:
+        return "\n".join(
+            textwrap.fill(text, 119, initial_indent=f"{name:<9}", subsequent_indent=" " * 9)
+            for name, text in self.lines.items()
+        )
+
+    def dataclass_of(self, kind: type, **others: Any) -> Any:
+        """The values that belong to a dataclass, in it."""
+        names = [one.name for one in fields(kind) if one.init and one.name in vars(self.values)]
+        return kind(**{name: getattr(self.values, name) for name in names} | others)
+
+
+def print_plan(
+    arguments: Sequence[str],
+    accelerate_config: Path | None = None,
+    num_processes: int | None = None,
+    gpu_memory: float | None = None,
+) -> int:
+    """
+    Check a recipe and print what it would do.
+
+    Args:
+        arguments (`Sequence[str]`):
+            As of [`~step_trl.cli.train.run_train`].
+        accelerate_config (`Path`, *optional*), num_processes (`int`, *optional*), gpu_memory (`float`, *optional*):
+            As of [`~step_trl.cli.dry_run.layout.Layout.of`].
+
+    Returns:
+        `int`: exit status, 1 if anything is wrong.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return 0  # the first process speaks for all
+    try:
+        layout = Layout.of(accelerate_config, num_processes, gpu_memory)
+        recipe, stages, rest = read_recipe(arguments)
+        is_distillation(recipe, stages, rest)  # which has no stages
+    except (ValueError, FileNotFoundError) as error:
+        print(error)
+        return 1
+    if (path := recipe_path(arguments)) is not None:
+        print(describe_layers(recipe_layers(path)), end="\n\n")
+    plans: list[StagePlan] = []
+    for number, stage in enumerate(stages, 1):
+        plan = StagePlan(recipe | stage, rest, layout, number, len(stages), plans[0] if plans else None)
+        plan.run()
+        plans.append(plan)
+        print(*([f"Stage {number} of {len(stages)}"] if len(stages) > 1 else []), plan, sep="\n", end="\n\n")
+    return print_verdict(plans)
+
+
+def print_verdict(plans: Sequence[StagePlan]) -> int:
+    """What is wrong, or that nothing is. Returns the exit status."""
+    failures = dict.fromkeys(failure for plan in plans for failure in plan.failures)
+    if failures:
+        print("Wrong:", *(textwrap.indent(failure, "  ") for failure in failures), sep="\n")
+        return 1
+    if all(plan.memory_is_known for plan in plans):
+        print("All of this was checked. Nothing was trained.")
+    else:
+        print("This was checked, but not whether a GPU has the memory: give --gpu-memory. Nothing was trained.")
+    return 0
+
+
+def describe_layers(layers: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
+    """Which fields are a recipe's own, and which come from the recipes that it is based on."""
+    (path, own), bases = layers[0], layers[1:]
+    lines = [f"recipe   {path} sets {', '.join(own) or 'nothing'}"]
+    lines += [f"base     {file} sets {', '.join(fields) or 'nothing else'}" for file, fields in bases]
+    return "\n".join(textwrap.fill(line, 119, subsequent_indent=" " * 9) for line in lines)

@@ -1,0 +1,230 @@
+"""`step-trl eval`: a model on benchmarks, with samples, a summary and a picture in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer
+
+from ..data import rewrite_prompts
+from ..evaluation import evaluate, load_benchmark, read_samples, summarize
+from ..evaluation.benchmarks import BENCHMARKS
+from ..report import budgets_table, evaluation_report, markdown_table
+from ..rollout import ConfidenceTruncation, Rollout
+from ..rollout.engines import Engine, VLLMServer, VLLMServerEngine
+from ..rollout.engines.adapters import servable
+from ..rollout.event_loop import run_to_end
+from ..token_targets import add_token_targets
+from .sources import TESTBED, check_model, model_source
+
+
+@contextmanager
+def engine_of(
+    model: str, engine: str, urls: Sequence[str] | None, max_tokens: int, log_file: Path
+) -> Iterator[str | Engine]:
+    """
+    The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile, of a LoRA
+    adapter with its base model.
+    """
+    if engine == "transformers":
+        yield model
+        return
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with ExitStack() as stack:
+        server = None
+        if not urls:
+            folder = stack.enter_context(servable(model, log_file.parent))
+            server = stack.enter_context(VLLMServer(folder, log_file=log_file))
+        servers = VLLMServerEngine(server.url if server is not None else list(urls or ()), tokenizer)
+        run_to_end(servers.check(max_length=1 + max_tokens))
+        yield servers
+
+
+def sample(
+    model: str,
+    problems: Mapping[str, Dataset],
+    engine: str,
+    urls: Sequence[str] | None,
+    log_file: Path,
+    *,
+    max_tokens: int,
+    n: int = 1,
+    **options: Any,
+) -> pd.DataFrame:
+    """[`~step_trl.evaluation.evaluate`] with a bar, on the engine that [`engine_of`] makes of the first arguments."""
+    with (
+        engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
+        tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
+    ):
+
+        def on_sample(rollout: Rollout) -> None:
+            bar.update()
+
+        return evaluate(
+            source_of_tokens,
+            problems,
+            n=n,
+            max_tokens=max_tokens,
+            name=None if engine == "transformers" else name_of(model),
+            on_sample=on_sample,
+            **options,
+        )
+
+
+def name_of(model: str) -> str:
+    """
+    What a model on a server is called, whose address may be another one next time: its name on the hub, or its folder
+    with a fingerprint of the weights, as training changes them.
+    """
+    files = sorted(Path(model).glob("*.safetensors"))
+    if not files:
+        return model
+    digest = hashlib.blake2b(digest_size=8)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(0, size, max(1, size // 1000)):
+                file.seek(place)
+                digest.update(file.read(64))
+    return f"{Path(model).name} ({digest.hexdigest()})"
+
+
+def run_eval(
+    model: str,
+    benchmarks: Sequence[str],
+    report: Path,
+    *,
+    engine: str = "transformers",
+    urls: Sequence[str] | None = None,
+    source: Path | None = None,
+    max_tokens: int = 32_768,
+    limit: int | None = None,
+    token_targets: Sequence[int] | None = None,
+    at_most: bool = False,
+    system_prompt: str | None = None,
+    truncate: float | None = None,
+    vanilla: Path | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """
+    Evaluate; writes `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png`.
+
+    Args:
+        model (`str`):
+            Folder, name on the hub, `"testbed"`, or the folder of a LoRA adapter.
+        benchmarks (`Sequence[str]`):
+            Names for [`~step_trl.evaluation.load_benchmark`]; `"testbed"` are its four.
+        report (`Path`):
+            Folder to write to. Samples that it holds are not sampled again.
+        engine (`str`, *optional*, defaults to `"transformers"`):
+            In process, or `"vllm"`.
+        urls (`Sequence[str]`, *optional*):
+            Of vLLM servers of the model; without them, one is started.
+        source (`Path`, *optional*):
+            Folder with one folder per benchmark, in place of the hub.
+        max_tokens (`int`, *optional*, defaults to `32768`):
+            Of a completion.
+        limit (`int`, *optional*):
+            First problems of each benchmark only. A report keeps the one that it began with.
+        token_targets (`Sequence[int]`, *optional*):
+            Evaluate each benchmark once for each of these lengths, which its prompts ask for (L1), under the name
+            `math500@512`. The summary then says how far lengths are from them.
+        at_most (`bool`, *optional*, defaults to `False`):
+            Ask for at most that length.
+        system_prompt (`str`, *optional*):
+            System message, for a model that was trained with one.
+        truncate (`float`, *optional*):
+            Leave a thought where an induced answer is more confident than this (DEER).
+        vanilla (`Path`, *optional*):
+            The `report` of another model, which CR and AES are relative to. For a budget that it does not have, its
+            samples without one count.
+        **options:
+            Further ones of [`~step_trl.evaluation.evaluate`].
+
+    Returns:
+        [`~pandas.DataFrame`]: the summary.
+    """
+    base = None if vanilla is None else _read_samples(vanilla)
+    name = model_source(model)
+    check_model(name)
+    problems = load_problems(benchmarks, source, limit, system_prompt, token_targets, at_most)
+    callbacks = (
+        [] if truncate is None else [ConfidenceTruncation(AutoTokenizer.from_pretrained(name), threshold=truncate)]
+    )
+    report.mkdir(parents=True, exist_ok=True)
+    samples = sample(
+        name, problems, engine, urls, report / "vllm.log",
+        max_tokens=max_tokens, callbacks=callbacks, save_to=report, **options,
+    )  # fmt: skip
+    if base is not None:
+        base = with_budgets(base, problems)
+        base = samples[["benchmark", "problem"]].drop_duplicates().merge(base, on=["benchmark", "problem"])
+    table = summarize(samples, base)
+    table.to_csv(report / "summary.csv")
+    tables = [markdown_table({Path(model).name: table})]
+    if token_targets:
+        tables.append(budgets_table(table))
+    (report / "summary.md").write_text("\n\n".join(tables) + "\n")
+    evaluation_report(report / "report.png", {Path(model).name: table})
+    print(table.round(3).to_string())
+    return table
+
+
+def load_problems(
+    benchmarks: Sequence[str],
+    source: Path | None,
+    limit: int | None,
+    system_prompt: str | None,
+    token_targets: Sequence[int] | None,
+    at_most: bool,
+) -> dict[str, Dataset]:
+    """Rows of each benchmark, at each budget, for the arguments of [`run_eval`]."""
+    if at_most and not token_targets:
+        raise ValueError("at_most: there are no token_targets. Set for example --token-targets 512 1024.")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: {limit} leaves no problem. Set at least 1.")
+    problems = {}
+    for name in names_of_benchmarks(benchmarks):
+        rows = load_benchmark(name, None if source is None else source / name)
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        rows = rewrite_prompts(rows, None, system_prompt)
+        if not token_targets:
+            problems[name] = rows
+        for target in token_targets or ():
+            problems[f"{name}@{target}"] = add_token_targets(rows, target, target, at_most=at_most)
+    return problems
+
+
+def names_of_benchmarks(names: Sequence[str]) -> list[str]:
+    """All of them, each once, with the testbed's four in place of `"testbed"`. Raises an error for unknown ones."""
+    known: list[str] = []
+    for name in names:
+        meant = [one for one in BENCHMARKS if one.startswith(f"{TESTBED}-")] if name == TESTBED else [name]
+        known += [one for one in meant if one not in known]
+    if unknown := [name for name in known if name not in BENCHMARKS]:
+        raise ValueError(f"benchmarks: {', '.join(unknown)} is not known. Choose from {', '.join(BENCHMARKS)}.")
+    return known
+
+
+def with_budgets(vanilla: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
+    """Samples of another model, with those that were asked for no length in place of budgets that it does not have."""
+    parts = [vanilla]
+    for name in set(names) - set(vanilla["benchmark"]):
+        parts.append(vanilla[vanilla["benchmark"] == name.partition("@")[0]].assign(benchmark=name))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _read_samples(report: Path) -> pd.DataFrame:
+    samples = read_samples(report)
+    if samples.empty:
+        raise ValueError(f"vanilla: {report} holds no samples. Give the --report of an earlier `step-trl eval`.")
+    return samples

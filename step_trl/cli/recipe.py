@@ -1,0 +1,422 @@
+"""Recipes: YAML files of fields, any of which the command line can set."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import Namespace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import SchedulerType, TrainingArguments
+from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
+
+from ..trainers import (
+    EfficientReasoningConfig,
+    EfficientReasoningTrainer,
+    SASConfig,
+    SASTrainer,
+    StepGRPOConfig,
+    StepGRPOTrainer,
+)
+from ..trainers.base_config import check_precision
+
+
+TRAINERS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoningConfig]]] = {
+    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
+    "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
+    "sas": (SASTrainer, SASConfig),
+}
+DISTILL = "distill"  # is a trainer of recipes, too: see DistillArguments
+# What the other trainers' fields are called there.
+DISTILL_FIELDS = {
+    "model": "model_name_or_path",
+    "num_generations": "n",
+    "confidence_threshold": "confidence",
+    "max_completion_length": "max_tokens",
+    "use_vllm": "engine",
+    "vllm_server_base_url": "urls",
+}
+# Fields of earlier versions, most of TRL and transformers, that recipes elsewhere still have, and what to set instead.
+OBSOLETE_FIELDS = {
+    "max_prompt_length": "TRL no longer cuts prompts. Drop the field, and long prompts from the data.",
+    "vllm_device": "Set vllm_mode, and CUDA_VISIBLE_DEVICES of the server.",
+    "vllm_dtype": "Give --dtype to the server.",
+    "vllm_max_model_len": "Set vllm_max_model_length.",
+    "vllm_guided_decoding_regex": "Set vllm_structured_outputs_regex.",
+    "use_liger_loss": "Set use_liger_kernel.",
+    "wandb_log_unique_prompts": "Set log_unique_prompts.",
+    "torch_dtype": "Set dtype.",
+    "dataset_config": "Set dataset_name, which is the data set's configuration here; its own name is dataset.",
+    "dataset_train_split": "Set dataset_split.",
+    "warmup_ratio": "Set warmup_steps, where a number below 1 is a share of all updates.",
+    "evaluation_strategy": "Set eval_strategy.",
+    "no_cuda": "Set use_cpu.",
+    "per_gpu_train_batch_size": "Set per_device_train_batch_size.",
+    "overwrite_output_dir": "Drop it: an earlier run is never overwritten.",
+    "save_safetensors": "Drop it: weights are always saved as safetensors.",
+    "adafactor": "Set optim to adafactor.",
+    "sort_by_length": "Set reduce_padding.",
+}
+
+
+@dataclass
+class TrainArguments:
+    """
+    What a recipe says besides the fields of the trainer's configuration and of [`~trl.ModelConfig`].
+
+    Args:
+        trainer (`str`):
+            `"grpo"`, `"step_grpo"` or `"sas"`; recipes of `"distill"` are read as [`DistillArguments`].
+        dataset (`str`):
+            Name on the hub, folder or file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
+        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
+            Configuration and split of the data set.
+        prompt_template (`str`, *optional*), system_prompt (`str`, *optional*):
+            As in [`~step_trl.data.load_problems`].
+        token_targets (`list[int]`, *optional*):
+            Two numbers, between which a length is drawn for each prompt, which then asks for it; see
+            [`~step_trl.token_targets.add_token_targets`].
+        token_targets_at_most (`bool`, *optional*, defaults to `False`):
+            Ask for at most that length.
+    """
+
+    trainer: str = field(metadata={"help": "'grpo', 'step_grpo', 'sas' or 'distill'."})
+    dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    prompt_template: str | None = field(
+        default=None, metadata={"help": "Template of the user message, with {problem} in it."}
+    )
+    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
+    token_targets: list[int] | None = field(
+        default=None, metadata={"help": "Two lengths: each prompt asks for one between them (L1)."}
+    )
+    token_targets_at_most: bool = field(default=False, metadata={"help": "Prompts ask for at most that length."})
+
+
+@dataclass
+class DistillArguments(TrainArguments):
+    """
+    What a recipe of `trainer: distill` (DEER+SFT) says besides the fields of [`~trl.ModelConfig`] and
+    [`DistillConfig`]: those of [`TrainArguments`], and how completions are sampled and chosen.
+
+    Args:
+        require_end_of_thinking (`bool`, *optional*, defaults to `True`):
+            Whether a completion without `</think>` is wrong.
+        limit (`int`, *optional*):
+            First problems only.
+        n (`int`, *optional*, defaults to `4`):
+            Samples per problem.
+        per_problem (`int`, *optional*, defaults to `1`):
+            Most completions of a problem that are kept.
+        confidence (`float`, *optional*, defaults to `0.95`):
+            A thought ends where the confidence of an induced answer is greater.
+        temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
+            Sampling temperature, and most tokens of a completion.
+        engine (`str`, *optional*, defaults to `"transformers"`), urls (`list[str]`, *optional*):
+            What samples, as in `step-trl eval`.
+    """
+
+    require_end_of_thinking: bool = field(
+        default=True, metadata={"help": "Whether a completion without </think> is wrong."}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Use the first problems only."})
+    n: int = field(default=4, metadata={"help": "Samples per problem."})
+    per_problem: int = field(default=1, metadata={"help": "Most completions of a problem that are kept."})
+    confidence: float = field(
+        default=0.95, metadata={"help": "A thought ends where the confidence of an induced answer is greater."}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    max_tokens: int = field(default=16_384, metadata={"help": "Most tokens of a completion."})
+    engine: str = field(default="transformers", metadata={"help": "What samples: 'transformers' or 'vllm'."})
+    urls: list[str] | None = field(
+        default=None, metadata={"help": "URLs of running vLLM servers. By default one is started."}
+    )
+
+    def __post_init__(self):
+        if self.engine not in ("transformers", "vllm"):
+            raise ValueError(f"engine: {self.engine!r} is not known. Set 'transformers' or 'vllm'.")
+        for name in ("n", "per_problem", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+
+
+@dataclass
+class DistillConfig(SFTConfig):
+    """[`~trl.SFTConfig`] whose defaults are those of DEER+SFT in Step-GRPO's comparison."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up updates, or a share of all if below 1."})
+    seed: int = field(default=0, metadata={"help": "Seed of the samples and of the training."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows to this many tokens. By default none is cut."}
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the rows before training."})
+    completion_only_loss: bool | None = field(
+        default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
+    )
+
+    def __post_init__(self):
+        check_precision(self)
+        super().__post_init__()
+
+
+def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
+    """
+    What a recipe takes from which file.
+
+    Args:
+        path (`Path`):
+            Of the recipe.
+        derived (`Sequence[Path]`, *optional*):
+            Files that have it as their base, for the error about a circle.
+
+    Returns:
+        `list[tuple[Path, dict[str, Any]]]`: the file and its fields, then its `base` and the fields that come from
+        there, and so on. No field is in two of them.
+    """
+    if path.resolve() in (*map(Path.resolve, derived),):
+        raise ValueError(f"base: {' -> '.join(map(str, [*derived, path]))} is a circle. Drop `base` from one of them.")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"base: {derived[-1]} names {path}, which is no file. Give a path relative to {derived[-1].name}."
+            if derived
+            else f"config: there is no file {path}. Give a recipe, such as recipes/step_grpo/paper.yaml."
+        )
+    own = _read_mapping(path)
+    base = own.pop("base", None)
+    if base is None:
+        return [(path, own)]
+    if not isinstance(base, str):
+        raise ValueError(f"base: {base!r} of {path} is no path. Give one file, relative to {path.name}.")
+    inherited = recipe_layers(path.parent / base, [*derived, path])
+    left = _fields_of_another_trainer(inherited, own.get("trainer"))
+    return [(path, own)] + [
+        (file, {name: value for name, value in fields.items() if name not in own.keys() | left})
+        for file, fields in inherited
+    ]
+
+
+def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
+    """What a recipe with another trainer leaves with its base: options that only the base's trainer has."""
+    before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
+    known = (*TRAINERS, DISTILL)
+    if trainer == before or trainer not in known or before not in known:
+        return set()
+    return {*_known(before)} - {*_known(trainer)}
+
+
+def recipe_path(arguments: Sequence[str]) -> Path | None:
+    """The file behind `--config`."""
+    path = _value_of("--config", arguments)
+    return None if path is None else Path(path)
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """Fields of a recipe: its own, and the others of its `base`."""
+    return {name: value for _, fields in reversed(recipe_layers(path)) for name, value in fields.items()}
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"config: {path} is no YAML of plain values: {error}\nWrite text, numbers, lists and mappings; tags that "
+            "make Python objects are refused."
+        ) from None
+    if not isinstance(recipe, dict):
+        raise ValueError(f"config: {path} is no mapping of fields to values.")
+    return recipe
+
+
+def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """
+    Read the file behind `--config`.
+
+    Args:
+        arguments (`Sequence[str]`):
+            Of the command line.
+
+    Returns:
+        `tuple[dict[str, Any], list[dict[str, Any]], list[str]]`: its fields; the fields of each of its `stages`, which
+        are trained one after another, or one empty mapping; and the other arguments.
+    """
+    path, rest = recipe_path(arguments), list(arguments)
+    if path is None:
+        return {}, [{}], rest
+    place = next(place for place, text in enumerate(rest) if field_of(text) == "config")
+    del rest[place : place + (1 if "=" in rest[place] else 2)]
+    recipe = load_recipe(path)
+    stages = recipe.pop("stages", [{}])
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise ValueError(f"stages: {stages!r} is no list of mappings. Give the fields that differ, stage by stage.")
+    return recipe, stages, rest
+
+
+class RecipeParser(TrlParser):
+    """[`~trl.TrlParser`] whose errors are one line, not the usage of 300 options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...]:
+    """
+    Fields of a recipe, and those that are set on the command line.
+
+    Args:
+        recipe (`Mapping[str, Any]`):
+            Fields.
+        arguments (`Sequence[str]`):
+            `--FIELD VALUE`s, which win.
+
+    Returns:
+        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration; of `trainer: distill`,
+        [`DistillArguments`], [`~trl.ModelConfig`] and [`DistillConfig`].
+
+    Raises:
+        `ValueError`: the trainer is not known, or fields; names those that are meant.
+    """
+    name = trainer_name(recipe, arguments)
+    if unknown := unknown_fields(name, recipe, arguments):
+        raise ValueError("\n".join(unknown.values()))
+    return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))
+
+
+def is_distillation(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> bool:
+    """Whether a recipe is one of `DISTILL`, which has no stages."""
+    if DISTILL not in [_named_trainer({**recipe, **stage}, arguments) for stage in stages]:
+        return False
+    if list(stages) != [{}]:
+        raise ValueError(f"stages: trainer {DISTILL!r} has none. Write a recipe for each of the {len(stages)}.")
+    return True
+
+
+def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
+    """A key of `TRAINERS`, or `DISTILL`."""
+    name = _named_trainer(recipe, arguments)
+    if name not in (*TRAINERS, DISTILL):
+        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*TRAINERS, DISTILL])}.")
+    return name
+
+
+def _named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    return _value_of("--trainer", arguments) or recipe.get("trainer")
+
+
+def make_parser(trainer: str, recipe: Mapping[str, Any]) -> RecipeParser:
+    """The parser of a trainer's fields, with those of a recipe as defaults."""
+    parser = RecipeParser(_kinds(trainer))
+    parser.set_defaults_with_config(**recipe)
+    return parser
+
+
+def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
+    """What recipe and command line set that the trainer does not have, and for each what to set instead."""
+    known = _known(trainer)
+    unknown = {}
+    for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) is not None)]:
+        if key in known or (key.startswith("no_") and key[3:] in known):
+            continue
+        unknown[key] = f"{key}: no option of trainer {trainer!r}. {_remedy(trainer, key)}"
+    return unknown
+
+
+def _remedy(trainer: str, key: str) -> str:
+    known = _known(trainer)
+    remedy = OBSOLETE_FIELDS.get(key)
+    if remedy is not None and set(re.findall(r"Set (\w+)", remedy)) <= set(known):
+        return remedy
+    if trainer == DISTILL and key in DISTILL_FIELDS:
+        return f"Set {DISTILL_FIELDS[key]}."
+    others = [name for name in (*TRAINERS, DISTILL) if key in _known(name)]
+    if others:
+        return f"Drop it: it is one of {', '.join(map(repr, others))}."
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"Did you mean {close[0]}?" if close else "Drop it."
+
+
+def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """
+    Values of all fields, before anything is made of them, and what is wrong with single ones, which are left out.
+
+    Args:
+        trainer (`str`):
+            A key of `TRAINERS`, or `DISTILL`.
+        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
+            As of [`parse`].
+    """
+    unknown = unknown_fields(trainer, recipe, arguments)
+    wrong, dropped = list(unknown.values()), set(unknown)
+    if recipe.get("dataset") is None and _value_of("--dataset", arguments) is None:
+        wrong.append("dataset: there is none. Set a name on the hub, a folder, a file, or 'testbed'.")
+    while True:
+        kept = {"dataset": None} | {key: value for key, value in recipe.items() if key not in dropped}
+        try:
+            values, rest = make_parser(trainer, kept | {"trainer": trainer}).parse_known_args(
+                _without(arguments, dropped)
+            )
+        except ValueError as error:
+            named = re.match(r"argument --(\w+)", str(error))
+            if named is None:
+                raise
+            wrong.append(str(error))
+            dropped.add(named[1])
+            continue
+        return values, [*wrong, *(f"{text!r}: follows no field. Write --FIELD VALUE." for text in rest)]
+
+
+def _without(arguments: Sequence[str], dropped: Container[str]) -> list[str]:
+    kept, keep = [], True
+    for text in arguments:
+        name = field_of(text)
+        keep = keep if name is None else name not in dropped
+        if keep:
+            kept.append(text)
+    return kept
+
+
+def field_of(argument: str) -> str | None:
+    """The field that an argument of the command line sets; `None` for a value."""
+    return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
+
+
+def set_model_init_kwargs(config: GRPOConfig | SFTConfig, model: ModelConfig) -> None:
+    """Hand the options of loading from [`~trl.ModelConfig`] to a trainer's configuration, whose own win."""
+    given = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    } | given
+
+
+def resume_from(config: TrainingArguments) -> str | bool | None:
+    """`resume_from_checkpoint` as a trainer takes it: the command line's `true` is the last checkpoint."""
+    resume = config.resume_from_checkpoint
+    return True if str(resume).lower() == "true" else resume
+
+
+def _known(trainer: str) -> list[str]:
+    return [one.name for kind in _kinds(trainer) for one in fields(kind) if one.init]
+
+
+def _kinds(trainer: str) -> list[Any]:
+    if trainer == DISTILL:
+        return [DistillArguments, ModelConfig, DistillConfig]
+    return [TrainArguments, ModelConfig, TRAINERS[trainer][1]]
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    for place, text in enumerate(arguments):
+        if text.startswith(f"{flag}="):
+            return text.partition("=")[2]
+        if text == flag and place + 1 < len(arguments):
+            return arguments[place + 1]
+    return None

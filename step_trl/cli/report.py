@@ -1,0 +1,70 @@
+"""`step-trl report`: the tables and figures of evaluations and trainings, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..evaluation import read_samples, summarize
+from ..report import evaluation_report, latex_table, markdown_table, read_history, training_report
+from ..report.history import WANDB, History
+
+
+ACCURACY = "rewards/math_accuracy_reward/mean"
+
+
+def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = None, accuracy: str = ACCURACY) -> None:
+    """
+    Compare runs: writes `results.md`, `results.tex`, `summary.csv` and `evaluation.png` of those that were evaluated,
+    and `training.png` of those that were trained.
+
+    Args:
+        runs (`Sequence[str]`):
+            Folders of `step-trl eval --report` or of trainings, or all that [`~step_trl.report.read_history`] takes,
+            as `FOLDER` or `NAME=FOLDER`. A folder may hold both.
+        output_dir (`Path`):
+            Folder to write to. An earlier report there is replaced.
+        vanilla (`str`, *optional*):
+            Name of the run that CR and AES are relative to.
+        accuracy (`str`, *optional*, defaults to `"rewards/math_accuracy_reward/mean"`):
+            Metric of the trainings that is drawn with the length.
+    """
+    folders = _named(runs)
+    samples = {name: rows for name, folder in folders.items() if len(rows := read_samples(folder))}
+    if vanilla is not None and vanilla not in samples:
+        raise ValueError(f"vanilla: {vanilla!r} has no samples. Choose from {', '.join(samples) or 'none'}.")
+    histories: dict[str, History] = {}
+    for name, folder in folders.items():
+        try:
+            histories[name] = read_history(folder)
+        except FileNotFoundError:
+            if name not in samples:
+                raise
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if samples:
+        base = None if vanilla is None else samples[vanilla]
+        tables = {name: summarize(rows, base) for name, rows in samples.items()}
+        pd.concat(tables, names=["model"]).to_csv(output_dir / "summary.csv")
+        text = markdown_table(tables, intervals=True)
+        (output_dir / "results.md").write_text(text + "\n")
+        (output_dir / "results.tex").write_text(latex_table(tables, intervals=True))
+        evaluation_report(output_dir / "evaluation.png", tables, samples)
+        print(text)
+    if histories:
+        training_report(output_dir / "training.png", histories, accuracy)
+    print(f"See {output_dir}: {', '.join(sorted(path.name for path in output_dir.iterdir()))}")
+
+
+def _named(runs: Sequence[str]) -> dict[str, str]:
+    folders: dict[str, str] = {}
+    for run in runs:
+        given, _, behind = run.partition("=")
+        name, folder = (given, behind) if behind and not Path(run).exists() else (Path(run).name, run)
+        if name in folders:
+            raise ValueError(f"runs: two are called {name!r}. Give them names: NAME={folder}.")
+        if not (folder.startswith(WANDB) or Path(folder).is_dir()):
+            raise FileNotFoundError(f"runs: there is no folder {folder}. Give those of evaluations and trainings.")
+        folders[name] = folder
+    return folders

@@ -1,0 +1,66 @@
+"""Numbers that describe truncated rollouts, one per completion or per probe; trainers log their means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from . import Rollout
+
+
+# Edges of the confidence histogram; the last bin starts at the threshold.
+CONFIDENCE_BINS = (0.0, 0.25, 0.5, 0.75, 0.9)
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, list[float]]:
+    """
+    Metrics of a batch of rollouts.
+
+    Args:
+        rollouts (`Sequence[Rollout]`):
+            Completions of one generation.
+        threshold (`float`):
+            Confidence above which a rollout stops.
+
+    Returns:
+        `dict[str, list[float]]`: name to values, whose mean over all processes is the metric:
+        - `exit_rate`: completions whose thought was ended early.
+        - `probes_per_completion`, `probe_tokens` (tokens of answers per completion).
+        - `probes/early_rejected`: probes abandoned before their end.
+        - `confidence/mean`, `confidence/A-B`: of the probes that ended, and the share in each bin.
+    """
+    probes = [probe for rollout in rollouts for probe in rollout.probes]
+    confidences = [probe.confidence for probe in probes if probe.confidence is not None]
+    metrics = {
+        "exit_rate": [float(rollout.truncated) for rollout in rollouts],
+        "probes_per_completion": [float(len(rollout.probes)) for rollout in rollouts],
+        "probe_tokens": [float(sum(len(probe.token_ids) for probe in rollout.probes)) for rollout in rollouts],
+        "probes/early_rejected": [float(probe.outcome == "abandoned") for probe in probes],
+        "confidence/mean": confidences,
+    }
+    edges = sorted({*(edge for edge in CONFIDENCE_BINS if edge < threshold), threshold, 1.0})
+    for low, high in pairwise(edges):
+        name = f"confidence/{low:.2f}-{high:.2f}"
+        # A confidence equal to the threshold does not stop a rollout: bins are open below, closed above.
+        metrics[name] = [float(low < confidence <= high or confidence == low == 0.0) for confidence in confidences]
+    return metrics
+
+
+def length_totals(rollouts: Sequence[Rollout]) -> torch.Tensor:
+    """
+    Tokens and number of natural completions, and of those whose thought was ended early: `(2, 2)`.
+
+    Totals, as a process may have sampled only one of the two kinds.
+    """
+    totals = torch.zeros(2, 2)
+    for rollout in rollouts:
+        totals[int(rollout.truncated)] += torch.tensor([float(len(rollout.completion_ids)), 1.0])
+    return totals
+
+
+def tokens_saved(totals: torch.Tensor) -> float:
+    """Estimate per exit: mean length of natural completions less that of the exits; NaN without one of the two."""
+    natural, exits = (totals[:, 0] / totals[:, 1]).tolist()
+    return natural - exits

@@ -1,0 +1,151 @@
+"""
+How vLLM servers receive the policy's weights where NCCL does not reach them: over a folder that both sides see.
+
+TRL's `VLLMGeneration` walks the parameters of any wrapping (FSDP, ZeRO-3, LoRA merged on the way) and is what its
+trainers call; [`DiskSyncedGeneration`] is one that saves them, instead of sending them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from trl.generation.vllm_generation import VLLMGeneration
+
+from ..rollout.dynamic import DynamicTruncatedRollout
+from ..rollout.engines import VLLMServerEngine
+from ..rollout.event_loop import run_to_end
+from ..rollout.records import SamplingParams
+from .ranks import failing_together
+
+
+class WeightSyncError(RuntimeError):
+    """Servers and policy have different weights."""
+
+
+class DiskSyncedGeneration(VLLMGeneration):
+    """
+    TRL's server mode without a process group: weights go over the disk, completions over the HTTP engine.
+
+    Args:
+        engine ([`~step_trl.rollout.engines.VLLMServerEngine`]):
+            The servers.
+        folder (`str` or `Path`):
+            Where weights are written, seen under the same path by the main process and by every server.
+        generate_together (`bool`, *optional*, defaults to `True`):
+            Whether every process calls [`DiskSyncedGeneration.generate`] as often, so that an error on one can end the
+            call on all. With tools, processes call it in different numbers.
+        **kwargs:
+            Those of [`~trl.generation.vllm_generation.VLLMGeneration`].
+    """
+
+    def __init__(self, *, engine: VLLMServerEngine, folder: str | Path, generate_together: bool = True, **kwargs: Any):
+        self.engine = engine
+        self.generate_together = generate_together
+        self.folder = Path(folder).resolve()
+        super().__init__(mode="server", **kwargs)
+
+    def _init_vllm(self) -> None:
+        """No client and no communicator to set up."""
+
+    def sync_weights(self) -> None:
+        """
+        Save the policy, let every server load it, forget their cached prefixes, and remove what was saved before.
+
+        A reader never sees half a checkpoint: it is written elsewhere and renamed. Every process must call this, as
+        gathering parameters is collective; it returns when the servers have the weights, or raises on every process.
+        """
+        main = self.accelerator.is_main_process
+        weights = {}
+        for name, parameter in self._iter_named_params():
+            if main:
+                weights[name] = parameter.detach().to("cpu", copy=True)
+        with failing_together():  # the other processes wait for the outcome
+            if main:
+                self._hand_over(weights)
+
+    def _hand_over(self, weights: dict[str, torch.Tensor]) -> None:
+        earlier = sorted(self.folder.glob("weights-*"))
+        staging = self.folder / f"writing-{uuid.uuid4().hex}"
+        staging.mkdir(parents=True)
+        try:
+            save_torch_state_dict(weights, staging)
+            self.model.config.save_pretrained(staging)
+            current = staging.rename(self.folder / f"weights-{uuid.uuid4().hex}")
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        run_to_end(self.engine.load_weights(current))
+        for folder in earlier:
+            shutil.rmtree(folder)
+
+    def generate(self, prompts, images, num_generations, profiler=None) -> tuple:
+        """Plain completions, as TRL's method returns them. Each process asks for its own."""
+        if images is not None:
+            raise ValueError("images: are not supported by weight_sync='disk'. Use weight_sync='nccl'.")
+        sampling = SamplingParams(
+            self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p or 0.0
+        )
+        with failing_together() if self.generate_together else nullcontext():
+            rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(prompts)
+        logprobs = [[[logprob] for logprob in rollout.logprobs] for rollout in rollouts]
+        return prompts, [rollout.completion_ids for rollout in rollouts], logprobs, None
+
+
+def check_log_probabilities(
+    sampled: torch.Tensor,
+    policy: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    support_is_whole: bool,
+    tolerance: float,
+    tied_embeddings: bool,
+    urls: Sequence[str],
+) -> None:
+    """
+    Compare the servers' log-probabilities with the policy's own.
+
+    Args:
+        sampled (`torch.Tensor` of shape `(B, T)`):
+            What the servers sampled with; NaN where nothing was sampled.
+        policy (`torch.Tensor` of shape `(B, T)`):
+            The policy's, at the same temperature.
+        mask (`torch.Tensor` of shape `(B, T)`):
+            0 for padding.
+        support_is_whole (`bool`):
+            Whether tokens were sampled without top-p, top-k and min-p. These only raise log-probabilities, so that
+            otherwise only lower ones are a difference.
+        tolerance (`float`):
+            Highest mean difference, in nats.
+        tied_embeddings (`bool`):
+            Whether the model ties its embeddings, for the message.
+        urls (`Sequence[str]`):
+            Of the servers, for the message.
+
+    Raises:
+        [`WeightSyncError`]: the mean difference is greater than `tolerance`.
+    """
+    counted = mask.bool() & ~sampled.isnan()
+    if not counted.any():
+        return
+    difference = (policy - sampled)[counted]
+    difference = difference.abs() if support_is_whole else difference.clamp(min=0)
+    mean = difference.mean().item()
+    if mean > tolerance:
+        cause = (
+            "The model ties its embeddings, and vLLM's CPU server keeps the old lm_head of such a model when it "
+            "reloads weights: set tie_word_embeddings=False in the model's config before training, or serve on a GPU."
+            if tied_embeddings
+            else "Check that the servers read weight_sync_dir under the same path, serve the model that is trained, "
+            "and run with --logprobs-mode processed_logprobs."
+        )
+        raise WeightSyncError(
+            f"weight_sync: after a synchronisation, log-probabilities of {', '.join(urls)} differ from the policy's "
+            f"by {mean:.3f} on average (tolerance {tolerance}), so the servers have other weights. {cause}"
+        )

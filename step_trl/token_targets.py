@@ -1,0 +1,78 @@
+"""Lengths that prompts ask for."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+
+from .data import build_prompt
+
+
+TARGET_COLUMN = "target_tokens"  # how long a completion should be
+
+
+def validate_targets(
+    dataset: datasets.Dataset | datasets.IterableDataset, length_reward: str, name: str = "dataset"
+) -> None:
+    """
+    Raise an error if the rows of `dataset` do not say how long their completions should be.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows for a trainer.
+        length_reward (`str`):
+            The reward that needs it.
+        name (`str`, *optional*, defaults to `"dataset"`):
+            What the error calls it.
+    """
+    first = next(iter(dataset))
+    if not isinstance(first.get(TARGET_COLUMN), int):
+        raise ValueError(
+            f"{name}: length_reward={length_reward!r} needs a column {TARGET_COLUMN!r} with a number of tokens; "
+            f"columns found: {', '.join(first)}. Add it by `step_trl.token_targets.add_token_targets`."
+        )
+
+
+def ask_for_tokens(prompt: list[dict], tokens: int, at_most: bool = False) -> list[dict]:
+    """Messages whose last one asks for a length, in L1's words."""
+    return build_prompt(prompt, f"{{problem}} Think for {'maximum ' if at_most else ''}{tokens} tokens.", None)
+
+
+def add_token_targets(
+    dataset: datasets.Dataset,
+    lowest: int = 100,
+    highest: int = 4000,
+    *,
+    at_most: bool = False,
+    seed: int = 0,
+) -> datasets.Dataset:
+    """
+    Ask for a length in each prompt, as L1 does (arXiv 2503.04697): "Think for 512 tokens."
+
+    Args:
+        dataset (`Dataset`):
+            Rows with `prompt`, messages of which the last one is the user's.
+        lowest (`int`, *optional*, defaults to `100`), highest (`int`, *optional*, defaults to `4000`):
+            Between these, both included, a number is drawn for each row. Equal ones ask for one budget, as in an
+            evaluation.
+        at_most (`bool`, *optional*, defaults to `False`):
+            "Think for maximum 512 tokens." (L1-Max).
+        seed (`int`, *optional*, defaults to `0`):
+            Of the draws.
+
+    Returns:
+        `Dataset`: the rows, with `target_tokens`.
+
+    Example:
+    ```python
+    >>> rows = add_token_targets(load_problems("agentica-org/DeepScaleR-Preview-Dataset"))
+    ```
+    """
+    if not 0 < lowest <= highest:
+        raise ValueError(f"lowest, highest: {lowest} and {highest} are no range of tokens. Set 0 < lowest <= highest.")
+    targets = np.random.default_rng(seed).integers(lowest, highest, size=len(dataset), endpoint=True).tolist()
+
+    def asking(row: dict, index: int) -> dict:
+        return {"prompt": ask_for_tokens(row["prompt"], targets[index], at_most), TARGET_COLUMN: targets[index]}
+
+    return dataset.map(asking, with_indices=True)
