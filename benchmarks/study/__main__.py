@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 
-BENCHMARKS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(BENCHMARKS))  # of the package `study`
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of the package `study`
 
 from study import study
 
@@ -19,7 +18,7 @@ from study import study
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/study", description=__doc__.partition("\n\n")[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/study"), help="of models and samples")
-    parser.add_argument("--page", type=Path, default=BENCHMARKS / "study", help="of tables, figures and claims")
+    parser.add_argument("--page", type=Path, default=Path(__file__).parent, help="of tables, figures and claims")
     parser.add_argument("--arms", nargs="*", default=[], metavar="NAME", help="by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-steps", type=int, default=40, help="updates of an arm")

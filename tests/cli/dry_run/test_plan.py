@@ -30,7 +30,7 @@ from step_trl.cli.recipe import (
 )
 
 
-RECIPES = Path(__file__).parent.parent / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 SMALL = TESTBED_RUN | {"trainer": "grpo"}
 
 

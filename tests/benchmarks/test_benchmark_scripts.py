@@ -18,7 +18,7 @@ import pytest
 import torch
 
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 COMMAND = re.compile(r"`python (benchmarks/\w+\.py|-m step_trl\.[\w.]+)( [^`]*)?`")
 # It leaves a process with vLLM's groups in it, where nothing else can be trained.
 OWN_PROCESS = ("colocated",)

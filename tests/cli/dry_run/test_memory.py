@@ -20,7 +20,7 @@ from step_trl.cli.dry_run.model_size import ModelSize, model_size
 from step_trl.cli.train import build_trainer, parse
 
 
-CONFIGS = Path(__file__).parent.parent / "recipes" / "accelerate_configs"
+CONFIGS = Path(__file__).parents[3] / "recipes" / "accelerate_configs"
 GIB = 2**30
 FSDP2 = Layout(4, "fsdp", 3)
 # A model of a thousand parameters in bfloat16; the numbers are made up, and easy to tell apart.
