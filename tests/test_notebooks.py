@@ -11,13 +11,13 @@ from preloaded import PreloadedPython
 
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SMALLER = {"max_steps": 1, "per_device_train_batch_size": 16}
+SMALLER = {"max_steps": 1, "per_device_train_batch_size": 16, "max_completion_length": 160, "max_tokens": 160}
 PROBLEMS = 8
 
 
 def shorten(source: str) -> str:
     for name, most in SMALLER.items():
-        source = re.sub(rf'\b({name}(?:=|": ))\d+', rf"\g<1>{most}", source)
+        source = re.sub(rf'\b({name}(?:=|": ))(\d+)', lambda found: found[1] + str(min(most, int(found[2]))), source)
     return re.sub(r"select\(range\(\d+\)\)", f"select(range({PROBLEMS}))", source)
 
 
