@@ -79,6 +79,10 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(testbed, "load_dataset", lambda split: load_dataset(split).select(range(32)))
 
 
+def in_a_short_context(configure):
+    return lambda *args, **options: configure(*args, **options | {"max_completion_length": 128})
+
+
 @pytest.fixture
 def small(monkeypatch, few_rows):
     monkeypatch.setattr(run, "PROBLEMS", 2)
@@ -88,11 +92,7 @@ def small(monkeypatch, few_rows):
     for module in (run, prompted):
         monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", 128)
     for name in ("EfficientReasoningConfig", "sas_config", "step_grpo_config"):
-
-        def in_a_short_context(*args, configure=getattr(run, name), **options):
-            return configure(*args, **options | {"max_completion_length": 128})
-
-        monkeypatch.setattr(run, name, in_a_short_context)
+        monkeypatch.setattr(run, name, in_a_short_context(getattr(run, name)))
 
 
 @pytest.mark.timeout(600)
