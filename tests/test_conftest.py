@@ -17,6 +17,12 @@ def test_tests_that_share_what_takes_long_run_in_one_worker(request):
     assert request.node.nodeid.endswith("@package")
 
 
+def test_names_of_files_differ():
+    """pytest imports a test by its file's name, and none of a second file of that name."""
+    stems = [path.stem for path in TESTS]
+    assert len(set(stems)) == len(stems)
+
+
 def test_what_is_slow_exists():
     """A file or test that has another name now would slow `make test-fast` down."""
     assert slow.FILES <= {path.stem for path in TESTS}

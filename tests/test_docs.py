@@ -395,9 +395,7 @@ def batch_job(script: Path, folder: Path) -> list[Command]:
 @pytest.fixture
 def parsed_only(monkeypatch):
     """`step-trl`, a recipe and vLLM read their arguments, and nothing is done. Returns what was seen."""
-    import study
-
-    from step_trl.cli import demo, evaluate, recipe, report, train
+    from step_trl.cli import demo, evaluate, recipe, report, serve, train
     from step_trl.cli.dry_run import plan
     from step_trl.rollout.engines import vllm_process
 
@@ -435,10 +433,9 @@ def parsed_only(monkeypatch):
         (report, "run_report"),
         (demo, "run_demo"),
         (evaluate, "run_eval"),
-        (study, "study"),
     ):
         monkeypatch.setattr(module, name, lambda *args, **kwargs: 0)
-    monkeypatch.setattr(vllm_process, "serve", read_server)
+    monkeypatch.setattr(serve, "serve", read_server)
     return seen
 
 
@@ -468,7 +465,8 @@ def check_command(command: Command, seen: SimpleNamespace, folder: Path) -> None
             check_command(started, seen, folder)
     else:
         assert program == "python", f"nothing tests {program}"
-        script = (ROOT / arguments[0]).read_text()
+        script = ROOT / arguments[0]
+        script = (script / "__main__.py" if script.is_dir() else script).read_text()
         assert all(f'"{word}"' in script for word in arguments if word.startswith("--")), words
     for word in arguments:
         if re.match(r"(recipes|benchmarks|tests|notebooks|docs)/", word):

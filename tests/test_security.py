@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import step_trl
+from step_trl.cli import serve
 from step_trl.cli.main import main
 from step_trl.cli.recipe import TRAINERS, parse
 from step_trl.rollout.engines import vllm_process
@@ -82,7 +83,7 @@ def test_remote_code_is_not_trusted_by_default(trainer):
 
 def test_a_server_listens_to_this_machine_only_by_default(monkeypatch):
     asked = []
-    monkeypatch.setattr(vllm_process, "serve", lambda *args, **options: asked.append(options) or 0)
+    monkeypatch.setattr(serve, "serve", lambda *args, **options: asked.append(options) or 0)
     with pytest.raises(SystemExit):
         main(["serve", "m"])
     assert asked[0]["host"] == "127.0.0.1"

@@ -11,6 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from testbed_model.pretrain import Recipe, pretrain
 
 
+SMALLEST = ("--updates", "1")  # for its test
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/testbed_model", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")

@@ -53,7 +53,6 @@ WORDINGS = (
     "How much is {}?",
 )
 IGNORE = -100
-SMALLEST = ("--updates", "1")  # for its test
 
 
 @dataclass(frozen=True)

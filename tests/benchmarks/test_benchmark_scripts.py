@@ -2,8 +2,8 @@
 Every command of `benchmarks/README.md` starts, and comes to its end.
 
 Each script says in its constant `SMALLEST` with which options; they follow those of the command, and win. A script is
-run in this process, since the imports of a new one take longer than it. `make demo`, `step-trl eval` and `step-trl
-study` have tests of their own.
+run in this process, since the imports of a new one take longer than it. `make demo`, `step-trl eval` and the study have
+tests of their own.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ import torch
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-COMMAND = re.compile(r"`python (benchmarks/\w+\.py|-m step_trl\.[\w.]+)( [^`]*)?`")
+COMMAND = re.compile(r"`python benchmarks/(\w+)(?:\.py)?( [^`]*)?`")
 # It leaves a process with vLLM's groups in it, where nothing else can be trained.
 OWN_PROCESS = ("colocated",)
 
@@ -27,22 +27,24 @@ OWN_PROCESS = ("colocated",)
 def commands():
     """`(module, arguments)` of each command, once."""
     found = COMMAND.findall((BENCHMARKS / "README.md").read_text())
-    modules = [
-        (script.removeprefix("benchmarks/").removesuffix(".py").removeprefix("-m "), *rest) for script, *rest in found
-    ]
-    return sorted({(module, tuple(shlex.split(arguments))) for module, arguments in modules})
+    return sorted({(module, tuple(shlex.split(arguments))) for module, arguments in found if module != "study"})
 
 
 def scripts():
-    return {path.stem for path in BENCHMARKS.glob("*.py")}
+    return {path.stem for path in BENCHMARKS.glob("*.py")} | {"testbed_model"}
 
 
 def test_every_script_is_in_the_page():
-    assert scripts() == {module for module, _ in commands() if not module.startswith("step_trl.")}
+    assert scripts() == {module for module, _ in commands()}
 
 
 def takes_a_server(module):
-    return module in scripts() and '"--url"' in (BENCHMARKS / f"{module}.py").read_text()
+    return '"--url"' in file_of(module).read_text()
+
+
+def file_of(module):
+    script = BENCHMARKS / f"{module}.py"
+    return script if script.exists() else BENCHMARKS / module / "__main__.py"
 
 
 @pytest.fixture
@@ -69,9 +71,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 def load(module):
     """A script is none of the modules that may have its plain name, such as `tests/rollout`."""
-    if module not in scripts():
-        return importlib.import_module(module)
-    spec = importlib.util.spec_from_file_location(f"benchmark_{module}", BENCHMARKS / f"{module}.py")
+    spec = importlib.util.spec_from_file_location(f"benchmark_{module}", file_of(module))
     script = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = script  # dataclasses look their module up
     spec.loader.exec_module(script)
