@@ -2,8 +2,8 @@
 Every command of `benchmarks/README.md` starts, and comes to its end.
 
 Each script says in its constant `SMALLEST` with which options; they follow those of the command, and win. A script is
-run in this process, since the imports of a new one take longer than it. `make demo`, `step-trl eval` and the study have
-tests of their own.
+run in this process, since the imports of a new one take longer than it. `make demo`, `step-trl eval` and the study
+have tests of their own.
 """
 
 import importlib.util
