@@ -12,7 +12,7 @@ from preloaded import PreloadedPython
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 SMALLER = {
-    "max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 160, "max_tokens": 160, "n": 1,
+    "max_steps": 1, "per_device_train_batch_size": 16, "max_completion_length": 160, "max_tokens": 160, "n": 1,
 }  # fmt: skip
 PROBLEMS = 8
 

@@ -6,12 +6,13 @@ run in this process, since the imports of a new one take longer than it. `make d
 have tests of their own.
 """
 
-import importlib.util
+import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -54,28 +55,32 @@ def run(tmp_path, monkeypatch, capsys):
     def run(module, arguments, *further):
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(BENCHMARKS))
-        script = load(module)
-        command = [*arguments, *script.SMALLEST, *further]
-        if module in OWN_PROCESS:
-            return in_a_process(script.__file__, command)
         threads = torch.get_num_threads()
-        monkeypatch.setattr(sys, "argv", [module, *command])
-        try:
-            script.main()
-        finally:
-            torch.set_num_threads(threads)
+        with imported(module) as script:
+            command = [*arguments, *script.SMALLEST, *further]
+            if module in OWN_PROCESS:
+                return in_a_process(script.__file__, command)
+            monkeypatch.setattr(sys, "argv", [module, *command])
+            try:
+                script.main()
+            finally:
+                torch.set_num_threads(threads)
         return capsys.readouterr().out
 
     return run
 
 
-def load(module):
-    """A script is none of the modules that may have its plain name, such as `tests/rollout`."""
-    spec = importlib.util.spec_from_file_location(f"benchmark_{module}", file_of(module))
-    script = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
-    return script
+@contextmanager
+def imported(module):
+    """A script under its plain name, which its processes look it up by; `tests/rollout` has the same."""
+    name = module if (BENCHMARKS / f"{module}.py").exists() else f"{module}.__main__"
+    before = sys.modules.pop(module, None)
+    try:
+        yield importlib.import_module(name)
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[module] = before
 
 
 def in_a_process(file, arguments):

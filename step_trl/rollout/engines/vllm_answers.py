@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, suppress
 from typing import Any, Literal
@@ -114,6 +115,7 @@ class SampledAhead:
     def __init__(self, stop_strings: StopStrings, streams: asyncio.Semaphore):
         self._stop_strings = stop_strings
         self._streams = streams
+        self.opened = 0.0  # when the request began
         self._acquired = False
         self._exit = AsyncExitStack()
         self._pieces: AsyncGenerator[Choice, None] | None = None
@@ -141,6 +143,7 @@ class SampledAhead:
         if not self._acquired:
             await self._streams.acquire()
             self._acquired = True
+        self.opened = time.monotonic()
         response = await self._exit.enter_async_context(request)
         self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response)))
         self._sampling, self._left = self._sampling_of(body), body["max_tokens"]

@@ -46,7 +46,17 @@ class EngineUnavailableError(EngineError):
 
 
 class ConnectionLostError(Exception):
-    """The server is starting, ending or overwhelmed: the call is worth another attempt."""
+    """
+    The server is starting, ending or overwhelmed: the call is worth another attempt.
+
+    Attributes:
+        opened (`float`, *optional*):
+            When the connection was opened, if an earlier attempt did.
+    """
+
+    def __init__(self, reason: str, opened: float | None = None):
+        super().__init__(reason)
+        self.opened = opened
 
 
 @dataclass(eq=False)
@@ -83,7 +93,7 @@ class Server:
     forgetful: bool = False
 
     def note_failure(self, begun: float, reason: str, window: float) -> None:
-        """Of an attempt that began at `begun`. A stream that is read on late tells of an end that others told of."""
+        """Of a connection that began at `begun`. One that is read late may report an outage that is over."""
         self.forgetful = self.weights is not None
         if self.down_since is None:
             if begun < self.up_since:
@@ -182,7 +192,8 @@ class VLLMHTTPClient:
                         f"{server.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
                         f"(retry_window={self.retry_window:g}), the last one ended with {reason}. {remedy()}"
                     ) from None
-                server.note_failure(begun, reason, self.retry_window)
+                opened = error.opened if isinstance(error, ConnectionLostError) else None
+                server.note_failure(begun if opened is None else opened, reason, self.retry_window)
                 await asyncio.sleep(min(delay, left))
                 delay = min(2 * delay, _LONGEST_DELAY)
             else:

@@ -35,6 +35,7 @@ LAUNCHER_VARIABLES = (
     "ACCELERATE_", "FSDP_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_",
     "TORCHELASTIC_",
 )  # fmt: skip
+_EXIT_SECONDS = 5.0  # until killed processes are gone
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -109,6 +110,15 @@ def start_supervised(
     return subprocess.Popen(
         supervised, env=environment, start_new_session=True, stdout=log, stderr=log and subprocess.STDOUT
     )
+
+
+def _is_group(group: int) -> bool:
+    """Whether a process group has members."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def has_gpu() -> bool:
@@ -243,6 +253,10 @@ class VLLMServer:
         except ProcessLookupError:
             pass
         process.wait()
+        # The others of its group end a moment later, and have its port and its GPU memory until then.
+        deadline = time.monotonic() + _EXIT_SECONDS
+        while _is_group(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.start_timeout

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import aiohttp
 import numpy as np
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -231,15 +232,18 @@ class VLLMServerEngine(Engine):
 
     async def _taken(self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead) -> Generation:
         """From the rollout's own stream, or from a new one where this call does not go on with it."""
+        opened = ahead.opened if ahead.goes_on(body) else None
         try:
-            if not ahead.goes_on(body):
+            if opened is None:
                 await ahead.close()
                 options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
                 request = self._client.request(server, "POST", "/v1/completions", body | options)
                 await ahead.open(request, body)
             return await ahead.take(stop_set, body["max_tokens"])
-        except BaseException:
+        except BaseException as error:
             await ahead.close()
+            if opened is not None and isinstance(error, (aiohttp.ClientError, ConnectionLostError)):
+                raise ConnectionLostError(f"{type(error).__name__}: {error}", opened) from error
             raise
 
     def _request_body(self, **sampling: Any) -> dict[str, Any]:
