@@ -35,11 +35,11 @@ Further fields are those of TRL and transformers, such as --output_dir, --learni
 --max_completion_length, --use_peft and --use_vllm. To see them: step-trl {command} --help-all"""
 # Title, file, classes, and the trainer that has them, if it is one only.
 GROUPS: tuple[tuple[str, str, tuple[str, ...], str | None], ...] = (
-    ("fields of every recipe", "recipe.py", ("TrainArguments",), None),
+    ("fields of every recipe", "cli/recipe.py", ("TrainArguments",), None),
     ("fields of step_grpo", "trainers/step_grpo_config.py", ("StepGRPOConfig",), "step_grpo"),
     ("fields of sas", "trainers/sas_config.py", ("StepSelection", "SASConfig"), "sas"),
     ("fields of grpo, step_grpo and sas", "trainers/base_config.py", ("EfficientReasoningConfig",), "grpo"),
-    ("fields of distill", "recipe.py", ("DistillArguments", "DistillConfig"), "distill"),
+    ("fields of distill", "cli/recipe.py", ("DistillArguments", "DistillConfig"), "distill"),
 )
 
 
@@ -87,7 +87,7 @@ def print_help(command: str, trainer: str | None) -> None:
         shared = owner == "grpo" and trainer != "distill"
         if trainer in (None, owner) or owner is None or shared:
             print(f"{title}:")
-            for one in own_fields(Path(__file__).parent / file, classes):
+            for one in own_fields(Path(__file__).parents[1] / file, classes):
                 print(_line(one))
             print()
     print(FURTHER.format(command=command))

@@ -13,8 +13,8 @@ from small_runs import refused
 
 import step_trl
 from step_trl import testbed
+from step_trl.cli import serve, user_errors
 from step_trl.cli import train as train_module
-from step_trl.cli import user_errors
 from step_trl.cli.main import main
 from step_trl.cli.recipe import DistillArguments, DistillConfig, TrainArguments
 from step_trl.cli.train_help import GROUPS, own_fields
@@ -199,7 +199,7 @@ def test_the_testbed_is_a_model_to_serve(monkeypatch):
         def wait(self):
             return 0
 
-    monkeypatch.setattr(vllm_process, "VLLMServer", Server)
+    monkeypatch.setattr(serve, "VLLMServer", Server)
     with pytest.raises(SystemExit, match="0"):
         main(["serve", "testbed", "--max-model-len", "512"])
     assert f"--model {testbed.MODEL_DIR} " in served[0]
