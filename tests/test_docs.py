@@ -54,7 +54,7 @@ PUBLIC = (
     ".advantages",
     ".steps",
     ".data",
-    ".budgets",
+    ".token_targets",
     ".testbed",
 )
 # What a page shows of a trained model, and the names of models on the hub: the testbed model.
@@ -306,7 +306,16 @@ def test_docstring_examples(example, on_the_testbed):
         exec(compile(example, "<docstring>", "exec"), vars(importlib.import_module("step_trl.rollout")).copy())
         return
     names: dict = {}
-    for module in ("budgets", "data", "monitor.workspace", "report", "rewards", "rollout", "rollout.engines", "steps"):
+    for module in (
+        "data",
+        "monitor.workspace",
+        "report",
+        "rewards",
+        "rollout",
+        "rollout.engines",
+        "steps",
+        "token_targets",
+    ):
         names |= vars(importlib.import_module(f"step_trl.{module}"))
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
     prompt_ids = tokenizer.encode("What is 2 + 3?")

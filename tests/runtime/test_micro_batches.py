@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from ways_of_use import letters, moe
+from trainers.ways_of_use import letters, moe
 
 from step_trl import testbed
 from step_trl.runtime.micro_batches import sort_by_length, trim_padding

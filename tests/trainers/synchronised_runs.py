@@ -59,6 +59,11 @@ class Watched:
         return largest
 
 
+def every_other(completions, **_) -> list[float]:
+    """So that every group teaches something."""
+    return [float(number % 2) for number in range(len(completions))]
+
+
 def train(method: str, how: str, url: str, folder: Path) -> dict:
     """What the main process has seen of a training, how: `"alone"`, `"ddp"` or `"fsdp2"`."""
     trainer_class, config_class = CLASSES[method]
@@ -73,6 +78,7 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
     with weights_over_tcp():
         trainer = trainer_class(
             testbed.load_model(),
+            every_other,
             args=config,
             train_dataset=testbed.load_dataset("medium"),
             processing_class=testbed.load_tokenizer(),
