@@ -1,9 +1,9 @@
 """
 Truncated rollouts on a vLLM server: what probes cost, what exits save, and what rounds in lock-step would take.
 
-    python benchmarks/truncated_rollout.py                              # starts a server on the testbed model
-    python benchmarks/truncated_rollout.py --in-flight 16 64 --per-slot 4   # one begins where one ends, as in a large batch
-    python benchmarks/truncated_rollout.py --url http://127.0.0.1:8000  # a `step-trl serve` of the testbed model, otherwise idle
+    python benchmarks/truncated_rollout.py                                 # starts a server on the testbed model
+    python benchmarks/truncated_rollout.py --in-flight 16 64 --per-slot 4  # one begins where one ends: a large batch
+    python benchmarks/truncated_rollout.py --url http://127.0.0.1:8000     # a `step-trl serve` of it, otherwise idle
 
 Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight
 times each, and starts from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them
