@@ -1,4 +1,4 @@
-"""`step-trl distill` (DEER+SFT): learn from one's own truncated completions that are right and short."""
+"""`step-trl distill` (DEER+SFT): fine-tune a model on its own short, correct completions."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def add_distill(commands: Commands) -> None:
         commands,
         "distill",
         trainer="distill",
-        help="learn from one's own truncated completions that are right and short (DEER+SFT): train --trainer distill",
+        help="fine-tune a model on its own short, correct completions (DEER+SFT): train --trainer distill",
     )
 
 

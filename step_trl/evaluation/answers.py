@@ -41,7 +41,7 @@ class AnswerCache:
 
 def read_labels(answer: str, steps: int) -> list[str]:
     """
-    Labels in a judge's answer: its last JSON object, whatever stands around it.
+    Labels in a judge's answer: its last JSON object, whatever text surrounds it.
 
     Raises:
         `ValueError`: it has not one label for each of the steps; says what is wrong, for the judge to read.

@@ -1,4 +1,4 @@
-"""Samples on disk, as they are made: a stopped evaluation goes on where it was."""
+"""Samples on disk, as they are made: an interrupted evaluation resumes where it stopped."""
 
 from __future__ import annotations
 
