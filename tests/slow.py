@@ -5,6 +5,8 @@ many cases. A test that has one of the vLLM servers is left out, too, wherever i
 
 FILES = {
     "test_micro_batches", "test_benchmark_scripts", "test_colocated", "test_demo", "test_distributed", "test_docs",
+    "test_drop_in", "test_equal_to_stock", "test_memory", "test_one_update", "test_report_command",
+    "test_transformers_engine_models",
     "test_eval_command",
     "test_evaluate", "test_faults", "test_lapo", "test_length_rewards", "test_notebooks", "test_package",
     "test_peft", "test_real_input", "test_recipes", "test_sas", "test_vllm_process", "test_step_grpo", "test_study",
@@ -13,7 +15,7 @@ FILES = {
 }  # fmt: skip
 TESTS = {
     "test_a_group_is_exits_from_one_thought", "test_a_killed_run_goes_on",
-    "test_a_model_learns_from_its_short_completions", "test_batches_equal_the_reference",
+    "test_a_model_learns_from_its_short_completions", "test_a_run_of_wandb", "test_batches_equal_the_reference",
     "test_evaluations_and_trainings_side_by_side", "test_every_answer_is_right_for_its_own_problem_only",
     "test_hostile_input_ends_in_time_and_the_next_call_works",
     "test_script_without_main_guard", "test_segmenters_equal_the_reference",
