@@ -43,6 +43,11 @@ DISTILL_RUN = SMALL_RUN | {
 }
 
 
+def every_other(completions, **_):
+    """A reward by which every group teaches something."""
+    return [float(number % 2) for number in range(len(completions))]
+
+
 def flags(options):
     """Options as a command line has them."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}

@@ -101,7 +101,8 @@ def test_how_a_server_ended_is_told(started):
 
 def test_an_adapter_is_no_model_to_serve(tmp_path):
     (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(ValueError, match=r"model: .* holds a LoRA adapter.* by step_trl\.rollout.*\.merge_adapter"):
+    remedy = r"by step_trl\.rollout\.engines\.adapters\.merge_adapter"
+    with pytest.raises(ValueError, match=rf"model: .* holds a LoRA adapter.* {remedy}"):
         VLLMServer(tmp_path)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-from small_runs import SMALL_RUN
+from small_runs import SMALL_RUN, every_other
 from trainers.equal_ranks import shard_on_cpu
 from trainers.tcp_transfer import weights_over_tcp
 from trl.generation.vllm_generation import VLLMGeneration
@@ -57,11 +57,6 @@ class Watched:
             policy = self.whole(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])
             largest = max(largest, (policy - torch.tensor(server)).abs().max().item())
         return largest
-
-
-def every_other(completions, **_) -> list[float]:
-    """So that every group teaches something."""
-    return [float(number % 2) for number in range(len(completions))]
 
 
 def train(method: str, how: str, url: str, folder: Path) -> dict:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rollout.faulty_proxy import FaultyProxy
 from rollout.server_metrics import generated_tokens
+from small_runs import every_other
 from trainers.seeded_ranks import sample_two_steps
 from trainers.two_processes import run_two_processes
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
@@ -162,9 +163,6 @@ def test_a_model_with_tied_embeddings_is_found_out(on_server, tokenizer, tmp_pat
     assert model.lm_head.weight is model.get_input_embeddings().weight
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-    def every_other(completion_ids, **_):
-        return [float(number % 2) for number in range(len(completion_ids))]  # so that every group teaches something
 
     log_file = tmp_path / "tied.log"
     with VLLMServer(folder, max_model_len=1024, log_file=log_file, start_timeout=240) as server:
