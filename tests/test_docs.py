@@ -417,7 +417,7 @@ def parsed_only(monkeypatch):
             stage_fields = fields | stage
             recipe.parse(stage_fields, [*rest, *flags({name: TESTBED_RUN[name] for name in options})])
             trainer = recipe.trainer_name(stage_fields, rest)
-            if trainer in recipe.TRAINERS:
+            if trainer in recipe.METHODS:
                 values, _ = recipe.parse_values(trainer, stage_fields, rest)
                 Batches.of(values, seen.processes)
                 if values.use_vllm and values.vllm_mode == "server":

@@ -9,8 +9,9 @@ import pytest
 import step_trl
 from step_trl.cli import serve
 from step_trl.cli.main import main
-from step_trl.cli.recipe import TRAINERS, parse
+from step_trl.cli.recipe import parse
 from step_trl.rollout.engines import vllm_process
+from step_trl.trainers import METHODS
 
 
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -73,9 +74,9 @@ def test_the_package_runs_nothing_that_it_reads():
     assert len(found) > 60 and not {name: lines for name, lines in found.items() if lines}
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", METHODS)
 def test_remote_code_is_not_trusted_by_default(trainer):
-    defaults = {one.name: one.default for one in fields(TRAINERS[trainer][1])}
+    defaults = {one.name: one.default for one in fields(METHODS[trainer][1])}
     assert defaults["trust_remote_code"] is False
     _, _, config = parse({"trainer": trainer, "dataset": "testbed", "output_dir": "x", "bf16": False}, [])
     assert config.trust_remote_code is False and "trust_remote_code" not in (config.model_init_kwargs or {})

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from step_trl.rollout import ConfidenceTruncation
 
@@ -27,8 +27,9 @@ class Arm:
     Attributes:
         name (`str`):
             Of its folder and its row.
-        method (`"grpo"`, `"step_grpo"`, `"sas"`, `"distill"` or `"prompts"`):
-            The trainer; the last one is [`~study.prompted.teach_prompts`].
+        method (`str`):
+            A key of [`~step_trl.trainers.METHODS`], `"distill"`, or `"prompts"` for
+            [`~study.prompted.teach_prompts`].
         options (`dict[str, Any]`):
             Fields of its configuration.
         tables (`tuple[str, ...]`):
@@ -48,7 +49,7 @@ class Arm:
     """
 
     name: str
-    method: Literal["grpo", "step_grpo", "sas", "distill", "prompts"]
+    method: str
     options: dict[str, Any] = field(default_factory=dict)
     tables: tuple[str, ...] = ()
     budget: float = 1.0
@@ -70,12 +71,11 @@ _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
 _LAPO = (
-    {"length_reward": "lapo_discovery", "length_reward_options": {"decay": 100 * _SCALE}},
-    {"length_reward": "lapo_internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
+    {"lapo_stage": "discovery", "length_reward_options": {"decay": 100 * _SCALE}},
+    {"lapo_stage": "internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
 )
 LIMIT_PROMPT = "Think, then answer, within {} tokens."
 _LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
-_S_GRPO = {"serial_group": True, "length_reward": "s_grpo", "scale_rewards": "none", "accuracy_weight": 1.0}
 _PROMPTED = Arm("prompted", "prompts", {"forms": ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")}, (_SAS,))
 _PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, (_STEP_GRPO,))
 
@@ -93,10 +93,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
     Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
     _PROMPTED_CUTS,
-    Arm(
-        "s-grpo", "step_grpo", {**_S_GRPO, "step_reward": False, "format_reward": False}, (_STEP_GRPO,),
-        start=_PROMPTED_CUTS,
-    ),
+    Arm("s-grpo", "s_grpo", {}, (_STEP_GRPO,), start=_PROMPTED_CUTS),
     Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
     Arm("train-efficiently", "grpo", {**_SHORT, **_CLOSED, "length_reward": "train_efficiently"}, (_SAS,)),
     _PROMPTED,
@@ -108,8 +105,8 @@ ARMS: tuple[Arm, ...] = (
         "l1-max", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA},
         (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
     ),
-    Arm("lapo-d", "grpo", {**_SHORT, **_CLOSED, **_LAPO[0]}, (_SAS,)),
-    Arm("lapo-i", "grpo", _SHORT | _CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
+    Arm("lapo-d", "lapo", {**_SHORT, **_CLOSED, **_LAPO[0]}, (_SAS,)),
+    Arm("lapo-i", "lapo", _SHORT | _CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
     Arm(
         "thinkprune", "grpo", _CLOSED, (_SAS,),
         stages=tuple(

@@ -15,15 +15,15 @@ from filelock import FileLock, Timeout
 from trl import ModelConfig
 
 from step_trl import testbed
-from step_trl.cli.demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING, sas_config, step_grpo_config
+from step_trl.cli.demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING
 from step_trl.cli.distill import distill
 from step_trl.cli.recipe import DistillArguments, DistillConfig
 from step_trl.data import rewrite_prompts
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.token_targets import add_token_targets
-from step_trl.trainers import EfficientReasoningConfig, EfficientReasoningTrainer, SASTrainer, StepGRPOTrainer
+from step_trl.trainers import METHODS, EfficientReasoningTrainer
 
-from .arms import ARMS, Arm
+from .arms import ARMS, SHORT_CONTEXT, Arm
 from .phases import PhaseTimer
 from .prompted import teach_prompts
 
@@ -59,16 +59,9 @@ def build_trainer(
         "train_dataset": rows,
         "processing_class": testbed.load_tokenizer(),
     }
-    trainer: EfficientReasoningTrainer
-    if arm.method == "step_grpo":
-        trainer = StepGRPOTrainer(str(model), args=step_grpo_config(output_dir, **options), **shared)
-    elif arm.method == "sas":
-        trainer = SASTrainer(str(model), args=sas_config(output_dir, **options), **shared)
-    else:
-        config = EfficientReasoningConfig(
-            output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options
-        )
-        trainer = EfficientReasoningTrainer(str(model), args=config, **shared)
+    trainer_class, config_class = METHODS[arm.method]
+    context = {"max_completion_length": SHORT_CONTEXT if arm.method == "sas" else MAX_COMPLETION_LENGTH}
+    trainer = trainer_class(str(model), args=config_class(output_dir, **TRAINING | context | options), **shared)
     trainer.status.method = f"{arm.name}, seed {seed}"
     return trainer
 

@@ -104,6 +104,7 @@ def select_step_advantages(
     generator: torch.Generator | None = None,
     *,
     selection_bug_compatible: bool = False,
+    spare_negative: bool = False,
 ) -> torch.Tensor:
     """
     Give each token the advantage of its completion, except in the steps that SAS selects.
@@ -137,6 +138,8 @@ def select_step_advantages(
         selection_bug_compatible (`bool`, *optional*, defaults to `False`):
             Reproduce a slip of the released code, whatever the ratio: all steps of correct completions get 0, nothing
             changes in failed ones.
+        spare_negative (`bool`, *optional*, defaults to `False`):
+            Leave correct completions with a negative advantage as they are. With 0/1 rewards there are none.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`: advantages, of the type of `advantages`.
@@ -159,9 +162,50 @@ def select_step_advantages(
     if selection != "both":
         number = torch.where(correct == (selection == "correct"), number, 0)
 
+    if spare_negative:
+        number = torch.where(correct & (advantages < 0), 0, number)
+
     ranks = _confidence_ranks(confidences)  # (B, S)
     first = torch.where(correct, 0, steps_per_row - number)
     selected = (ranks >= first[:, None]) & (ranks < (first + number)[:, None])
     selected = torch.nn.functional.pad(selected, (0, 1)).gather(1, index)  # (B, T), False without a step
     replacement = torch.where(correct, 0.0, failed_step_advantage).to(advantages.dtype)  # (B,)
     return torch.where(selected, replacement[:, None], advantages[:, None])
+
+
+def selection_statistics(
+    advantages: torch.Tensor,
+    selected: torch.Tensor,
+    token_logps: torch.Tensor,
+    step_ids: torch.Tensor,
+    correct: torch.Tensor,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Return what a selection has changed, as tensors whose means are of interest, each with the mask of what counts.
+
+    Args:
+        advantages (`torch.Tensor` of shape `(B,)`):
+            The advantages before the selection.
+        selected (`torch.Tensor` of shape `(B, T)`):
+            The advantages after it.
+        token_logps (`torch.Tensor` of shape `(B, T)`), step_ids (`torch.LongTensor` of shape `(B, T)`), correct
+            (`torch.BoolTensor` of shape `(B,)`): What [`select_step_advantages`] was given.
+
+    Returns:
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: the shares of thought tokens whose advantage was set to 0 or to
+        another value, the confidences of steps that were changed and of the others, and the numbers of steps.
+    """
+    thought = step_ids >= 0  # (B, T)
+    changed = (selected != advantages.unsqueeze(1)) & thought
+    zeroed, rewarded = changed & (selected == 0), changed & (selected != 0)
+    right, wrong = correct.unsqueeze(1) & thought, ~correct.unsqueeze(1) & thought
+    confidences = step_confidences(token_logps, step_ids).gather(1, step_ids.clamp(min=0))  # (B, T)
+    steps = step_ids.amax(dim=1) + 1
+    return {
+        "tokens_zeroed/correct": (zeroed, right),
+        "tokens_zeroed/failed": (zeroed, wrong),
+        "tokens_rewarded/failed": (rewarded, wrong),
+        "confidence/changed": (confidences, changed),
+        "confidence/kept": (confidences, thought & ~changed),
+        "steps/mean": (steps, torch.ones_like(steps, dtype=torch.bool)),
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from argparse import Namespace
+from argparse import ArgumentError, Namespace
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,22 +14,10 @@ import yaml
 from transformers import SchedulerType, TrainingArguments
 from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from ..trainers import (
-    EfficientReasoningConfig,
-    EfficientReasoningTrainer,
-    SASConfig,
-    SASTrainer,
-    StepGRPOConfig,
-    StepGRPOTrainer,
-)
-from ..trainers.base_config import check_precision
+from ..runtime.run_config import check_precision
+from ..trainers import METHODS
 
 
-TRAINERS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoningConfig]]] = {
-    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
-    "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
-    "sas": (SASTrainer, SASConfig),
-}
 DISTILL = "distill"  # is a trainer of recipes, too: see DistillArguments
 # What the other trainers' fields are called there.
 DISTILL_FIELDS = {
@@ -60,6 +48,7 @@ OBSOLETE_FIELDS = {
     "save_safetensors": "Drop it: weights are always saved as safetensors.",
     "adafactor": "Set optim to adafactor.",
     "sort_by_length": "Set reduce_padding.",
+    "serial_group": "Set trainer to s_grpo.",
 }
 
 
@@ -70,7 +59,8 @@ class TrainArguments:
 
     Args:
         trainer (`str`):
-            `"grpo"`, `"step_grpo"` or `"sas"`; recipes of `"distill"` are read as [`DistillArguments`].
+            A key of [`~step_trl.trainers.METHODS`], such as `"step_grpo"`; recipes of `"distill"` are read as
+            [`DistillArguments`].
         dataset (`str`):
             Name on the hub, folder or file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
         dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
@@ -84,7 +74,7 @@ class TrainArguments:
             Ask for at most that length.
     """
 
-    trainer: str = field(metadata={"help": "'grpo', 'step_grpo', 'sas' or 'distill'."})
+    trainer: str = field(metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill'."})
     dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
     dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
@@ -205,7 +195,7 @@ def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, 
 def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
     """What a recipe with another trainer leaves with its base: options that only the base's trainer has."""
     before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
-    known = (*TRAINERS, DISTILL)
+    known = (*METHODS, DISTILL)
     if trainer == before or trainer not in known or before not in known:
         return set()
     return {*_known(before)} - {*_known(trainer)}
@@ -299,10 +289,10 @@ def is_distillation(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any
 
 
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
-    """A key of `TRAINERS`, or `DISTILL`."""
+    """A key of `METHODS`, or `DISTILL`."""
     name = _named_trainer(recipe, arguments)
-    if name not in (*TRAINERS, DISTILL):
-        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*TRAINERS, DISTILL])}.")
+    if name not in (*METHODS, DISTILL):
+        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*METHODS, DISTILL])}.")
     return name
 
 
@@ -310,9 +300,9 @@ def _named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str |
     return _value_of("--trainer", arguments) or recipe.get("trainer")
 
 
-def make_parser(trainer: str, recipe: Mapping[str, Any]) -> RecipeParser:
-    """The parser of a trainer's fields, with those of a recipe as defaults."""
-    parser = RecipeParser(_kinds(trainer))
+def make_parser(trainer: str, recipe: Mapping[str, Any], **options: Any) -> RecipeParser:
+    """Return the parser of a trainer's fields, with those of a recipe as defaults; `options` are argparse's."""
+    parser = RecipeParser(_kinds(trainer), **options)
     parser.set_defaults_with_config(**recipe)
     return parser
 
@@ -335,7 +325,7 @@ def _remedy(trainer: str, key: str) -> str:
         return remedy
     if trainer == DISTILL and key in DISTILL_FIELDS:
         return f"Set {DISTILL_FIELDS[key]}."
-    others = [name for name in (*TRAINERS, DISTILL) if key in _known(name)]
+    others = [name for name in (*METHODS, DISTILL) if key in _known(name)]
     if others:
         return f"Drop it: it is one of {', '.join(map(repr, others))}."
     close = difflib.get_close_matches(key, known, n=1)
@@ -348,7 +338,7 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
 
     Args:
         trainer (`str`):
-            A key of `TRAINERS`, or `DISTILL`.
+            A key of `METHODS`, or `DISTILL`.
         recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
             As of [`parse`].
     """
@@ -358,16 +348,14 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
         wrong.append("dataset: there is none. Set a name on the hub, a folder, a file, or 'testbed'.")
     while True:
         kept = {"dataset": None} | {key: value for key, value in recipe.items() if key not in dropped}
+        parser = make_parser(trainer, kept | {"trainer": trainer}, exit_on_error=False)
         try:
-            values, rest = make_parser(trainer, kept | {"trainer": trainer}).parse_known_args(
-                _without(arguments, dropped)
-            )
-        except ValueError as error:
-            named = re.match(r"argument --(\w+)", str(error))
-            if named is None:
+            values, rest = parser.parse_known_args(_without(arguments, dropped))
+        except ArgumentError as error:
+            if error.argument_name is None:
                 raise
             wrong.append(str(error))
-            dropped.add(named[1])
+            dropped.add(str(field_of(error.argument_name.partition("/")[0])))
             continue
         return values, [*wrong, *(f"{text!r}: follows no field. Write --FIELD VALUE." for text in rest)]
 
@@ -410,7 +398,7 @@ def _known(trainer: str) -> list[str]:
 def _kinds(trainer: str) -> list[Any]:
     if trainer == DISTILL:
         return [DistillArguments, ModelConfig, DistillConfig]
-    return [TrainArguments, ModelConfig, TRAINERS[trainer][1]]
+    return [TrainArguments, ModelConfig, METHODS[trainer][1]]
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -11,11 +11,9 @@ from accelerate import PartialState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..rollout.engines.adapters import is_adapter, merge_adapter
-from ..trainers import EfficientReasoningConfig, EfficientReasoningTrainer
-from ..trainers.lapo import FILE as LAPO_FILE
+from ..trainers import METHODS, EfficientReasoningConfig, EfficientReasoningTrainer
 from .distill import distill
 from .recipe import (
-    TRAINERS,
     TrainArguments,
     is_distillation,
     parse,
@@ -33,7 +31,7 @@ def build_trainer(
     set_model_init_kwargs(config, model)
     source = model_source(model.model_name_or_path)
     check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
-    return TRAINERS[arguments.trainer][0](
+    return METHODS[arguments.trainer][0](
         source,
         args=config,
         train_dataset=load_rows(arguments),
@@ -106,8 +104,10 @@ def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = Fals
         beside = folder / ".merged"  # so that `merged` is whole or is not there
         shutil.rmtree(beside, ignore_errors=True)
         merge_adapter(folder, beside, trust_remote_code, revision=model.model_revision, dtype=model.dtype)
-        if (folder / LAPO_FILE).exists():
-            shutil.copy(folder / LAPO_FILE, beside)
+        for trainer, _ in METHODS.values():
+            for file in trainer.model_files:
+                if (folder / file).exists():
+                    shutil.copy(folder / file, beside)
         os.replace(beside, merged)
     state.wait_for_everyone()
     return merged

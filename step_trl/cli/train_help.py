@@ -10,7 +10,7 @@ import ast
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 
 WIDTH = 110
@@ -33,14 +33,7 @@ options:
 FURTHER = """\
 Further fields are those of TRL and transformers, such as --output_dir, --learning_rate, --num_generations,
 --max_completion_length, --use_peft and --use_vllm. To see them: step-trl {command} --help-all"""
-# Title, file, classes, and the trainer that has them, if it is one only.
-GROUPS: tuple[tuple[str, str, tuple[str, ...], str | None], ...] = (
-    ("fields of every recipe", "cli/recipe.py", ("TrainArguments",), None),
-    ("fields of step_grpo", "trainers/step_grpo_config.py", ("StepGRPOConfig",), "step_grpo"),
-    ("fields of sas", "trainers/sas_config.py", ("StepSelection", "SASConfig"), "sas"),
-    ("fields of grpo, step_grpo and sas", "trainers/base_config.py", ("EfficientReasoningConfig",), "grpo"),
-    ("fields of distill", "cli/recipe.py", ("DistillArguments", "DistillConfig"), "distill"),
-)
+PACKAGE = Path(__file__).parents[1]
 
 
 class Field(NamedTuple):
@@ -51,10 +44,53 @@ class Field(NamedTuple):
     help: str
 
 
-def own_fields(path: Path, names: tuple[str, ...]) -> Iterator[Field]:
-    """The fields that the classes of these names define, not those that they inherit."""
+class Group(NamedTuple):
+    """Fields that belong together: their title, file and classes, and the trainers that have them; all for `None`."""
+
+    title: str
+    file: str
+    classes: tuple[str, ...] | None
+    trainers: tuple[str, ...] | None
+
+
+def groups() -> list[Group]:
+    """Return the groups of fields, those of each method as `METHODS` has them."""
+    configs = method_configs()
+    sources = {name: (PACKAGE / file).read_text() for name, (file, _) in configs.items()}
+    found = [Group("fields of every recipe", "cli/recipe.py", ("TrainArguments",), None)]
+    for name, (file, config) in configs.items():
+        heirs = [other for other, source in sources.items() if f"({config})" in source]
+        if name != "grpo":
+            found.append(Group(f"fields of {name}", file, None, (name, *heirs)))
+    return [
+        *found,
+        Group("fields of every method", "trainers/base_config.py", None, tuple(configs)),
+        Group("fields of every method, for long runs", "runtime/run_config.py", None, tuple(configs)),
+        Group("fields of distill", "cli/recipe.py", ("DistillArguments", "DistillConfig"), ("distill",)),
+    ]
+
+
+def method_configs() -> dict[str, tuple[str, str]]:
+    """Return the file and the class of each method's configuration."""
+    tree = ast.parse((PACKAGE / "trainers/__init__.py").read_text())
+    files = {
+        alias.name: f"trainers/{node.module}.py"
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    (table,) = (
+        node.value for node in tree.body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Dict)
+    )
+    names = [ast.literal_eval(cast("ast.expr", key)) for key in table.keys]
+    classes = [ast.unparse(cast("ast.Tuple", pair).elts[1]) for pair in table.values]
+    return {name: (files[config], config) for name, config in zip(names, classes, strict=True)}
+
+
+def own_fields(path: Path, names: tuple[str, ...] | None = None) -> Iterator[Field]:
+    """Yield the fields that the classes of these names define, or all classes, without those that they inherit."""
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name in names:
+        if isinstance(node, ast.ClassDef) and (names is None or node.name in names):
             for line in node.body:
                 if isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call):
                     yield _read_field(line.target, line.value)
@@ -83,11 +119,10 @@ def print_help(command: str, trainer: str | None) -> None:
             Leave out the fields of other trainers.
     """
     print(OVERVIEW.format(command=command))
-    for title, file, classes, owner in GROUPS:
-        shared = owner == "grpo" and trainer != "distill"
-        if trainer in (None, owner) or owner is None or shared:
+    for title, file, classes, trainers in groups():
+        if trainer is None or trainers is None or trainer in trainers:
             print(f"{title}:")
-            for one in own_fields(Path(__file__).parents[1] / file, classes):
+            for one in own_fields(PACKAGE / file, classes):
                 print(_line(one))
             print()
     print(FURTHER.format(command=command))

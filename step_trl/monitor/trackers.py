@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import CallbackHandler
 
+from .monitor import Monitor
 from .samples import as_text
 
-
-if TYPE_CHECKING:
-    from ..trainers.followed import FollowedTrainer
 
 PREFIX = "completions_log"
 TABLE, TRACE = f"{PREFIX}/table", f"{PREFIX}/trace"
@@ -28,7 +27,7 @@ NUM_TRACES = 3  # pictures per log
 
 class TrackerCallback(TrainerCallback):
     """
-    Logs, behind each training log of the trainer:
+    Records, with each training log of the trainer:
 
     - `completions_log/table`: `num_completions_to_log` completions with their prompt, its solution, whether they are
       correct, their rewards, advantage and what else is known of each. All logged steps are kept.
@@ -36,32 +35,51 @@ class TrackerCallback(TrainerCallback):
     - histograms of what the trainer observed since the last log, such as the confidences of probes.
 
     Args:
-        trainer ([`FollowedTrainer`]):
-            Whose training it is.
+        monitor ([`Monitor`]):
+            The trainer's monitor.
+        symbols (`Mapping[str, Any]`):
+            Values of the method's symbols, for the run's configuration.
+        logs (`Mapping[str, Any]`):
+            TRL's `_logs`: the prompts, completions, rewards and advantages that were logged last.
+        completions (`int`):
+            The number of completions in the table.
+        handler ([`~transformers.trainer_callback.CallbackHandler`]):
+            The trainer's callbacks, TensorBoard's among them.
     """
 
-    def __init__(self, trainer: FollowedTrainer):
-        self.trainer = weakref.proxy(trainer)  # which holds this callback: what it holds is large
+    def __init__(
+        self,
+        monitor: Monitor,
+        symbols: Mapping[str, Any],
+        logs: Mapping[str, Any],
+        completions: int,
+        handler: CallbackHandler,
+    ):
+        self.monitor = monitor
+        self.symbols = symbols
+        self.logs = logs
+        self.completions = completions
+        self.handler = weakref.proxy(handler)  # which holds this callback, and the model
         self._tables: dict[str, Any] = {}  # of a backend; keeps what was logged
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        symbols = {"method": self.trainer._name, "symbols": self.trainer.args.symbols()}
-        if (wandb := self._wandb()) is not None:
+        symbols = {"method": self.monitor.status.method, "symbols": dict(self.symbols)}
+        if (wandb := self._wandb(args)) is not None:
             wandb.config.update(symbols, allow_val_change=True)
             for key, goal in self._summaries().items():
                 wandb.define_metric(f"train/{key}", step_metric="train/global_step", summary=goal)
-        if (trackio := self._trackio()) is not None:
+        if (trackio := self._trackio(args)) is not None:
             trackio.config.update(symbols)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not (self.trainer.args.report_to and state.is_world_process_zero and "loss" in (logs or {})):
+        if not (args.report_to and state.is_world_process_zero and "loss" in (logs or {})):
             return
-        step, observed = state.global_step, self.trainer.take_observations()
+        step, observed = state.global_step, self.monitor.take_observations()
         rows = self._rows(step)
-        traces = self.trainer.completion_traces(NUM_TRACES)
-        for name, module in (("wandb", self._wandb()), ("trackio", self._trackio())):
+        traces = self.monitor.traces(NUM_TRACES)
+        for name, module in (("wandb", self._wandb(args)), ("trackio", self._trackio(args))):
             if module is None:
                 continue
             media: dict[str, Any] = {f"train/{key}": module.Histogram(values) for key, values in observed.items()}
@@ -72,26 +90,26 @@ class TrackerCallback(TrainerCallback):
                 module.log(media | {"train/global_step": step})
         self._to_tensorboard(step, observed, rows)
 
-    def _wandb(self) -> Any | None:
-        return self._module("wandb", lambda wandb: wandb.run)
+    def _wandb(self, args) -> Any | None:
+        return self._module(args, "wandb", lambda wandb: wandb.run)
 
-    def _trackio(self) -> Any | None:
-        return self._module("trackio", lambda trackio: trackio.context_vars.current_run.get())
+    def _trackio(self, args) -> Any | None:
+        return self._module(args, "trackio", lambda trackio: trackio.context_vars.current_run.get())
 
-    def _module(self, name: str, run_of: Callable[[Any], Any]) -> Any | None:
-        """The package of a backend that the trainer reports to and that has a run."""
-        if name not in (self.trainer.args.report_to or ()):
+    def _module(self, args, name: str, run_of: Callable[[Any], Any]) -> Any | None:
+        """Return the package of a backend that the trainer reports to and that has a run."""
+        if name not in (args.report_to or ()):
             return None
         module = __import__(name)
         return module if run_of(module) is not None else None
 
     def _summaries(self) -> dict[str, str]:
         """What the table of runs shows of the headline's metrics: their last values; of rewards, the best ones."""
-        return {key: "last" if "completions" in key else "last,max" for key in self.trainer.status.headline.values()}
+        return {key: "last" if "completions" in key else "last,max" for key in self.monitor.status.headline.values()}
 
     def _rows(self, step: int) -> pd.DataFrame:
         """The first completions of the batch that was scored last, as TRL's own table."""
-        logged, number = self.trainer._logs, self.trainer.args.num_completions_to_log
+        logged, number = self.logs, self.completions
         columns: dict[str, Sequence[Any]] = {
             name: [as_text(messages) for messages in list(logged[name])[:number]] for name in ("prompt", "completion")
         }
@@ -111,7 +129,7 @@ class TrackerCallback(TrainerCallback):
         return self._tables[backend]
 
     def _to_tensorboard(self, step: int, observed: Mapping[str, Sequence[float]], rows: pd.DataFrame) -> None:
-        for callback in self.trainer.callback_handler.callbacks:
+        for callback in self.handler.callbacks:
             writer = callback.tb_writer if isinstance(callback, TensorBoardCallback) else None
             if writer is None:
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from .trackers import NUM_TRACES, TABLE, TRACE
 
@@ -10,18 +11,13 @@ from .trackers import NUM_TRACES, TABLE, TRACE
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-# Title of a section to titles of its plots, each with the keys that it draws. A key that a method does not log is
-# an empty line.
-SECTIONS: dict[str, dict[str, list[str]]] = {
+# Title of a section to titles of its plots, each with the keys that it draws.
+Charts = Mapping[str, Mapping[str, Iterable[str]]]
+CHARTS: Charts = {
     "Efficient reasoning": {
         "accuracy of rollouts": ["rewards/math_accuracy_reward/mean"],
         "tokens per completion": ["completions/mean_length", "completions/mean_terminated_length"],
-        "steps per completion": ["step_grpo/steps/mean", "step_grpo/steps/correct_mean", "sas/steps/mean"],
-        "early exits": ["step_grpo/exit_rate"],
         "reward": ["reward", "reward_std"],
-        "confidence of probes, of selected steps": [
-            *("step_grpo/confidence/mean", "sas/confidence/changed", "sas/confidence/kept"),
-        ],
     },
     "Is it healthy?": {
         "groups without a signal": ["frac_reward_zero_std"],
@@ -29,22 +25,38 @@ SECTIONS: dict[str, dict[str, list[str]]] = {
         "entropy": ["entropy"],
         "KL": ["kl"],
         "gradient norm": ["grad_norm"],
-        "advantages changed by SAS": [
-            *("sas/tokens_zeroed/correct", "sas/tokens_zeroed/failed", "sas/tokens_rewarded/failed"),
-        ],
     },
 }
 
 
-def wandb_workspace(entity: str, project: str, name: str = "step_trl") -> Workspace:
+class Charted(Protocol):
+    """What has charts of its own: a trainer or its class."""
+
+    charts: Charts
+
+
+def merged_charts(methods: Iterable[Charted]) -> dict[str, dict[str, list[str]]]:
+    """Return the charts of every training and of some methods. Plots of the same title become one."""
+    merged: dict[str, dict[str, list[str]]] = {}
+    for charts in (CHARTS, *(method.charts for method in methods)):
+        for section, plots in charts.items():
+            for plot, keys in plots.items():
+                drawn = merged.setdefault(section, {}).setdefault(plot, [])
+                drawn += [key for key in keys if key not in drawn]
+    return merged
+
+
+def wandb_workspace(entity: str, project: str, methods: Iterable[Charted] = (), name: str = "step_trl") -> Workspace:
     """
-    A workspace for runs of the trainers. Nothing is sent before its `save()`.
+    Return a workspace for runs of the trainers. Nothing is sent before its `save()`.
 
     Args:
         entity (`str`), project (`str`):
             Where the runs are.
+        methods (`Iterable` of trainers or their classes, *optional*):
+            Methods whose own charts are shown, too.
         name (`str`, *optional*, defaults to `"step_trl"`):
-            Of the workspace.
+            The name of the workspace.
 
     Returns:
         [`wandb_workspaces.workspaces.Workspace`]
@@ -52,7 +64,7 @@ def wandb_workspace(entity: str, project: str, name: str = "step_trl") -> Worksp
     Example:
 
     ```python
-    >>> workspace = wandb_workspace("my-team", "efficient-reasoning")
+    >>> workspace = wandb_workspace("my-team", "efficient-reasoning", [StepGRPOTrainer])
     >>> [section.name for section in workspace.sections]
     ['Efficient reasoning', 'Completions', 'Is it healthy?']
     ```
@@ -69,7 +81,7 @@ def wandb_workspace(entity: str, project: str, name: str = "step_trl") -> Worksp
                 panels.LinePlot(title=plot, x=x, y=[f"train/{key}" for key in keys]) for plot, keys in plots.items()
             ],
         )
-        for title, plots in SECTIONS.items()
+        for title, plots in merged_charts(methods).items()
     ]
     completions = Section(
         name="Completions",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,35 +18,70 @@ from .length import (
 from .target_length import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 
 
-LENGTH_REWARDS: dict[str, Callable[..., torch.Tensor]] = {
-    "kimi": kimi_length_reward,
-    "soft_overlong": soft_overlong_reward,
-    "grpo_lambda": grpo_lambda_reward,
-    "train_efficiently": train_efficiently_reward,
-    "l1_exact": l1_exact_reward,
-    "l1_max": l1_max_reward,
-    "lapo_discovery": lapo_discovery_reward,
-    "lapo_internalization": lapo_internalization_reward,
-    "s_grpo": s_grpo_reward,
-}
-TERMS = ("kimi", "soft_overlong")  # the others include the correctness
-TARGETS_IN_ROWS = ("l1_exact", "l1_max")  # LAPO's are measured
-
-
-def check_length_reward(name: str, options: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class LengthReward:
     """
-    Refuse an unknown length reward, or options that it does not have.
+    A length reward, and what it is called with.
+
+    Attributes:
+        function (`Callable[..., torch.Tensor]`):
+            The reward.
+        inputs (`tuple[str, ...]`):
+            The arguments of [`length_term`] that it takes.
+        options (`tuple[str, ...]`):
+            Its other arguments, which `length_reward_options` sets.
+        includes_correctness (`bool`):
+            Whether its value is the correctness and more, not only what is added to the correctness.
+    """
+
+    function: Callable[..., torch.Tensor]
+    inputs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    includes_correctness: bool = True
+
+
+_GROUP = ("lengths", "correct", "num_generations")
+_TARGET = ("lengths", "correct", "targets")
+LENGTH_REWARDS: dict[str, LengthReward] = {
+    "kimi": LengthReward(kimi_length_reward, _GROUP, includes_correctness=False),
+    "soft_overlong": LengthReward(
+        soft_overlong_reward, ("lengths", "max_completion_length"), ("soft_punish_cache",), includes_correctness=False
+    ),
+    "grpo_lambda": LengthReward(grpo_lambda_reward, _GROUP, ("top_ratio", "alpha")),
+    "train_efficiently": LengthReward(train_efficiently_reward, (*_GROUP, "ended"), ("alpha",)),
+    "l1_exact": LengthReward(l1_exact_reward, _TARGET, ("alpha",)),
+    "l1_max": LengthReward(l1_max_reward, _TARGET, ("alpha", "delta")),
+    "lapo_discovery": LengthReward(lapo_discovery_reward, _GROUP, ("weight", "low", "high", "decay")),
+    "lapo_internalization": LengthReward(lapo_internalization_reward, _TARGET, ("weight", "sigma")),
+    "s_grpo": LengthReward(s_grpo_reward, ("correct", "num_generations"), ("decay",)),
+}
+TARGETS_IN_ROWS = ("l1_exact", "l1_max")  # LAPO's targets are measured
+# Rewards that make no sense without their own trainer.
+OF_A_TRAINER = {
+    "lapo_discovery": "LAPOTrainer (trainer: lapo) with lapo_stage='discovery'",
+    "lapo_internalization": "LAPOTrainer (trainer: lapo) with lapo_stage='internalization'",
+    "s_grpo": "SGRPOTrainer (trainer: s_grpo)",
+}
+
+
+def check_length_reward(name: str, options: Mapping[str, Any], own: tuple[str, ...] = ()) -> None:
+    """
+    Refuse an unknown length reward, another trainer's, or options that it does not have.
 
     Args:
         name (`str`):
             A key of `LENGTH_REWARDS`.
         options (`Mapping[str, Any]`):
-            Of that function.
+            The options of that reward.
+        own (`tuple[str, ...]`, *optional*):
+            The keys of `OF_A_TRAINER` that the trainer at hand has.
     """
+    if name in OF_A_TRAINER and name not in own:
+        raise ValueError(f"length_reward: {name!r} has a trainer of its own. Use {OF_A_TRAINER[name]}.")
     if name not in LENGTH_REWARDS:
-        raise ValueError(f"length_reward: {name!r} is not known. Set one of {', '.join(LENGTH_REWARDS)}.")
-    parameters = inspect.signature(LENGTH_REWARDS[name]).parameters.values()
-    known = [p.name for p in parameters if p.default is not p.empty and p.name != "ended"]
+        names = ", ".join(key for key in LENGTH_REWARDS if key not in OF_A_TRAINER or key in own)
+        raise ValueError(f"length_reward: {name!r} is not known. Set one of {names}.")
+    known = LENGTH_REWARDS[name].options
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"length_reward_options: {name!r} has no {', '.join(unknown)}. Set {', '.join(known)}.")
 
@@ -63,25 +98,25 @@ def length_term(
     max_completion_length: int,
 ) -> torch.Tensor:
     """
-    A length reward without the correctness, which is in another column of the rewards.
+    Return a length reward without the correctness, which is in another column of the rewards.
 
     Args:
         name (`str`):
-            A key of `LENGTH_REWARDS`. The function is given those of what follows that it has a parameter for.
+            A key of `LENGTH_REWARDS`.
         options (`Mapping[str, Any]`):
-            Of the function.
+            The options of that reward.
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion of the global batch; groups of `num_generations` follow each other.
+            The number of tokens of each completion of the global batch; groups of `num_generations` follow each other.
         correct (`torch.BoolTensor` of shape `(B,)`):
             Whether the answer is right.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         ended (`torch.BoolTensor` of shape `(B,)`):
             Whether the completion ended with the EOS token.
         targets (`torch.Tensor` of shape `(B,)`):
-            Tokens that the prompts ask for; anything where they do not.
+            The number of tokens that the prompt asks for; any number where it does not ask.
         max_completion_length (`int`):
-            Budget of a completion.
+            The largest number of tokens of a completion.
 
     Returns:
         `torch.Tensor` of shape `(B,)`
@@ -94,7 +129,6 @@ def length_term(
         "targets": targets,
         "max_completion_length": max_completion_length,
     }
-    function = LENGTH_REWARDS[name]
-    parameters = inspect.signature(function).parameters
-    rewards = function(**{key: value for key, value in known.items() if key in parameters}, **options)
-    return rewards if name in TERMS else rewards - correct.to(rewards.dtype)
+    reward = LENGTH_REWARDS[name]
+    rewards = reward.function(**{key: known[key] for key in reward.inputs}, **options)
+    return rewards - correct.to(rewards.dtype) if reward.includes_correctness else rewards

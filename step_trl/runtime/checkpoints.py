@@ -1,4 +1,4 @@
-"""What checkpoints lack to go on as if nothing had happened: rollouts in use, and the order of later epochs."""
+"""What TRL's checkpoints lack for an exact resume: rollouts that are still in use, and the order of later epochs."""
 
 from __future__ import annotations
 
@@ -15,47 +15,43 @@ from torch.utils.data import Sampler
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from .micro_batches import Batch
+from .micro_batches import MicroBatch
 
 
 logger = logging.getLogger(__name__)
 
 
-class ResumableTrainer(GRPOTrainer):
+def save_unused_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
+    """Save the rollouts of which a trainer still has some to train on, before the checkpoint in `folder` is made."""
+    generate_every = cast("int", cast("GRPOConfig", trainer.args).steps_per_generation) * trainer.num_iterations
+    batches = cast("list[MicroBatch] | None", trainer._buffered_inputs)  # of the last generation
+    if trainer._step % generate_every and batches is not None:
+        save_rollouts(folder, trainer.accelerator, trainer._step, batches)
+
+
+def resume_rollouts(trainer: GRPOTrainer, sampler: Sampler | None, folder: Path) -> None:
     """
-    Goes on from a checkpoint as if there had been no stop.
+    Resume a trainer as if it had not been interrupted.
 
-    TRL would sample anew in the midst of a generation's updates, and be out of step with its sampler from then on; and
-    begin again with the order of the first epoch.
+    Without this, TRL would generate anew between two updates of one generation, and would be out of step with its
+    sampler from then on; and each resumed run would start with the order of the first epoch.
+
+    Args:
+        trainer ([`~trl.GRPOTrainer`]):
+            The trainer, whose state is that of the checkpoint.
+        sampler (`torch.utils.data.Sampler`, *optional*):
+            The trainer's sampler; there is none with an iterable data set.
+        folder (`Path`):
+            The checkpoint.
     """
-
-    args: GRPOConfig
-    _buffered_inputs: list[Batch] | None  # type: ignore[assignment]  # TRL's: micro-batches of the last generation
-    _train_sampler: Sampler | None = None  # none with an iterable data set
-
-    def _get_train_sampler(self, dataset=None):
-        self._train_sampler = super()._get_train_sampler(dataset)
-        return self._train_sampler
-
-    def _save_checkpoint(self, model, trial):
-        generate_every = cast("int", self.args.steps_per_generation) * self.num_iterations
-        if self._step % generate_every and self._buffered_inputs is not None:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            save_rollouts(folder, self.accelerator, self._step, self._buffered_inputs)
-        super()._save_checkpoint(model, trial)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        if isinstance(self._train_sampler, RepeatSampler):
-            skip_epochs(self._train_sampler, int(self.state.epoch or 0))
-        saved = load_rollouts(Path(checkpoint), self.accelerator)
-        if saved is not None:
-            self._step, self._buffered_inputs = saved
+    if isinstance(sampler, RepeatSampler):
+        skip_epochs(sampler, int(trainer.state.epoch or 0))
+    saved = load_rollouts(folder, trainer.accelerator)
+    if saved is not None:
+        trainer._step, trainer._buffered_inputs = saved  # type: ignore[assignment]  # TRL declares tensors only
 
 
-def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Sequence[Batch]) -> None:
+def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Sequence[MicroBatch]) -> None:
     """
     Save the micro-batches of a generation of which some are still to be trained on.
 
@@ -80,7 +76,7 @@ def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Se
     save_file(tensors, _file(folder, accelerator), {"step": str(step), "processes": str(accelerator.num_processes)})
 
 
-def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[Batch]] | None:
+def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[MicroBatch]] | None:
     """What [`save_rollouts`] was given as `step` and `batches`, or `None` where there is nothing to go on with."""
     path = _file(folder, accelerator)
     if not path.exists():
@@ -95,7 +91,7 @@ def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[Bat
                 accelerator.num_processes,
             )
             return None
-        batches: dict[int, Batch] = {}
+        batches: dict[int, MicroBatch] = {}
         for key in file.keys():
             number, _, name = key.partition(".")
             batches.setdefault(int(number), {})[name] = file.get_tensor(key).to(accelerator.device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
+from trl import GRPOConfig, GRPOTrainer
 
 
-Batch = dict[str, Any]
+MicroBatch = dict[str, Any]
 
 # Of shape (B, P+C): prompt and completion side by side.
 _WHOLE_SEQUENCES = ("token_type_ids", "mm_token_type_ids")
@@ -23,7 +24,28 @@ _IMAGES = (
 )
 
 
-def sort_by_length(batches: list[Batch], per_update: int) -> list[Batch]:
+def reduce_padding(trainer: GRPOTrainer, batches: list[MicroBatch]) -> list[MicroBatch]:
+    """Sort the micro-batches of a generation by length where that leaves the gradient as it is, and trim them all."""
+    if order_is_free(trainer, batches):
+        batches = sort_by_length(batches, trainer.args.gradient_accumulation_steps)
+    multiple = cast("int | None", trainer.pad_to_multiple_of)  # TRL has resolved "auto"
+    return [trim_padding(batch, multiple) for batch in batches]
+
+
+def order_is_free(trainer: GRPOTrainer, batches: list[MicroBatch]) -> bool:
+    """Return whether the gradient of an update does not depend on which rows share a micro-batch."""
+    args = cast("GRPOConfig", trainer.args)
+    return (
+        cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
+        and args.loss_type != "bnpo"  # normalised by the micro-batch's own tokens
+        and args.top_entropy_quantile == 1.0  # a quantile of the micro-batch
+        and not trainer._entropy_bonus_enabled  # a mean over its tokens
+        and not trainer.aux_loss_enabled  # balances the experts within it
+        and not any(isinstance(value, list) for value in batches[0].values())  # images
+    )
+
+
+def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatch]:
     """
     Put the rows of each update's micro-batches in the order of their completions' lengths.
 
@@ -40,7 +62,7 @@ def sort_by_length(batches: list[Batch], per_update: int) -> list[Batch]:
     Returns:
         `list[dict]`: as many micro-batches of the same sizes.
     """
-    sorted_batches: list[Batch] = []
+    sorted_batches: list[MicroBatch] = []
     for start in range(0, len(batches), per_update):
         update = batches[start : start + per_update]
         rows = update[0]["completion_mask"].size(0)
@@ -57,7 +79,7 @@ def sort_by_length(batches: list[Batch], per_update: int) -> list[Batch]:
     return sorted_batches
 
 
-def trim_padding(batch: Batch, multiple: int | None = None) -> Batch:
+def trim_padding(batch: MicroBatch, multiple: int | None = None) -> MicroBatch:
     """
     Leave out the columns that are padding in every row: of prompts on the left, of completions on the right.
 

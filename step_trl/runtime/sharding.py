@@ -1,38 +1,22 @@
-"""Completions from a model whose parameters are spread over processes, each of which samples at its own pace."""
+"""
+Completions from a model whose parameters are sharded over processes, each of which samples at its own pace.
+
+Only rollouts of our own need this: transformers' `generate` keeps the processes in step.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
-
-
-class ShardedTrainer(GRPOTrainer):
-    """
-    Truncated rollouts in process from a model that FSDP2 shards. Plain ones need no help: transformers' `generate`
-    keeps the processes in step.
-    """
-
-    model_wrapped: PreTrainedModel
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self._dist.fsdp_version == 2 and self.ref_model is not None:
-            check_reference_model(self.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
-
-    def _whole_parameters(self) -> AbstractContextManager[None]:
-        if self._dist.fsdp_version != 2:
-            return nullcontext()
-        return whole_parameters(self.model_wrapped, self.accelerator.state.fsdp_plugin.reshard_after_forward)
 
 
 @contextmanager
 def whole_parameters(model: PreTrainedModel, reshard_after_forward: bool) -> Iterator[None]:
     """
-    Hold all parameters of a model that FSDP2 shards on every process. Every process must come by.
+    Hold all parameters of a model that FSDP2 shards on every process. Every process must enter.
 
     FSDP2 gathers a layer's parameters in each of its forward passes, which is a collective operation, and processes
     run different numbers of them. This is what TRL does under ZeRO-3 (`ds3_gather_for_generation`).
@@ -82,7 +66,7 @@ def check_reference_model(cpu_ram_efficient_loading: bool) -> None:
 
 def check_rollouts_in_process(zero_stage: int, fsdp_version: int | None, gather_for_generation: bool) -> None:
     """
-    Refuse what would wait for ever: processes that run different numbers of forward passes of a sharded model.
+    Refuse what would deadlock: processes that run different numbers of forward passes of a sharded model.
 
     Args:
         zero_stage (`int`):

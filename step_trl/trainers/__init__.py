@@ -1,18 +1,36 @@
-"""Trainers: a configuration and the wiring of three overrides each."""
+"""Trainers: each a configuration and a few hooks. [`METHODS`] names them all."""
 
+from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
-from .efficient import EfficientReasoningTrainer
+from .lapo import LAPOTrainer
+from .lapo_config import LAPOConfig
+from .s_grpo import SGRPOTrainer
+from .s_grpo_config import SGRPOConfig
 from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
 from .step_grpo import StepGRPOTrainer
 from .step_grpo_config import StepGRPOConfig
 
 
+# Name in recipes to trainer and configuration. A new method needs no more than its line here.
+METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasoningConfig]]] = {
+    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
+    "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
+    "sas": (SASTrainer, SASConfig),
+    "s_grpo": (SGRPOTrainer, SGRPOConfig),
+    "lapo": (LAPOTrainer, LAPOConfig),
+}
+
 __all__ = [
+    "METHODS",
     "EfficientReasoningConfig",
     "EfficientReasoningTrainer",
+    "LAPOConfig",
+    "LAPOTrainer",
     "SASConfig",
     "SASTrainer",
+    "SGRPOConfig",
+    "SGRPOTrainer",
     "StepGRPOConfig",
     "StepGRPOTrainer",
     "StepSelection",

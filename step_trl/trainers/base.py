@@ -1,29 +1,48 @@
-"""What the trainers share: a default reward, checks before anything is loaded, correctness, and signal warnings."""
+"""
+The pipeline that every method goes through, and GRPO with a length reward, which is no more than that.
+
+    rows -> SAMPLE -> completions -> REWARD COLUMNS -> advantages -> CREDIT -> BEFORE LOSS -> loss
+
+A method overrides some of the four hooks `sample`, `reward_columns`, `credit` and `before_loss`. Everything else stays
+here, TRL's own hooks included. What any long run needs is held, not inherited: see `runtime/` and `monitor/`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import torch
+from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOTrainer
 from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
+from ..monitor import Monitor, RunStatus, TrackerCallback
+from ..monitor.workspace import Charts
+from ..report.trace import Trace
 from ..rewards import math_accuracy_reward
-from ..runtime.checkpoints import ResumableTrainer
-from ..runtime.micro_batches import sort_by_length, trim_padding
-from ..runtime.model_card import ModelCardTrainer
-from ..runtime.sharding import ShardedTrainer
+from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
+from ..rollout import Rollout
+from ..rollout.engines import Engine
+from ..runtime.checkpoints import resume_rollouts, save_unused_rollouts
+from ..runtime.micro_batches import reduce_padding
+from ..runtime.model_card import add_training
+from ..runtime.policy_engine import PolicyEngine, loading_options
 from ..runtime.signal_warnings import SignalWarnings
+from ..token_targets import TARGET_COLUMN, validate_targets
 from .base_config import EfficientReasoningConfig
-from .served import ServedTrainer, loading_options
+from .batch import Batch
 
 
-class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrainer):
+class EfficientReasoningTrainer(GRPOTrainer):
     """
-    [`~trl.GRPOTrainer`] that knows which completions are correct.
+    [`~trl.GRPOTrainer`] that knows which completions are correct, with one of the length rewards of the papers'
+    baselines; the base of all other trainers.
 
     The first reward function is the correctness signal: a completion is correct when it returns more than 0.5. Without
     reward functions, the signal is the environment's own reward where there is one, and otherwise math accuracy
@@ -34,25 +53,51 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy, as in [`~trl.GRPOTrainer`].
+            The policy.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            As in [`~trl.GRPOTrainer`], see above for the first one.
+            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
         args ([`EfficientReasoningConfig`], *optional*):
-            Configuration of the class named by `config_class`.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`], *optional*):
-            Rows with `prompt` and what the reward functions need.
+            Configuration; `length_reward` names the reward. Without one, this is GRPO.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows with `prompt`; with `solution` for the default reward; with `target_tokens` for L1.
         eval_dataset, processing_class, reward_processing_classes (*optional*):
             As in [`~trl.GRPOTrainer`].
         **kwargs:
             Everything else that [`~trl.GRPOTrainer`] takes.
+
+    Attributes:
+        batch ([`~step_trl.trainers.batch.Batch`]):
+            The generation batch under way, or the last one.
+        monitor ([`~step_trl.monitor.Monitor`]):
+            What is told of the training, and shows it.
+
+    Example:
+
+    ```python
+    from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer
+    from step_trl.testbed import load_dataset, load_model, load_tokenizer
+
+    trainer = EfficientReasoningTrainer(
+        load_model(),
+        args=EfficientReasoningConfig("kimi", length_reward="kimi", max_completion_length=400, bf16=False),
+        train_dataset=load_dataset("train"),
+        processing_class=load_tokenizer(),
+    )
+    trainer.train()
+    ```
     """
 
-    config_class: type[EfficientReasoningConfig] = EfficientReasoningConfig
+    config_class: ClassVar[type[EfficientReasoningConfig]] = EfficientReasoningConfig
+    metric_prefixes: ClassVar[tuple[str, ...]] = ()  # of the metrics that only this method has
+    charts: ClassVar[Charts] = {}  # that only this method has, see `monitor/workspace.py`
+    model_files: ClassVar[tuple[str, ...]] = ()  # that the method keeps beside a model's weights
     args: EfficientReasoningConfig
     model: PreTrainedModel
-    _correct: torch.Tensor  # (B_global,) bool, of the batch scored last
-    _unscorable: torch.Tensor  # (B_global,) bool: no reward function has scored the completion
+    batch: Batch
+    monitor: Monitor
+    _tokenizer: PreTrainedTokenizerBase
     _correctness_columns: int = 1  # of the rewards, from the first
+    _train_sampler: Sampler | None = None  # none with an iterable data set
     _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
 
     def __init__(
@@ -66,6 +111,162 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
         reward_processing_classes=None,
         **kwargs,
     ):
+        args = self._checked_args(model, args, has_reward_funcs=reward_funcs is not None)
+        if kwargs.get("environment_factory") is None:  # otherwise the environment owns the prompts
+            datasets = _by_name(train_dataset, eval_dataset)
+            self._check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
+        self._policy_engine = PolicyEngine(args, model, processing_class)
+        with self._policy_engine.hidden_from_trl():
+            super().__init__(
+                model,
+                _default_reward(args) if reward_funcs is None else _own_list(reward_funcs),
+                args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=_own_list(reward_processing_classes),
+                **kwargs,
+            )
+        self._policy_engine.attach(self)
+        if reward_funcs is None:
+            self._prefer_the_environments_rewards()
+        self._follow()
+        self.add_callback(SignalWarnings())
+        if self.args.length_reward is not None:
+            self._add_reward_column(self._length_column, self.args.length_reward_weight)
+
+    # The four hooks, in the order in which they are called.
+
+    def sample(self, batch: Batch) -> list[Rollout] | None:
+        """
+        Generate the training completions of `batch.prompt_ids`, one for each of them.
+
+        Called for each generation in training, and with tools for each turn. May read `batch.rows`, `prompt_ids` and
+        `num_generations`; [`policy_engine`] has an engine with the policy's weights.
+
+        Returns:
+            `list[Rollout]`, or `None` to let TRL generate.
+        """
+        return None
+
+    def reward_columns(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """
+        Return the columns of rewards that need more than one completion, or more than its text.
+
+        Called after the reward functions, whose values are gathered by then. May read `batch.correct`, `groups`,
+        `completions`, `completion_ids`, `rows` and `rollouts`. Columns must have been added by `_add_reward_column`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: name to rewards `(B_global,)`.
+        """
+        return {} if self.args.length_reward is None else {self._length_column: self._length_rewards(batch)}
+
+    def credit(self, batch: Batch, advantages: torch.Tensor) -> torch.Tensor:
+        """
+        Return the advantages that the loss will be given, those of TRL by default.
+
+        May read all of `batch`, add tensors to `batch.inputs`, and leave tokens out with `batch.exclude`.
+
+        Args:
+            batch ([`Batch`]):
+                The generation batch.
+            advantages (`torch.Tensor` of shape `(B,)`):
+                TRL's advantages of this process's completions.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)` or `(B, T)`
+        """
+        return advantages
+
+    def before_loss(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """
+        Change what the loss reads after its forward pass: advantages, and old and reference log-probabilities.
+
+        Called once per micro-batch and iteration, between the loss's own forward pass and the loss.
+
+        Args:
+            inputs (`dict[str, Any]`):
+                The micro-batch, as a copy: `advantages`, `completion_ids`, `completion_mask`, `correct`, `unscorable`
+                and whatever [`credit`] has added.
+            logps (`torch.Tensor` of shape `(B, T)`):
+                The policy's log-probabilities, detached.
+        """
+
+    # What the hooks may use.
+
+    def policy_engine(self) -> AbstractContextManager[Engine]:
+        """Return a context manager that yields an engine with the policy's weights. Every process must enter."""
+        return self._policy_engine.sampling()
+
+    @property
+    def status(self) -> RunStatus:
+        """What the training is doing."""
+        return self.monitor.status
+
+    def completion_traces(self, number: int) -> list[Trace]:
+        """Return pictures of the first completions of the last generation, with their advantages."""
+        return self.monitor.traces(number)
+
+    def log_masked_means(self, values: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """
+        Log means over the completions of all processes. Every process must call this.
+
+        Args:
+            values (`Mapping[str, tuple[torch.Tensor, torch.Tensor]]`):
+                Name to a tensor and a mask of its shape. What is masked out may be NaN; an empty mean is not logged.
+        """
+        totals = [
+            torch.stack([torch.where(mask, value, 0).sum().float(), mask.sum().float()])
+            for value, mask in values.values()
+        ]
+        totals = self.accelerator.reduce(torch.stack(totals), reduction="sum").tolist()
+        for name, (total, count) in zip(values, totals, strict=True):
+            if count:
+                self._metrics[self._mode][name].append(total / count)
+
+    def _add_reward_column(self, name: str, weight: float) -> None:
+        """Add a column that [`reward_columns`] fills in."""
+        self.reward_func_names.append(name)
+        self.reward_funcs.append(_no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
+        self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
+        self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
+
+    @property
+    def _mode(self) -> str:
+        """Key of `_metrics`, as TRL's hooks compute it."""
+        return "train" if self.model.training else "eval"
+
+    # The length reward.
+
+    @property
+    def _length_column(self) -> str:
+        return f"{self.args.length_reward}_length_reward"
+
+    def _length_rewards(self, batch: Batch) -> torch.Tensor:
+        """Return the length reward `(B_global,)` without the correctness."""
+        rows = [
+            (len(ids), ids[-1] in self.eos_token_ids, target)
+            for ids, target in zip(batch.completion_ids, self._length_targets(batch), strict=True)
+        ]
+        lengths, ended, targets = batch.gather(rows).T
+        return length_term(
+            cast("str", self.args.length_reward),
+            self.args.length_options(),
+            lengths=lengths,
+            correct=batch.correct,
+            num_generations=batch.num_generations,
+            ended=ended.bool(),
+            targets=targets,
+            max_completion_length=cast("int", self.max_completion_length),
+        )
+
+    def _length_targets(self, batch: Batch) -> list[int]:
+        """Return the number of tokens that each prompt of this process asks for, 0 where it does not."""
+        return [row.get(TARGET_COLUMN, 0) for row in batch.rows]
+
+    # Before the training.
+
+    def _checked_args(self, model, args, *, has_reward_funcs: bool) -> EfficientReasoningConfig:
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
@@ -74,39 +275,13 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
                 f"args: a {type(args).__name__} is no {self.config_class.__name__}. Give {type(self).__name__} a "
                 f"{self.config_class.__name__}, which has all fields of GRPOConfig."
             )
-        if reward_funcs is not None and args.require_end_of_thinking != type(args).require_end_of_thinking:
+        if has_reward_funcs and args.require_end_of_thinking != type(args).require_end_of_thinking:
             raise ValueError(
                 f"require_end_of_thinking: {args.require_end_of_thinking} is about the default reward, and there are "
                 "reward_funcs. Leave it out, or give functools.partial(math_accuracy_reward, "
                 f"require_end_of_thinking={args.require_end_of_thinking}) as the first of them."
             )
-        if kwargs.get("environment_factory") is None:  # otherwise the environment owns the prompts
-            datasets = _by_name(train_dataset, eval_dataset)
-            self._check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
-        super().__init__(
-            model,
-            _default_reward(args) if reward_funcs is None else _own_list(reward_funcs),
-            args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            reward_processing_classes=_own_list(reward_processing_classes),
-            **kwargs,
-        )
-        if reward_funcs is None:
-            self._prefer_the_environments_rewards()
-        self.add_callback(SignalWarnings())
-
-    def _prefer_the_environments_rewards(self) -> None:
-        """Drop the default reward where TRL has found rewards of environments: a column for each of their classes."""
-        environments = len(self.reward_funcs) - 1
-        if environments == 0:
-            return
-        for columns in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
-            del columns[0]
-        self.reward_weights = self.reward_weights[1:]
-        self._correctness_columns = environments
-        self.status.headline = self._headline()
+        return args
 
     def _check_datasets(
         self, model, args, datasets: dict[str, Any], processing_class, *, needs_solution: bool
@@ -122,45 +297,122 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
             validate_rows(dataset, needs_solution=needs_solution, name=name)
             if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
                 validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
+            if args.length_reward in TARGETS_IN_ROWS:
+                validate_targets(dataset, args.length_reward, name=name)
+
+    def _prefer_the_environments_rewards(self) -> None:
+        """Drop the default reward where TRL has found rewards of environments: a column for each of their classes."""
+        environments = len(self.reward_funcs) - 1
+        if environments == 0:
+            return
+        for columns in (self.reward_funcs, self.reward_func_names, self.reward_processing_classes):
+            del columns[0]
+        self.reward_weights = self.reward_weights[1:]
+        self._correctness_columns = environments
+
+    def _follow(self) -> None:
+        """Show the training, and what it logs."""
+        args = self.args
+        self.monitor = Monitor(
+            self._name,
+            self._headline(),
+            self._tokenizer,
+            args,
+            args.num_completions_to_log,
+            self.accelerator.is_main_process,
+        )
+        for replaced in self.monitor.replaced:
+            self.remove_callback(replaced)
+        trackers = TrackerCallback(
+            self.monitor, args.symbols(), self._logs, args.num_completions_to_log, self.callback_handler
+        )
+        for callback in (*self.monitor.callbacks, trackers):
+            self.add_callback(callback)
+
+    def _headline(self) -> dict[str, str]:
+        """Label to key of the metrics that matter first."""
+        return {
+            "reward": "reward",
+            "accuracy": f"rewards/{self.reward_func_names[0]}/mean",
+            "tokens": "completions/mean_length",
+        }
+
+    # TRL's hooks, and where ours are called from them.
+
+    def train(self, *args, **kwargs):
+        try:
+            with self._policy_engine.saving_on_outage():
+                return super().train(*args, **kwargs)
+        finally:
+            self.monitor.close()
+
+    def _generate_and_score_completions(self, inputs):
+        training = self.model.training
+        self.status.enter("rollouts" if training else "evaluation")
+        num_generations = cast("int", self.num_generations if training else self.num_generations_eval)
+        self.batch = batch = Batch(self.accelerator, inputs, num_generations, training)
+        output = super()._generate_and_score_completions(inputs)
+        output |= {"correct": batch.local(batch.correct), "unscorable": batch.local(batch.unscorable)}
+        self._policy_engine.check_weights(output)
+        if training:
+            self.monitor.note_generation(output, batch.rollouts)
+        batch.inputs = output
+        output["advantages"] = self.credit(batch, output["advantages"])
+        batch.inputs = {}  # what it holds is large
+        if training:
+            self.status.enter("update")
+        return output
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
+        self.batch.prompt_ids = prompt_ids
+        rollouts = self.sample(self.batch) if self.model.training else None
+        if rollouts is None:
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
+        self.batch.rollouts = None if self.tools else rollouts
+        return [rollout.completion_ids for rollout in rollouts], [rollout.logprobs.tolist() for rollout in rollouts]
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        batch = self.batch
+        if batch.training:
+            self.status.enter("rewards")
+        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        batch.completions, batch.completion_ids = completions, completion_ids_list
+        batch.correct = (rewards_per_func[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
+        batch.unscorable = rewards_per_func.isnan().all(dim=1)
+        self._note_verdicts(batch)
+        for name, rewards in self.reward_columns(batch).items():
+            # NaN where the others are, so that TRL leaves the row out.
+            scored = rewards.to(rewards_per_func).masked_fill(batch.unscorable, torch.nan)
+            rewards_per_func[:, self.reward_func_names.index(name)] = scored
+        return rewards_per_func
+
+    def _note_verdicts(self, batch: Batch) -> None:
+        """Add the verdicts and solutions of this process's completions to the tables that are logged."""
+        columns: dict[str, list[Any]] = {"correct": batch.local(batch.correct).tolist()}
+        if batch.training:
+            self.monitor.note_verdicts(batch.rows, columns["correct"])
+        if any(row.get("solution") is not None for row in batch.rows):
+            columns["solution"] = [row.get("solution") for row in batch.rows]
+        for name, values in columns.items():
+            if name not in self._pending_extra_logs:  # a reward function may have a column of this name
+                self._log_completion_extra(name, values)
 
     def _prepare_inputs(self, generation_batch):
         steps_per_generation = cast("int", self.args.steps_per_generation)  # TRL has filled it in
         generate_every = steps_per_generation * self.num_iterations
-        generated = self.model.training and (self._step % generate_every == 0 or self._buffered_inputs is None)
+        generates = self.model.training and (self._step % generate_every == 0 or self._buffered_inputs is None)
         inputs = super()._prepare_inputs(generation_batch)
-        if not generated or self._buffered_inputs is None or not self.args.reduce_padding:
+        if not generates or self._buffered_inputs is None or not self.args.reduce_padding:
             return inputs
-        if self._may_sort(inputs):
-            self._buffered_inputs = sort_by_length(self._buffered_inputs, self.args.gradient_accumulation_steps)
-        multiple = cast("int | None", self.pad_to_multiple_of)  # TRL has resolved "auto"
-        self._buffered_inputs = [trim_padding(batch, multiple) for batch in self._buffered_inputs]
+        self._buffered_inputs = reduce_padding(self, self._buffered_inputs)
         return self._buffered_inputs[self._step % steps_per_generation]
 
-    def _may_sort(self, inputs: dict[str, Any]) -> bool:
-        """Whether the gradient of an update does not depend on which rows share a micro-batch."""
-        args = self.args
-        return (
-            cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
-            and args.loss_type != "bnpo"  # normalised by the micro-batch's own tokens
-            and args.top_entropy_quantile == 1.0  # a quantile of the micro-batch
-            and not self._entropy_bonus_enabled  # a mean over its tokens
-            and not self.aux_loss_enabled  # balances the experts within it
-            and not any(isinstance(value, list) for value in inputs.values())  # images
-        )
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._correct = (rewards_per_func[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
-        self._unscorable = rewards_per_func.isnan().all(dim=1)
-        self._follow_rewards(inputs, self._local(self._correct).tolist())
-        return rewards_per_func
-
-    def _fill_reward_column(self, rewards_per_func: torch.Tensor, name: str, rewards: torch.Tensor) -> None:
-        """Write the rewards `(B_global,)` of a column; NaN where the others are, so that TRL leaves the row out."""
-        column = self.reward_func_names.index(name)
-        rewards_per_func[:, column] = rewards.to(rewards_per_func).masked_fill(self._unscorable, torch.nan)
-
     def _compute_loss(self, model, inputs):
+        # `before_loss` needs the inputs of a loss and its log-probabilities, which meet nowhere in TRL. The inputs
+        # wait here for the next log-probabilities, which are this loss's: others are computed when TRL generates. TRL
+        # reads what `before_loss` may change after that (tests/trainers/test_hooks.py pins the order).
         self._loss_inputs = inputs = dict(inputs)
         return super()._compute_loss(model, inputs)
 
@@ -168,35 +420,40 @@ class BaseTrainer(ModelCardTrainer, ResumableTrainer, ShardedTrainer, ServedTrai
         logps, entropies, aux_loss = super()._get_per_token_logps_and_entropies(*args, **kwargs)
         inputs, self._loss_inputs = self._loss_inputs, None
         if inputs is not None:
-            self._refine_loss_inputs(inputs, logps.detach())
-            self._follow_loss(inputs, logps.detach())
+            _keep_kl_to_sampled_tokens(inputs, logps.detach())
+            self.before_loss(inputs, logps.detach())
+            self.monitor.note_loss(inputs, logps.detach())
         return logps, entropies, aux_loss
 
-    def _refine_loss_inputs(self, inputs: dict[str, Any], logps: torch.Tensor) -> None:
-        """
-        Change what the loss reads after its forward pass, advantages and reference log-probabilities, now that the
-        policy's log-probabilities `(B, T)` are known.
-        """
+    def _get_train_sampler(self, dataset=None):
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
 
-    def _add_reward_column(self, name: str, weight: float) -> None:
-        """A column that `_fill_reward_column` is to fill in once the others are known and gathered."""
-        self.reward_func_names.append(name)
-        self.reward_funcs.append(_no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
-        self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
-        self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
+    def _save_checkpoint(self, model, trial):
+        save_unused_rollouts(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        super()._save_checkpoint(model, trial)
 
-    @property
-    def _group_size(self) -> int:
-        return cast("int", self.num_generations if self.model.training else self.num_generations_eval)
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            resume_rollouts(self, self._train_sampler, Path(checkpoint))
 
-    @property
-    def _mode(self) -> str:
-        """Key of `_metrics`, as TRL's hooks compute it."""
-        return "train" if self.model.training else "eval"
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):  # type: ignore[override]  # TRL's
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            card = Path(cast("str", self.args.output_dir)) / "README.md"
+            add_training(card, self.args, self.args.method_options(), self.metric_prefixes, self.state.log_history)
 
-    def _local(self, gathered: torch.Tensor) -> torch.Tensor:
-        """This process's part of a tensor gathered over all of them."""
-        return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+def _keep_kl_to_sampled_tokens(inputs: dict[str, Any], logps: torch.Tensor) -> None:
+    """
+    Leave tokens that the policy did not sample out of the KL term, which is an estimate over tokens that it did.
+
+    Elsewhere it would be exp(15) where the policy has unlearnt an injected token that the reference expects.
+    """
+    if "sampling_per_token_logps" in inputs and "ref_per_token_logps" in inputs:
+        sampled = ~inputs["sampling_per_token_logps"].isnan()
+        inputs["ref_per_token_logps"] = torch.where(sampled, inputs["ref_per_token_logps"], logps)
 
 
 def _own_list(values: Any) -> Any:

@@ -1,31 +1,42 @@
-"""LAPO's memory of how long the solutions of each problem are (arXiv 2507.15758)."""
+"""
+LAPO: length-adaptive policy optimisation, in two stages (arXiv 2507.15758).
+
+Departures from GRPO:
+1. The trainer remembers how many tokens the correct completions of each problem take (eq. 3 and 8).
+2. Discovery: lengths between two percentiles of the correct ones of the group are rewarded.
+3. Internalization: the thought's opening states the remembered length, and completions near it are rewarded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
+from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl.trainer.utils import get_config_model_id
 
 from ..data import problem_text
 from ..rollout.truncation import THINK_END
+from .base import EfficientReasoningTrainer
+from .lapo_config import LENGTHS_FILE, LAPOConfig
 
 
 THINK_START = THINK_END.replace("/", "")
-FILE = "lapo_lengths.json"
 
 
 class SolutionLengths(TrainerCallback):
     """
     Tokens that a solution of each problem takes: the mapping M of the paper, eq. 3 and 8.
 
-    Saved as `lapo_lengths.json` with each checkpoint and at the end of a training, and read where one goes on.
+    Saved as `lapo_lengths.json` with each checkpoint and at the end of a training, and read where one resumes.
 
     Args:
         unsolved (`int`):
@@ -73,7 +84,7 @@ class SolutionLengths(TrainerCallback):
 
     def load(self, checkpoint: str | Path) -> None:
         """Go on with the lengths of a checkpoint, if it has any."""
-        path = Path(checkpoint) / FILE
+        path = Path(checkpoint) / LENGTHS_FILE
         if path.exists():
             self._tokens = json.loads(path.read_text())
 
@@ -86,25 +97,126 @@ class SolutionLengths(TrainerCallback):
     def _save(self, folder: Path, state) -> None:
         if state.is_world_process_zero:
             folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f".{FILE}"
+            beside = folder / f".{LENGTHS_FILE}"
             beside.write_text(json.dumps(self._tokens))
-            os.replace(beside, folder / FILE)
+            os.replace(beside, folder / LENGTHS_FILE)
+
+
+class LAPOTrainer(EfficientReasoningTrainer):
+    """
+    Trainer for LAPO.
+
+    LAPO (arXiv 2507.15758) first finds out how long the solutions of each problem are, and then has the model state
+    that length before it thinks. Changes with respect to [`~trl.GRPOTrainer`]: one more reward column, and in the
+    second stage the end of training prompts.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The policy. In the second stage the model of the first one.
+        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
+            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
+        args ([`LAPOConfig`], *optional*):
+            Configuration; `lapo_stage` is the stage.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows with `prompt` and, for the default reward, `solution`.
+        eval_dataset, processing_class (*optional*):
+            As in [`~trl.GRPOTrainer`].
+        **kwargs:
+            Everything else that [`~trl.GRPOTrainer`] takes.
+
+    Example:
+
+    ```python
+    from step_trl import LAPOConfig, LAPOTrainer
+    from step_trl.testbed import load_dataset, load_model, load_tokenizer
+
+    trainer = LAPOTrainer(
+        load_model(),
+        args=LAPOConfig("lapo", max_completion_length=160, bf16=False),
+        train_dataset=load_dataset("train"),
+        processing_class=load_tokenizer(),
+    )
+    trainer.train()
+    ```
+    """
+
+    _tag_names = ["trl", "lapo"]
+    _name = "LAPO"
+    _paper = {
+        "title": "LAPO: Internalizing Reasoning Efficiency via Length-Adaptive Policy Optimization",
+        "id": "2507.15758",
+        "citation": textwrap.dedent("""\
+            @article{wu2025lapo,
+                title        = {{LAPO: Internalizing Reasoning Efficiency via Length-Adaptive Policy Optimization}},
+                author       = {Wu, Xingyu and Yan, Yuchen and Lyu, Shangke and Wu, Linjuan and Qiu, Yiwen and
+                                Shen, Yongliang and Lu, Weiming and Shao, Jian and Xiao, Jun and Zhuang, Yueting},
+                year         = 2025,
+                eprint       = {arXiv:2507.15758},
+            }
+            """),
+    }
+    config_class = LAPOConfig
+    model_files = (LENGTHS_FILE,)
+    args: LAPOConfig
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        **kwargs,
+    ):
+        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+        refine = self.args.lapo_stage == "internalization"
+        folder = model if isinstance(model, str) else get_config_model_id(model.config)
+        file = self.args.lengths_file(folder) if refine else None
+        self._solution_lengths = SolutionLengths(cast("int", self.max_completion_length), refine, file)
+        self.add_callback(self._solution_lengths)
+
+    def reward_columns(self, batch):
+        columns = super().reward_columns(batch)
+        if batch.training:
+            lengths = batch.gather([len(ids) for ids in batch.completion_ids])
+            keys = gather_object([SolutionLengths.key(row["prompt"]) for row in batch.rows])
+            self._solution_lengths.record(keys, lengths.tolist(), batch.correct.tolist())
+        return columns
+
+    def _length_targets(self, batch):
+        return [self._solution_lengths.of(SolutionLengths.key(row["prompt"])) for row in batch.rows]
+
+    def _tokenize_prompts(self, prompts):
+        prompt_ids, images, multimodal_fields = super()._tokenize_prompts(prompts)
+        memory = self._solution_lengths
+        if memory.refine and self.model.training:
+            prompt_ids = [
+                state_length(ids, memory.of(memory.key(prompt)), self._tokenizer)
+                for ids, prompt in zip(prompt_ids, prompts, strict=True)
+            ]
+        return prompt_ids, images, multimodal_fields
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._solution_lengths.load(checkpoint)
 
 
 def state_length(prompt_ids: list[int], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
-    A prompt with the number of tokens stated in the opening of its thought.
+    State a number of tokens in the opening of a prompt's thought.
 
     Args:
         prompt_ids (`list[int]`):
-            Of the prompt, which may or may not open the thought.
+            The prompt, which may or may not open the thought.
         tokens (`int`):
-            To be stated.
+            The number to state.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Of the ids.
+            The tokenizer of the prompt.
 
     Returns:
-        `list[int]`: with "I will answer the question with 512 tokens." behind the `<think>`.
+        `list[int]`: with "I will answer the question with 512 tokens." after `<think>`.
     """
     opened = str(tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(THINK_START)
     stated = f"I will answer the question with {tokens} tokens."

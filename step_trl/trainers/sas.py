@@ -15,93 +15,75 @@ from typing import Any
 
 import torch
 
-from ..advantages import select_step_advantages, step_confidences
+from ..advantages import select_step_advantages, selection_statistics, step_confidences
 from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter, Segmenter
-from .efficient import EfficientReasoningTrainer
+from .base import EfficientReasoningTrainer
+from .batch import Batch
 from .sas_config import SASConfig, StepSelection
 
 
-class StepSelectionMixin(EfficientReasoningTrainer):
+SELECTION_CHARTS = {
+    "Efficient reasoning": {
+        "steps per completion": ["sas/steps/mean"],
+        "confidence of selected steps": ["sas/confidence/changed", "sas/confidence/kept"],
+    },
+    "Is it healthy?": {
+        "advantages changed by SAS": [
+            *("sas/tokens_zeroed/correct", "sas/tokens_zeroed/failed", "sas/tokens_rewarded/failed"),
+        ],
+    },
+}
+
+
+class StepSelector:
     """
-    Adds step-level advantage selection to a trainer that sets `self.step_selection`; `None` changes nothing.
+    Step-level advantage selection for a trainer, which calls [`mark`] in `credit` and [`select`] in `before_loss`.
 
     Which log-probabilities measure confidence: `old_per_token_logps` where TRL computes them (several iterations per
     batch, generation and optimisation not aligned, or vLLM); otherwise those of the loss's own forward pass, which are
     the same policy's, since it has not moved since the rollout. There is never a second forward pass.
+
+    Args:
+        options ([`StepSelection`]):
+            The options of the method.
+        segmenter ([`~step_trl.steps.Segmenter`]):
+            What a step is.
     """
 
-    step_selection: StepSelection | None = None
+    def __init__(self, options: StepSelection, segmenter: Segmenter):
+        self.options = options
+        self.segmenter = segmenter
 
-    def _enable_step_selection(self, step_selection: StepSelection | None, segmenter: Segmenter | None = None) -> None:
-        self.step_selection = step_selection
-        if segmenter is not None:
-            self._step_segmenter = segmenter
-        elif step_selection is not None:
-            self._step_segmenter = DelimiterSegmenter(
-                self._tokenizer, step_selection.step_delimiter, end_text=THINK_END
-            )
+    def mark(self, batch: Batch) -> None:
+        """Add `step_ids` `(B, T)` to what the loss will be given: -1 for tokens that are not selected on."""
+        inputs = batch.inputs
+        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
+        step_ids = self.segmenter.step_ids(inputs["completion_ids"], mask)
+        left_alone = inputs["unscorable"].unsqueeze(1)
+        if "sampling_per_token_logps" in inputs:
+            # Injected tokens make no step unsure, and keep the advantage that teaches the model to stop.
+            left_alone = left_alone | inputs["sampling_per_token_logps"].isnan()
+        inputs["step_ids"] = step_ids.masked_fill(left_alone, -1)
 
-    def _shown_steps(self):
-        return super()._shown_steps() if self.step_selection is None else self._step_segmenter
-
-    def _generate_and_score_completions(self, inputs):
-        output = super()._generate_and_score_completions(inputs)
-        if self.step_selection is not None:
-            mask = output["completion_mask"] * output.get("tool_mask", 1)  # (B, T)
-            step_ids = self._step_segmenter.step_ids(output["completion_ids"], mask)
-            output["correct"] = self._local(self._correct)
-            # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has none
-            # to withhold, and would get away with the unsure steps that made it long.
-            blamed = output["correct"] & (output["advantages"] < 0)
-            left_alone = blamed | self._local(self._unscorable)
-            output["step_ids"] = step_ids.masked_fill(left_alone[:, None], -1)
-        return output
-
-    def _refine_loss_inputs(self, inputs, logps):
-        super()._refine_loss_inputs(inputs, logps)
-        if self.step_selection is not None:
-            token_logps = inputs.get("old_per_token_logps", logps)
-            selected = select_step_advantages(
-                inputs["advantages"],
-                token_logps,
-                inputs["step_ids"],
-                inputs["correct"],
-                **self.step_selection.options(),
-            )
-            self._log_selection(inputs, selected, token_logps)
-            inputs["advantages"] = selected
-
-    def _log_selection(self, inputs: dict[str, Any], selected: torch.Tensor, token_logps: torch.Tensor) -> None:
-        """Shares of thought tokens whose advantage changed, mean confidences (log-probabilities) and steps."""
-        step_ids, correct = inputs["step_ids"], inputs["correct"]
-        thought = step_ids >= 0  # (B, T)
-        changed = (selected != inputs["advantages"].unsqueeze(1)) & thought
-        zeroed, rewarded = changed & (selected == 0), changed & (selected != 0)
-        right, wrong = correct.unsqueeze(1) & thought, ~correct.unsqueeze(1) & thought
-        confidences = step_confidences(token_logps, step_ids)  # (B, S)
-        token_confidences = confidences.gather(1, step_ids.clamp(min=0))
-        steps = step_ids.amax(dim=1) + 1
-        for name, value, where in (
-            ("tokens_zeroed/correct", zeroed, right),
-            ("tokens_zeroed/failed", zeroed, wrong),
-            ("tokens_rewarded/failed", rewarded, wrong),
-            ("confidence/changed", token_confidences, changed),
-            ("confidence/kept", token_confidences, thought & ~changed),
-            ("steps/mean", steps, torch.ones_like(steps, dtype=torch.bool)),
-        ):
-            self._log_masked_mean(f"sas/{name}", value, where)
-        self.observe("sas/confidence/histogram", confidences[~confidences.isnan()].tolist())
-        self.observe("sas/steps/histogram", steps.tolist())
-
-    def _log_masked_mean(self, name: str, value: torch.Tensor, where: torch.Tensor) -> None:
-        totals = torch.stack([torch.where(where, value, 0).sum().float(), where.sum().float()])
-        total, count = self.accelerator.reduce(totals, reduction="sum").tolist()
-        if count:
-            self._metrics[self._mode][name].append(total / count)
+    def select(self, trainer: EfficientReasoningTrainer, inputs: dict[str, Any], logps: torch.Tensor) -> None:
+        """Turn the advantages of a micro-batch into those of its tokens `(B, T)`, and log what has changed."""
+        advantages, step_ids, correct = inputs["advantages"], inputs["step_ids"], inputs["correct"]
+        token_logps = inputs.get("old_per_token_logps", logps)
+        # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has none to
+        # withhold, and would get away with the unsure steps that made it long.
+        selected = select_step_advantages(
+            advantages, token_logps, step_ids, correct, **self.options.options(), spare_negative=True
+        )
+        inputs["advantages"] = selected
+        statistics = selection_statistics(advantages, selected, token_logps, step_ids, correct)
+        trainer.log_masked_means({f"sas/{name}": value for name, value in statistics.items()})
+        confidences = step_confidences(token_logps, step_ids)
+        trainer.monitor.observe("sas/confidence/histogram", confidences[~confidences.isnan()].tolist())
+        trainer.monitor.observe("sas/steps/histogram", (step_ids.amax(dim=1) + 1).tolist())
 
 
-class SASTrainer(StepSelectionMixin):
+class SASTrainer(EfficientReasoningTrainer):
     """
     Trainer for step-level advantage selection (SAS).
 
@@ -160,6 +142,8 @@ class SASTrainer(StepSelectionMixin):
             """),
     }
     config_class = SASConfig
+    metric_prefixes = ("sas",)
+    charts = SELECTION_CHARTS
     args: SASConfig
 
     def __init__(
@@ -175,7 +159,17 @@ class SASTrainer(StepSelectionMixin):
         **kwargs,
     ):
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        self._enable_step_selection(self.args, segmenter)
+        if segmenter is None:
+            segmenter = DelimiterSegmenter(self._tokenizer, self.args.step_delimiter, end_text=THINK_END)
+        self.monitor.segmenter = segmenter
+        self.step_selector = StepSelector(self.args, segmenter)
 
     def _headline(self):
         return super()._headline() | {"steps": "sas/steps/mean"}
+
+    def credit(self, batch, advantages):
+        self.step_selector.mark(batch)
+        return advantages
+
+    def before_loss(self, inputs, logps):
+        self.step_selector.select(self, inputs, logps)

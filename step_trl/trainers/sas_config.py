@@ -105,3 +105,6 @@ class SASConfig(StepSelection, EfficientReasoningConfig):
         super().__post_init__()
         self.validate()
         check_loss_type(self)
+
+    def describe(self):
+        return [*super().describe(), f"steps selected with ratio {self.selection_ratio:g}"]

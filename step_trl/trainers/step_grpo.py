@@ -11,23 +11,28 @@ Departures from GRPO:
 from __future__ import annotations
 
 import logging
+import math
 import textwrap
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.step_efficiency import Baseline
-from ..steps import TriggerSegmenter
-from .sas import StepSelectionMixin
+from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
+from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
+from ..rollout.truncation import THINK_END
+from ..steps import DelimiterSegmenter, TriggerSegmenter
+from .base import EfficientReasoningTrainer
+from .batch import Batch
+from .sas import StepSelector
 from .step_grpo_config import StepGRPOConfig
-from .truncated import TruncatedRolloutMixin
 
 
 logger = logging.getLogger(__name__)
 
 
-class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
+class StepGRPOTrainer(EfficientReasoningTrainer):
     """
     Trainer for Step-GRPO.
 
@@ -86,7 +91,16 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
             """),
     }
     config_class = StepGRPOConfig
+    metric_prefixes = ("step_grpo", "sas")
+    charts: ClassVar = {
+        "Efficient reasoning": {
+            "steps per completion": ["step_grpo/steps/mean", "step_grpo/steps/correct_mean"],
+            "early exits": ["step_grpo/exit_rate"],
+            "confidence of probes": ["step_grpo/confidence/mean"],
+        },
+    }
     args: StepGRPOConfig
+    truncation_callbacks: list[TruncationCallback]
 
     def __init__(
         self,
@@ -102,12 +116,23 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
         **kwargs,
     ):
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        self._enable_step_selection(self.args.step_selection())
-        self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
         self._check_who_samples(truncation_callbacks)
         self._truncates = self.args.truncated_rollout and self.rollout_func is None
         if self._truncates:
-            self._enable_truncated_rollouts(truncation_callbacks)
+            self._policy_engine.check_own_rollouts()
+            self.truncation_callbacks = (
+                [ConfidenceTruncation(self._tokenizer, **self.args.probe_options())]
+                if truncation_callbacks is None
+                else list(truncation_callbacks)
+            )
+        self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
+        self.monitor.segmenter = self._segmenter
+        self._length_totals = torch.zeros(2, 2)  # of this process's rollouts since the last rewards
+        self.step_selector: StepSelector | None = None
+        if (selection := self.args.step_selection()) is not None:
+            thoughts = DelimiterSegmenter(self._tokenizer, selection.step_delimiter, end_text=THINK_END)
+            self.monitor.segmenter = thoughts
+            self.step_selector = StepSelector(selection, thoughts)
         self._add_reward_columns()
 
     def _check_who_samples(self, truncation_callbacks) -> None:
@@ -120,15 +145,11 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
             )
         if self.rollout_func is None:
             return
-        for name, ignored in (
-            ("truncation_callbacks", truncation_callbacks is not None),
-            ("serial_group", args.serial_group),
-        ):
-            if ignored:
-                raise ValueError(
-                    f"rollout_func: it samples the completions, so that {name} would have no effect. Give one of the "
-                    "two."
-                )
+        if truncation_callbacks is not None:
+            raise ValueError(
+                "rollout_func: it samples the completions, so that truncation_callbacks would have no effect. Give "
+                "one of the two."
+            )
         if args.truncated_rollout:
             logger.warning(
                 "rollout_func: it samples the completions, in place of the truncated rollout. Set "
@@ -152,38 +173,75 @@ class StepGRPOTrainer(TruncatedRolloutMixin, StepSelectionMixin):
     def _headline(self):
         return super()._headline() | {"steps": "step_grpo/steps/mean", "exits": "step_grpo/exit_rate"}
 
-    def _shown_steps(self):
-        return self._segmenter if self.step_selection is None else self._step_segmenter
-
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        if not (self._truncates and self.model.training):
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+    def sample(self, batch):
+        if not self._truncates:
+            return None
+        with self.policy_engine() as engine:
+            rollout = DynamicTruncatedRollout(
+                engine,
+                self.truncation_callbacks,
+                self._policy_engine.sampling_params,
+                # Without spare slots, a probe beside a thought would wait for another rollout's end.
+                self.args.speculative_probing and self._policy_engine.has_spare_slots,
+                max_in_flight=self.args.max_rollouts_in_flight,
             )
-        rollouts = self._truncated_rollouts(prompt_ids, num_generations)
-        return [rollout.completion_ids for rollout in rollouts], [rollout.logprobs.tolist() for rollout in rollouts]
+            seeds = self._policy_engine.seeds(len(batch.prompt_ids))
+            with self.status.following(rollout, len(batch.prompt_ids)) as note:
+                rollouts = rollout.run(batch.prompt_ids, seeds, note)
+        self._log_rollouts(rollouts)
+        return rollouts
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        local_steps = [1 + self._segmenter.count(ids) for ids in completion_ids_list]  # eq. 3
-        num_steps = self.accelerator.gather(torch.tensor(local_steps, device=rewards_per_func.device))
+    def reward_columns(self, batch):
+        columns = super().reward_columns(batch)
+        local_steps = [1 + self._segmenter.count(ids) for ids in batch.completion_ids]  # eq. 3
+        num_steps = batch.gather(local_steps)
         if self.args.step_reward:
             baseline = cast("Baseline", self.args.step_baseline)
-            terms = step_efficiency_reward(
-                num_steps, self._correct, self._group_size, self.args.step_penalty, baseline
+            columns["step_efficiency"] = step_efficiency_reward(
+                num_steps, batch.correct, batch.num_generations, self.args.step_penalty, baseline
             )
-            self._fill_reward_column(rewards_per_func, "step_efficiency", terms)
         if self.args.format_reward:
-            formatted = torch.tensor(format_reward(completions), device=rewards_per_func.device)
-            self._fill_reward_column(rewards_per_func, "format_reward", self.accelerator.gather(formatted))
+            columns["format_reward"] = batch.gather(format_reward(batch.completions))
         self._log_steps(local_steps, num_steps)
-        return rewards_per_func
+        self._log_lengths(batch)
+        return columns
+
+    def credit(self, batch, advantages):
+        if self.step_selector is not None:
+            self.step_selector.mark(batch)
+        if not self.args.train_on_injected_tokens and "sampling_per_token_logps" in batch.inputs:
+            batch.exclude(batch.inputs["sampling_per_token_logps"].isnan())
+        return advantages
+
+    def before_loss(self, inputs, logps):
+        if self.step_selector is not None:
+            self.step_selector.select(self, inputs, logps)
+
+    def _log_rollouts(self, rollouts: list[Rollout]) -> None:
+        for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
+            for value in values:
+                self._log_metric(f"step_grpo/{name}", value)
+        confidences = [probe.confidence for rollout in rollouts for probe in rollout.probes]
+        known = [confidence for confidence in confidences if confidence is not None]
+        self.monitor.observe("step_grpo/confidence/histogram", known)
+        self._length_totals += length_totals(rollouts)
 
     def _log_steps(self, local_steps: list[int], num_steps: torch.Tensor) -> None:
-        metrics = self._metrics[self._mode]
+        metrics, correct = self._metrics[self._mode], self.batch.correct
         metrics["step_grpo/steps/mean"].append(num_steps.float().mean().item())
-        if self._correct.any():
-            metrics["step_grpo/steps/correct_mean"].append(num_steps[self._correct].float().mean().item())
+        if correct.any():
+            metrics["step_grpo/steps/correct_mean"].append(num_steps[correct].float().mean().item())
         self._log_completion_extra("steps", local_steps)
         if self.model.training:
-            self.observe("step_grpo/steps/histogram", num_steps.tolist())
+            self.monitor.observe("step_grpo/steps/histogram", num_steps.tolist())
+
+    def _log_lengths(self, batch: Batch) -> None:
+        """Log what early exits have saved, and which completions had one."""
+        if self._truncates and batch.training:
+            totals = self.accelerator.reduce(self._length_totals.to(self.accelerator.device), reduction="sum")
+            if not math.isnan(saved := tokens_saved(totals)):
+                self._metrics["train"]["step_grpo/tokens_saved"].append(saved)
+            self._length_totals = torch.zeros(2, 2)
+        if batch.rollouts is not None:
+            self._log_completion_extra("exit", [rollout.truncated for rollout in batch.rollouts])
+            self._log_completion_extra("probes", [len(rollout.probes) for rollout in batch.rollouts])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 from ..rollout import ConfidenceTruncation
 from .base_config import EfficientReasoningConfig
@@ -52,9 +52,6 @@ class StepGRPOConfig(EfficientReasoningConfig):
         speculative_probing (`bool`, *optional*, defaults to `True`):
             Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts
             on a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
-        max_rollouts_in_flight (`int`, *optional*):
-            Most rollouts of a process at once, by default all of its batch. A vLLM server runs `--max-num-seqs`
-            requests at once; with more rollouts than that, probes wait behind thoughts. Keep some of it free.
         early_rejection (`bool`, *optional*, defaults to `True`):
             Abandon a probe once it cannot reach the threshold. Does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
@@ -68,9 +65,8 @@ class StepGRPOConfig(EfficientReasoningConfig):
         truncated_rollout (`bool`, *optional*, defaults to `True`):
             Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself. A
             `rollout_func` of the trainer samples in its place.
-        serial_group (`bool`, *optional*, defaults to `False`):
-            S-GRPO (arXiv 2505.07686): the completions of a group are exits from random places of one thought, and the
-            whole of it last. In place of the truncation callbacks; for `length_reward="s_grpo"`.
+        serial_group (`bool`, *optional*):
+            No longer an option: S-GRPO is [`SGRPOTrainer`].
         step_reward (`bool`, *optional*, defaults to `True`):
             Use the efficiency term.
         format_reward (`bool`, *optional*, defaults to `True`):
@@ -128,15 +124,12 @@ class StepGRPOConfig(EfficientReasoningConfig):
         metadata={"help": "Stop at a trigger this close to the end of the budget. By default as the variant."},
     )
     speculative_probing: bool = field(default=True, metadata={"help": "Let a thought go on while its probe runs."})
-    max_rollouts_in_flight: int | None = field(
-        default=None, metadata={"help": "Most rollouts of a process at once. By default all of its batch."}
-    )
     early_rejection: bool = field(default=True, metadata={"help": "Abandon probes that cannot reach the threshold."})
     accuracy_weight: float = field(default=0.9, metadata={"help": "Alpha: weight of accuracy; format has 1 - alpha."})
     step_penalty: float = field(default=0.5, metadata={"help": "Beta: most that steps change a correct reward."})
     step_baseline: str = field(default="correct", metadata={"help": "Mean steps of the 'correct' or of 'all' ones."})
     truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
-    serial_group: bool = field(default=False, metadata={"help": "Groups are exits from one thought (S-GRPO)."})
+    serial_group: InitVar[bool | None] = None
     step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
     format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
     train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep unsampled tokens in the loss."})
@@ -144,7 +137,9 @@ class StepGRPOConfig(EfficientReasoningConfig):
         default=None, metadata={"help": "Fields of StepSelection, to combine with SAS."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self, serial_group):
+        if serial_group is not None:
+            raise ValueError("serial_group: S-GRPO has a trainer of its own. Use SGRPOTrainer (trainer: s_grpo).")
         self._fill_in_variant()
         super().__post_init__()
         self._check_ranges()
@@ -163,24 +158,40 @@ class StepGRPOConfig(EfficientReasoningConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
-    def _check_serial_group(self) -> None:
-        if self.length_reward == "s_grpo" and not self.serial_group:
-            raise ValueError("length_reward: 's_grpo' is for groups of exits from one thought. Set serial_group=True.")
-        if not self.serial_group:
-            return
-        if not self.truncated_rollout:
-            raise ValueError("serial_group: truncated_rollout=False samples no exits. Set one of the two.")
-        local = self.per_device_train_batch_size * cast("int", self.steps_per_generation)
-        if local % cast("int", self.num_generations):
-            raise ValueError(
-                f"serial_group: {local} completions per process, which is per_device_train_batch_size * "
-                f"steps_per_generation, are no whole groups of num_generations={self.num_generations}. Set a multiple."
-            )
-
     def step_selection(self) -> StepSelection | None:
         """`advantage_selection` as an object."""
         # The parent's __post_init__ has read a JSON text from the command line.
         return StepSelection(**self.advantage_selection) if isinstance(self.advantage_selection, dict) else None
+
+    @property
+    def own_rollouts(self):
+        return self.truncated_rollout
+
+    def probe_options(self) -> dict[str, Any]:
+        """Return the options of the [`ConfidenceTruncation`] that decides where rollouts stop."""
+        names = (*VARIANTS["paper"], "max_probe_tokens", "early_rejection")
+        return {name: getattr(self, name) for name in names} | {"threshold": self.confidence_threshold}
+
+    def describe(self):
+        words = []
+        if self.truncated_rollout:
+            words.append(
+                f"rollouts end at {', '.join(self.triggers)} when an answer is more confident than "
+                f"{self.confidence_threshold:g}"
+            )
+        words += self._describe_reward()
+        if self.advantage_selection is not None:
+            words.append(f"steps selected with {self.advantage_selection}")
+        return words
+
+    def _describe_reward(self) -> list[str]:
+        if not (self.truncated_rollout or self.step_reward or self.format_reward):
+            return EfficientReasoningConfig.describe(self)
+        alpha = self.accuracy_weight
+        words = [f"reward {alpha:g} accuracy"]
+        words += [f"{alpha:g} step efficiency (beta {self.step_penalty:g})"] * self.step_reward
+        words += [f"{1 - alpha:g} format"] * self.format_reward
+        return words + self._describe_length_reward()
 
     def _check_ranges(self) -> None:
         if isinstance(self.triggers, str) or not self.triggers or not all(self.triggers):
@@ -207,10 +218,6 @@ class StepGRPOConfig(EfficientReasoningConfig):
             )
         if self.max_probes is not None and self.max_probes < 1:
             raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
-        if self.max_rollouts_in_flight is not None and self.max_rollouts_in_flight < 1:
-            raise ValueError(
-                f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows none. Set at least 1, or None."
-            )
         if self.step_baseline not in ("correct", "all"):
             raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
 

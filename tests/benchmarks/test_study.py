@@ -40,7 +40,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_row
             continue
         for stage, further in enumerate(arm.stages):
             options = arm.options | further
-            if options.get("length_reward") == "lapo_internalization":
+            if options.get("lapo_stage") == "internalization":
                 arm = replace(arm, options=arm.options | {"lapo_lengths": str(tmp_path / "lapo_lengths.json")})
             trainer = run.build_trainer(arm, 3, str(tmp_path / arm.name), 36, stage)
             assert len(arm.stages) * trainer.args.max_steps == 36 * arm.budget and trainer.args.seed == 3

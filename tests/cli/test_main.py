@@ -1,5 +1,6 @@
 """The command line: help, errors of its user in a line, and the testbed as a model."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from step_trl.cli import serve, user_errors
 from step_trl.cli import train as train_module
 from step_trl.cli.main import main
 from step_trl.cli.recipe import DistillArguments, DistillConfig, TrainArguments
-from step_trl.cli.train_help import GROUPS, own_fields
+from step_trl.cli.train_help import groups, own_fields
 from step_trl.rollout.engines import vllm_process
-from step_trl.trainers import EfficientReasoningConfig, SASConfig, StepGRPOConfig, StepSelection
+from step_trl.runtime.run_config import RunConfig
+from step_trl.trainers import METHODS, StepGRPOConfig, StepSelection
 
 
 PACKAGE = Path(step_trl.__file__).parent
@@ -50,14 +52,17 @@ assert not {{"torch", "transformers", "trl"}} & sys.modules.keys()
     "kind",
     [
         *(TrainArguments, DistillArguments, DistillConfig),
-        *(EfficientReasoningConfig, StepGRPOConfig, StepSelection, SASConfig),
+        *(RunConfig, StepSelection, *(config for _, config in METHODS.values())),
     ],
 )
 def test_help_has_the_fields_of_each_configuration(kind):
     """Read from the source, they are those of the dataclass."""
     real = {one.name: one for one in fields(kind) if one.name in vars(kind).get("__annotations__", {})}
-    (file,) = {file for _, file, names, _ in GROUPS if kind.__name__ in names}
-    found = {one.name: one for one in own_fields(PACKAGE / file, (kind.__name__,))}
+    file = Path(inspect.getfile(kind))
+    assert file in {
+        PACKAGE / group.file for group in groups() if group.classes is None or kind.__name__ in group.classes
+    }
+    found = {one.name: one for one in own_fields(file, (kind.__name__,))}
     assert found.keys() == real.keys()
     for name, one in found.items():
         assert one.help == real[name].metadata["help"]

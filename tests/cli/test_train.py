@@ -63,7 +63,7 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trainer": "dapo"}, "trainer: 'dapo' is not known. Set one of grpo, step_grpo, sas, distill"),
+        ({"trainer": "dapo"}, "trainer: 'dapo' is not known. Set one of grpo, step_grpo, sas, s_grpo, lapo, distill"),
         ({"confidence_threshold": 0.9}, "confidence_threshold: no option of trainer 'grpo'. Drop it: .* 'step_grpo'"),
         ({"max_completion_lenght": 5}, "max_completion_lenght: no option.* Did you mean max_completion_length?"),
         ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),
@@ -204,12 +204,11 @@ def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkey
 
 
 def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
-    """LAPO's, as the second one reads a file of the first one's; by SAS, where wrong completions teach, too."""
+    """LAPO's, as the second one reads a file of the first one's."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("stages:\n- length_reward: lapo_discovery\n- length_reward: lapo_internalization\n")
+    recipe.write_text("stages:\n- lapo_stage: discovery\n- lapo_stage: internalization\n")
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-2}
-    lora |= {"failed_step_advantage": 1.0}
-    arguments = ["--config", str(recipe), *command(trainer="sas", **lora)]
+    arguments = ["--config", str(recipe), *command(trainer="lapo", **lora)]
     second = train.run_train(arguments)
     first = second.with_name("stage-1")
     merged = first / "merged"

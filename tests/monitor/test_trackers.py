@@ -13,7 +13,7 @@ from small_runs import SMALL_RUN
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 from step_trl.monitor import TrackerCallback
 from step_trl.monitor.samples import as_text
-from step_trl.monitor.workspace import SECTIONS, wandb_workspace
+from step_trl.monitor.workspace import merged_charts, wandb_workspace
 from step_trl.report.history import _records
 
 
@@ -137,18 +137,21 @@ def test_wandb(offline, tmp_path, method):
     assert config["symbols"]["r" if method == "sas" else "delta"] in (0.3, 0.95)
 
     # The workspace draws nothing that is not there.
-    drawn = {f"train/{key}" for plots in SECTIONS.values() for plot in plots.values() for key in plot}
-    own = {key for key in drawn if method in key or not re.match(r"train/(sas|step_grpo)/", key)}
+    charts = merged_charts([type(trainer)])
+    own = {f"train/{key}" for plots in charts.values() for plot in plots.values() for key in plot}
+    assert f"train/{method}/steps/mean" in own
     sometimes = {"train/sas/tokens_zeroed/failed", "train/sas/tokens_rewarded/failed"}  # where there are failed ones
     assert own - sometimes <= keys
 
 
 def test_the_workspace_shows_what_matters_first():
-    workspace = wandb_workspace("team", "project")
+    workspace = wandb_workspace("team", "project", [StepGRPOTrainer, SASTrainer])
     assert [section.name for section in workspace.sections] == [
         *("Efficient reasoning", "Completions", "Is it healthy?")
     ]
     assert workspace.sections[0].panels[0].y == ["train/rewards/math_accuracy_reward/mean"]
+    steps = next(panel for panel in workspace.sections[0].panels if panel.title == "steps per completion")
+    assert steps.y == ["train/step_grpo/steps/mean", "train/step_grpo/steps/correct_mean", "train/sas/steps/mean"]
     workspace._to_model()  # what `save()` would send
 
 

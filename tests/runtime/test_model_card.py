@@ -57,7 +57,7 @@ def test_a_checkpoint_has_a_card(method, name, paper, options, rows, build):
 
 def test_a_card_without_metrics_or_known_headings(tmp_path):
     args = StepGRPOConfig(str(tmp_path), bf16=False, use_cpu=True, answer_prompt="a\nb|c")
-    card = describe_training("TRL's", args, [])
+    card = describe_training("TRL's", args, args.method_options(), (), [])
     assert card.startswith("TRL's\n\n### Hyperparameters\n\n| option | value |\n|---|---|\n")
     assert "Last metrics" not in card
     assert r"| `answer_prompt` | `'a\nb\|c'` |" in card
@@ -68,7 +68,8 @@ def test_evaluation_is_a_table_of_its_own(tmp_path):
         {"step": 3, "reward": 0.5, "sas/steps/mean": None},
         {"step": 2, "eval_reward": 0.25, "eval_runtime": 1.0},
     ]
-    card = describe_training(f"# Card\n\n{FRAMEWORKS}\n", SASConfig(str(tmp_path), bf16=False), history)
+    args = SASConfig(str(tmp_path), bf16=False)
+    card = describe_training(f"# Card\n\n{FRAMEWORKS}\n", args, args.method_options(), ("sas",), history)
     head = "\n\n| metric | value |\n|---|---|\n"
     assert f"### Last metrics in training, step 3{head}| `reward` | `0.5` |\n\n" in card
     assert f"### Last metrics in evaluation, step 2{head}| `eval_reward` | `0.25` |\n\n" in card

@@ -56,7 +56,7 @@ def build(tokenizer, folder):
 
 @pytest.fixture(scope="module")
 def engine(trainer):
-    return trainer._colocated_engine
+    return trainer._policy_engine.colocated
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,8 @@ from __future__ import annotations
 import pytest
 from small_runs import SMALL_RUN
 
-from step_trl import (
-    EfficientReasoningConfig,
-    EfficientReasoningTrainer,
-    SASConfig,
-    SASTrainer,
-    StepGRPOConfig,
-    StepGRPOTrainer,
-    testbed,
-)
+from step_trl import testbed
+from step_trl.trainers import METHODS
 
 
 OPTIONS = SMALL_RUN | {
@@ -22,11 +15,6 @@ OPTIONS = SMALL_RUN | {
     "per_device_train_batch_size": 8,
     "max_completion_length": 96,
     "seed": 1,
-}
-CLASSES = {
-    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig),
-    "step_grpo": (StepGRPOTrainer, StepGRPOConfig),
-    "sas": (SASTrainer, SASConfig),
 }
 
 
@@ -51,7 +39,7 @@ def build(tmp_path, tokenizer, easy_problems):
     """`build("sas", selection_ratio=0.5)`: a trainer on the testbed's easy problems."""
 
     def build(method: str, *, model=None, train_dataset=None, trainer_options=None, **options):
-        trainer_class, config_class = CLASSES[method]
+        trainer_class, config_class = METHODS[method]
         return trainer_class(
             testbed.load_model() if model is None else model,
             args=config_class(str(tmp_path / method), **OPTIONS | options),

@@ -11,8 +11,8 @@ from trainers.equal_ranks import shard_on_cpu, write
 from transformers import Trainer
 
 from step_trl import (
-    EfficientReasoningConfig,
-    EfficientReasoningTrainer,
+    LAPOConfig,
+    LAPOTrainer,
     SASConfig,
     SASTrainer,
     StepGRPOConfig,
@@ -41,7 +41,7 @@ OPTIONS = SMALL_RUN | {
 METHODS = {
     "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"steps_per_generation": 2}),
     "sas": (SASTrainer, SASConfig, {"criterion": "random", "num_iterations": 2}),
-    "grpo": (EfficientReasoningTrainer, EfficientReasoningConfig, {"length_reward": "lapo_discovery"}),
+    "lapo": (LAPOTrainer, LAPOConfig, {}),
 }
 
 

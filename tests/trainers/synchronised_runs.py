@@ -80,7 +80,7 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
         )
         watched = Watched(trainer)
         trainer.train()
-        trainer._sync_weights()  # the last update's; no process goes on before the server has them
+        trainer._policy_engine.sync_weights()  # the last update's; no process goes on before the server has them
         if trainer.accelerator.is_main_process:
             trainer.vllm_generation.vllm_client.close_communicator()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -89,7 +89,7 @@ def test_an_environments_reward_is_the_correctness(build, method):
     added = {"step_grpo": ["step_efficiency", "format_reward"]}.get(method, [])
     assert trainer.reward_func_names == ["Counter", *added]
     assert trainer.status.headline["accuracy"] == "rewards/Counter/mean"
-    assert torch.equal(trainer._correct, rewards[0][:, 0] > 0.5) and 0 < trainer._correct.sum() < 8
+    assert torch.equal(trainer.batch.correct, rewards[0][:, 0] > 0.5) and 0 < trainer.batch.correct.sum() < 8
     weights = {"step_grpo": [0.9, 0.9, 0.1]}.get(method, [1.0])
     assert trainer.reward_weights.tolist() == pytest.approx(weights)
 
@@ -120,8 +120,8 @@ def test_each_environment_says_what_is_correct_of_its_own(build):
     assert trainer.reward_func_names[:2] == ["Counter", "Other"]
     assert trainer.reward_weights.tolist() == pytest.approx([0.9, 0.9, 0.9, 0.1])
     of_other = ~rewards[0][:, 1].isnan()
-    assert of_other.any() and trainer._correct[of_other].all()
-    assert torch.equal(trainer._correct[~of_other], rewards[0][~of_other, 0] > 0.5)
+    assert of_other.any() and trainer.batch.correct[of_other].all()
+    assert torch.equal(trainer.batch.correct[~of_other], rewards[0][~of_other, 0] > 0.5)
 
 
 def test_an_environment_without_a_reward_leaves_math_accuracy(build, easy_problems):
@@ -184,8 +184,6 @@ def test_a_rollout_function_in_place_of_the_truncated_rollout_is_called_out(buil
     callbacks = {"truncation_callbacks": [TokenBudget(tokenizer, 30)]}
     with pytest.raises(ValueError, match=r"rollout_func: .* truncation_callbacks would have no effect"):
         build("step_grpo", train_dataset=rows(), trainer_options=own | callbacks)
-    with pytest.raises(ValueError, match=r"rollout_func: .* serial_group would have no effect"):
-        build("step_grpo", train_dataset=rows(), trainer_options=own, serial_group=True)
     with pytest.raises(ValueError, match="truncation_callbacks: truncated_rollout=False"):
         build("step_grpo", trainer_options=callbacks, truncated_rollout=False)
 

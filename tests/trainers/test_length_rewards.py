@@ -1,9 +1,12 @@
 """Length rewards by their name, in training."""
 
+import inspect
+
 import pytest
 import torch
 
-from step_trl import EfficientReasoningConfig, StepGRPOConfig, rewards
+from step_trl import EfficientReasoningConfig, SGRPOConfig, StepGRPOConfig, rewards
+from step_trl.rewards.length_rewards import LENGTH_REWARDS
 from step_trl.rollout import RandomCut
 from step_trl.token_targets import add_token_targets
 
@@ -46,9 +49,10 @@ def record(monkeypatch):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_correctness_and_term_make_the_reward(build, record, easy_problems, tokenizer, name):
+    of_lapo = name == "lapo_discovery"
     trainer = build(
-        "grpo",
-        length_reward=name,
+        "lapo" if of_lapo else "grpo",
+        **{} if of_lapo else {"length_reward": name},
         length_reward_weight=0.5,
         length_reward_options=OPTIONS.get(name),
         train_dataset=add_token_targets(easy_problems, 50, 150),
@@ -122,13 +126,7 @@ def test_options(tmp_path):
 def test_s_grpo(build, record, tokenizer):
     """Exits from one thought, in their order, of which the first right one earns most."""
     trainer = build(
-        "step_grpo",
-        serial_group=True,
-        length_reward="s_grpo",
-        step_reward=False,
-        format_reward=False,
-        accuracy_weight=1.0,
-        scale_rewards="none",
+        "s_grpo",
         max_completion_length=300,
     )
     _, ids, matrix = record(trainer)
@@ -142,16 +140,36 @@ def test_s_grpo(build, record, tokenizer):
     torch.testing.assert_close(matrix.sum(1), rewards.s_grpo_reward(correct, 4))
 
 
-def test_s_grpo_needs_its_groups(tmp_path):
-    base = {"length_reward": "s_grpo", "use_cpu": True, "bf16": False}
-    with pytest.raises(ValueError, match=r"length_reward: 's_grpo' needs StepGRPOConfig"):
-        EfficientReasoningConfig(str(tmp_path), **base)
-    with pytest.raises(ValueError, match=r"length_reward: 's_grpo' is for groups.*Set serial_group=True"):
-        StepGRPOConfig(str(tmp_path), **base)
-    base["serial_group"] = True
-    with pytest.raises(ValueError, match="serial_group: truncated_rollout=False"):
-        StepGRPOConfig(str(tmp_path), truncated_rollout=False, **base)
-    config = StepGRPOConfig(str(tmp_path), **base)
+def test_s_grpo_needs_its_groups(build, tmp_path):
+    base = {"use_cpu": True, "bf16": False}
+    with pytest.raises(ValueError, match="truncated_rollout: S-GRPO needs its exits"):
+        SGRPOConfig(str(tmp_path), truncated_rollout=False, **base)
+    config = SGRPOConfig(str(tmp_path), **base)
     config.per_device_train_batch_size, config.steps_per_generation, config.num_generations = 2, 2, 8
-    with pytest.raises(ValueError, match=r"serial_group: 4 completions per process.*num_generations=8"):
-        config._check_serial_group()  # with more processes, a batch may be whole groups where its parts are not
+    with pytest.raises(ValueError, match=r"num_generations: 4 completions per process.*whole groups of 8"):
+        config._check_whole_groups()  # with more processes, a batch may be whole groups where its parts are not
+    for name in ("rollout_func", "truncation_callbacks"):
+        with pytest.raises(ValueError, match=f"{name}: S-GRPO samples whole groups itself"):
+            build("s_grpo", trainer_options={name: lambda prompts, trainer: None})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"serial_group": True}, r"serial_group: S-GRPO has a trainer of its own\. Use SGRPOTrainer"),
+        ({"length_reward": "s_grpo"}, r"length_reward: 's_grpo' has a trainer of its own\. Use SGRPOTrainer"),
+        ({"length_reward": "lapo_discovery"}, r"Use LAPOTrainer \(trainer: lapo\) with lapo_stage='discovery'"),
+        ({"length_reward": "lapo_internalization"}, "Use LAPOTrainer .* with lapo_stage='internalization'"),
+    ],
+)
+def test_options_that_became_trainers_name_them(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        StepGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options)
+
+
+@pytest.mark.parametrize("name", LENGTH_REWARDS)
+def test_a_length_reward_is_called_with_arguments_that_it_has(name):
+    reward = LENGTH_REWARDS[name]
+    parameters = inspect.signature(reward.function).parameters
+    assert {*reward.inputs, *reward.options} == parameters.keys()
+    assert all(parameters[option].default is not inspect.Parameter.empty for option in reward.options)

@@ -18,7 +18,7 @@ from step_trl.cli.dry_run.layout import Layout
 from step_trl.cli.dry_run.memory import Workload, estimate_memory
 from step_trl.runtime.checkpoints import load_rollouts, save_rollouts
 from step_trl.runtime.sharding import check_rollouts_in_process
-from step_trl.trainers.lapo import FILE as LAPO_FILE
+from step_trl.trainers.lapo_config import LENGTHS_FILE as LAPO_FILE
 
 
 pytestmark = pytest.mark.timeout(900)
@@ -100,12 +100,12 @@ def test_the_estimate_is_what_a_process_of_fsdp2_holds(runs, how):
             assert estimate.lasting[part] == pytest.approx(measured, rel=0.01), part
 
 
-@pytest.mark.parametrize("method", [*METHODS, "grpo"])
+@pytest.mark.parametrize("method", [*METHODS, "lapo"])
 def test_a_resumed_training_equals_one_in_one_go(method, tmp_path):
     train_and_resume(method, tmp_path)
     assert_resumed(tmp_path, method)
     lengths = [tmp_path / f"grpo-{run}" / LAPO_FILE for run in ("whole", "resumed")]
-    assert method != "grpo" or lengths[0].read_text() == lengths[1].read_text() != "{}"
+    assert method != "lapo" or lengths[0].read_text() == lengths[1].read_text() != "{}"
 
 
 def test_a_resumed_training_on_two_processes(runs, how):
@@ -119,7 +119,7 @@ def assert_resumed(folder, method):
     assert logged < 1e-6 and parameters == 0
     assert len(losses(folder / f"{method}-resumed")) == 7
     in_use = (folder / f"{method}-whole/checkpoint-5/rollouts_0.safetensors").is_file()
-    assert in_use == (method != "grpo")
+    assert in_use == (method != "lapo")
 
 
 def test_rollouts_of_other_processes_are_sampled_anew(tmp_path, caplog):

@@ -61,7 +61,7 @@ def check_fsdp2(trainer, folder):
     adapted = build_sharded(folder / "lora", lora)
     adapted.train()
     synced = synced_weights(adapted, folder)
-    with adapted._whole_parameters():
+    with adapted._policy_engine.whole_parameters():
         layer = adapted.model.get_base_model().model.layers[0].self_attn.q_proj
         merged = (layer.base_layer.weight + layer.get_delta_weight("default")).detach()
         if synced is not None:

@@ -30,8 +30,12 @@ class Batches:
     num_iterations: int
 
     @classmethod
-    def of(cls, values: Namespace, processes: int) -> Batches:
-        """Those of a configuration's values. Raises `ValueError` for numbers that do not fit one another."""
+    def of(cls, values: Namespace, processes: int, whole_groups: bool = False) -> Batches:
+        """
+        Return the batches of a configuration's values. Raises `ValueError` for numbers that do not fit one another.
+
+        With `whole_groups`, each process must have whole groups.
+        """
         micro = values.per_device_train_batch_size * processes
         generation, steps = values.generation_batch_size, values.steps_per_generation
         if generation is not None and steps is not None:
@@ -53,10 +57,10 @@ class Batches:
             values.num_generations,
             values.num_iterations,
         )
-        batches._check_groups(values.trainer == "step_grpo" and values.serial_group)
+        batches._check_groups(whole_groups)
         return batches
 
-    def _check_groups(self, serial: bool) -> None:
+    def _check_groups(self, whole_groups: bool) -> None:
         size = self.num_generations
         if size < 2:
             raise ValueError(f"num_generations: {size} is no group to compare a completion with. Set at least 2.")
@@ -66,10 +70,11 @@ class Batches:
                 f"per_device_train_batch_size={self.per_device} x steps_per_generation={self.steps_per_generation} x "
                 f"{self.processes} processes, are no whole groups of {size}. Set one of them so that they are."
             )
-        if serial and self.generation // self.processes % size:
+        if whole_groups and self.generation // self.processes % size:
             raise ValueError(
-                f"serial_group: the {self.generation // self.processes} completions of a process are no whole groups "
-                f"of num_generations={size}. Set per_device_train_batch_size or steps_per_generation so that they are."
+                f"num_generations: the {self.generation // self.processes} completions of a process are no whole "
+                f"groups of {size}, which this method samples there. Set per_device_train_batch_size or "
+                "steps_per_generation so that they are."
             )
 
     @property

@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import datasets
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
@@ -26,13 +26,11 @@ from ...rewards.length_rewards import TARGETS_IN_ROWS
 from ...rollout.engines import VLLMServerEngine
 from ...rollout.engines.vllm_process import LAUNCHER_VARIABLES
 from ...rollout.event_loop import run_to_end
+from ...runtime.run_config import server_urls
 from ...token_targets import validate_targets
-from ...trainers import EfficientReasoningConfig
-from ...trainers.lapo import FILE as LAPO_FILE
-from ...trainers.step_grpo_config import VARIANTS
+from ...trainers import METHODS, EfficientReasoningConfig
 from ..distill import check_no_model
 from ..recipe import (
-    TRAINERS,
     DistillArguments,
     DistillConfig,
     TrainArguments,
@@ -43,10 +41,8 @@ from ..sources import load_rows, model_source
 from ..train import check_output_dir, is_done
 from .batches import Batches
 from .memory import RESERVE, Workload, estimate_memory, remedies, size_text
+from .stage_plan import StagePlan
 
-
-if TYPE_CHECKING:
-    from .plan import StagePlan
 
 SAMPLED_PROMPTS = 1_000
 SERVER_SECONDS = 5.0  # that a server which does not answer is asked again
@@ -71,31 +67,9 @@ def read_fields(plan: StagePlan) -> str:
 
 def describe_method(plan: StagePlan) -> str:
     """What is trained, in the methods' terms."""
-    values = cast("Namespace", plan.values)
-    words = [f"trainer {values.trainer!r}"]
-    if values.trainer == "step_grpo" and values.truncated_rollout:
-        triggers = values.triggers or VARIANTS.get(values.variant, {}).get("triggers", ())
-        words.append(
-            "groups are exits from one thought"
-            if values.serial_group
-            else f"rollouts end at {', '.join(triggers)} when an answer is more confident than "
-            f"{values.confidence_threshold:g}"
-        )
-    if values.trainer == "step_grpo" and (values.truncated_rollout or values.step_reward or values.format_reward):
-        alpha = values.accuracy_weight
-        words.append(f"reward {alpha:g} accuracy")
-        words += [f"{alpha:g} step efficiency (beta {values.step_penalty:g})"] * values.step_reward
-        words += [f"{1 - alpha:g} format"] * values.format_reward
-    else:
-        words.append("reward 1 for a correct answer" + " after a closed thought" * values.require_end_of_thinking)
-    if values.length_reward is not None:
-        words.append(f"{values.length_reward_weight:g} {values.length_reward}")
-    if values.trainer == "step_grpo" and values.advantage_selection is not None:
-        words.append(f"steps selected with {values.advantage_selection}")
-    if values.trainer == "sas":
-        words.append(f"steps selected with ratio {values.selection_ratio:g}")
-    words += [f"KL {values.beta:g}", f"learning rate {values.learning_rate:g} {_plain(values.lr_scheduler_type)}"]
-    return ", ".join(words)
+    values, config = cast("Namespace", plan.values), cast("EfficientReasoningConfig", plan.config)
+    words = [f"trainer {values.trainer!r}", *config.describe(), f"KL {config.beta:g}"]
+    return ", ".join([*words, f"learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"])
 
 
 def _plain(value: Any) -> str:
@@ -114,15 +88,16 @@ def check_config(plan: StagePlan) -> str:
         "eval_strategy": "no",
     }
     with _without_launcher():
-        config = plan.config = plan.dataclass_of(TRAINERS[values.trainer][1], **neutral)
+        config = plan.config = plan.dataclass_of(METHODS[values.trainer][1], **neutral)
     wrong = _wrong_of_any(values, config)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
         wrong.append("use_vllm: vLLM is not installed here. In your clone of step_trl, run: pip install -e '.[vllm]'")
-    if values.length_reward == "lapo_internalization" and plan.number == 1:  # a later stage's are still to be found
-        lengths = Path(values.lapo_lengths or Path(model_source(values.model_name_or_path), LAPO_FILE))
-        if not lengths.is_file():
-            wrong.append(f"lapo_lengths: there is no file {lengths}. Train with length_reward='lapo_discovery' first.")
+    if plan.number == 1:  # a later stage's model is still to be trained
+        try:
+            config.check_start(model_source(values.model_name_or_path))
+        except ValueError as error:
+            wrong.append(str(error))
     if wrong:
         raise CheckFailed(wrong)
     return "valid"
@@ -151,7 +126,9 @@ def _without_launcher() -> Iterator[None]:
 
 
 def check_batches(plan: StagePlan) -> str:
-    plan.batches = Batches.of(cast("Namespace", plan.values), plan.layout.processes)
+    values = cast("Namespace", plan.values)
+    whole_groups = METHODS[values.trainer][1].WHOLE_GROUPS
+    plan.batches = Batches.of(values, plan.layout.processes, whole_groups)
     return str(plan.batches)
 
 
@@ -227,8 +204,8 @@ def check_servers(plan: StagePlan) -> str:
         return "none: completions are generated in process"
     if values.vllm_mode != "server":
         return f"none: vLLM runs in process, with {values.vllm_gpu_memory_utilization:.0%} of each GPU"
-    # Needs no more of a configuration than its fields, so that servers are checked where another field is wrong.
-    urls = EfficientReasoningConfig.server_urls(cast("EfficientReasoningConfig", values))
+    # From the fields, not from a configuration, so that servers are checked where another field is wrong.
+    urls = server_urls(values.vllm_server_base_url, values.vllm_server_host, values.vllm_server_port)
     longest, wrong = (plan.longest_prompt or 1) + values.max_completion_length, []
     for url in urls:
         engine = VLLMServerEngine(url, tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS)
@@ -248,6 +225,7 @@ def check_servers(plan: StagePlan) -> str:
 
 def check_memory(plan: StagePlan) -> str:
     values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
+    config = cast("EfficientReasoningConfig", plan.config)
     work = Workload(
         plan.dataclass_of(ModelConfig),
         plan.layout,
@@ -256,8 +234,8 @@ def check_memory(plan: StagePlan) -> str:
         has_reference=values.beta != 0.0,
         padded=batches.per_device > 1 or not values.reduce_padding,
         kept_completions=batches.generation // batches.processes,
-        cached_completions=0 if values.use_vllm else _generated_at_once(values, batches),
-        samples_whole=values.trainer == "step_grpo" and values.truncated_rollout and not values.use_vllm,
+        cached_completions=0 if values.use_vllm else _generated_at_once(config, batches),
+        samples_whole=config.own_rollouts and not values.use_vllm,
         vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
         **_training_options(plan, batches.accumulation),
     )
@@ -318,9 +296,9 @@ def _room(plan: StagePlan) -> tuple[int | None, str]:
     return plan.layout.gpu_memory, "of a GPU"
 
 
-def _generated_at_once(values: Namespace, batches: Batches) -> int:
+def _generated_at_once(config: EfficientReasoningConfig, batches: Batches) -> int:
     local = batches.generation // batches.processes
-    most = values.max_rollouts_in_flight if values.trainer == "step_grpo" else None
+    most = config.max_rollouts_in_flight if config.own_rollouts else None
     return local if most is None else min(most, local)
 
 
@@ -388,8 +366,8 @@ def _distill_folder(values: Namespace) -> Path:
 
 CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
     ("fields", read_fields, ()),
-    ("method", describe_method, ("values",)),
     ("config", check_config, ("values",)),
+    ("method", describe_method, ("config",)),
     ("model", check_model, ("values",)),
     ("data", check_rows, ("values",)),
     ("prompts", check_prompts, ("values", "rows", "tokenizer")),

@@ -9,87 +9,34 @@ from __future__ import annotations
 
 import os
 import textwrap
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import datasets
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
-
 from ..recipe import is_distillation, read_recipe, recipe_layers, recipe_path
-from .batches import Batches
 from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
 from .layout import Layout
+from .stage_plan import StagePlan
 
 
-@dataclass
-class StagePlan:
-    """
-    A stage of a recipe. Each check adds a line of the plan, and what it found out for the later ones.
-
-    Attributes:
-        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
-            Fields, and those of the command line, which win.
-        layout ([`~step_trl.cli.dry_run.layout.Layout`]):
-            Processes and GPUs.
-        number (`int`), stages (`int`), first (`StagePlan`, *optional*):
-            Its place, from 1, how many there are, and the first one for the others, whose model they go on with.
-        lines (`dict[str, str]`):
-            The plan.
-        failures (`list[str]`):
-            All that is wrong.
-        values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
-            What checks have found out; `None` where one of them failed.
-    """
-
-    recipe: Mapping[str, Any]
-    arguments: Sequence[str]
-    layout: Layout
-    number: int = 1
-    stages: int = 1
-    first: StagePlan | None = None
-    lines: dict[str, str] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    values: Namespace | None = None
-    config: TrainingArguments | None = None
-    batches: Batches | None = None
-    rows: datasets.Dataset | None = None
-    model_config: PretrainedConfig | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    longest_prompt: int | None = None
-    memory_is_known: bool | None = None
-
-    def run(self) -> None:
-        """Run each check whose needs were found, whatever became of the others."""
-        distillation = is_distillation(self.recipe, [{}], self.arguments)
-        for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
-            missing = [need for need in needs if getattr(self, need) is None]
-            if missing:
-                self.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
-                continue
-            try:
-                self.lines[name] = check(self)
-                continue
-            except CheckFailed as error:
-                self.failures += error.failures
-            except ValueError as error:  # names its field
-                self.failures.append(str(error))
-            except Exception as error:  # a library's, of any kind: the other checks go on
-                self.failures.append(f"{name}: {type(error).__name__}: {error}")
-            self.lines[name] = "wrong, see below"
-
-    def __str__(self) -> str:
-        return "\n".join(
-            textwrap.fill(text, 119, initial_indent=f"{name:<9}", subsequent_indent=" " * 9)
-            for name, text in self.lines.items()
-        )
-
-    def dataclass_of(self, kind: type, **others: Any) -> Any:
-        """The values that belong to a dataclass, in it."""
-        names = [one.name for one in fields(kind) if one.init and one.name in vars(self.values)]
-        return kind(**{name: getattr(self.values, name) for name in names} | others)
+def run_checks(plan: StagePlan) -> None:
+    """Run each check of a stage whose needs were found, whatever became of the others."""
+    distillation = is_distillation(plan.recipe, [{}], plan.arguments)
+    for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
+        missing = [need for need in needs if getattr(plan, need) is None]
+        if missing:
+            plan.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
+            continue
+        try:
+            plan.lines[name] = check(plan)
+            continue
+        except CheckFailed as error:
+            plan.failures += error.failures
+        except ValueError as error:  # names its field
+            plan.failures.append(str(error))
+        except Exception as error:  # a library's, of any kind: the other checks still run
+            plan.failures.append(f"{name}: {type(error).__name__}: {error}")
+        plan.lines[name] = "wrong, see below"
 
 
 def print_plan(
@@ -124,7 +71,7 @@ def print_plan(
     plans: list[StagePlan] = []
     for number, stage in enumerate(stages, 1):
         plan = StagePlan(recipe | stage, rest, layout, number, len(stages), plans[0] if plans else None)
-        plan.run()
+        run_checks(plan)
         plans.append(plan)
         print(*([f"Stage {number} of {len(stages)}"] if len(stages) > 1 else []), plan, sep="\n", end="\n\n")
     return print_verdict(plans)

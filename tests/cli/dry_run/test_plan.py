@@ -20,7 +20,6 @@ from step_trl.cli.main import main
 from step_trl.cli.recipe import (
     DISTILL_FIELDS,
     OBSOLETE_FIELDS,
-    TRAINERS,
     DistillArguments,
     DistillConfig,
     TrainArguments,
@@ -28,6 +27,7 @@ from step_trl.cli.recipe import (
     read_recipe,
     unknown_fields,
 )
+from step_trl.trainers import METHODS
 
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -143,7 +143,7 @@ def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch
         ({"report_to": "mlflow"}, "report_to: mlflow is not installed"),
         ({"eval_strategy": "steps"}, "eval_strategy: 'steps' needs rows to evaluate on"),
         ({"length_reward": "l1_max"}, "length_reward='l1_max' needs a column 'target_tokens'"),
-        ({"length_reward": "lapo_internalization"}, "lapo_lengths: there is no file"),
+        ({"trainer": "lapo", "lapo_stage": "internalization"}, "lapo_lengths: there is no file"),
     ],
 )
 def test_what_a_dry_run_finds(options, message, tmp_path, dry_run):
@@ -260,18 +260,18 @@ def test_batches_and_updates_are_those_of_the_trainer(sizes, epochs, tmp_path):
         ({"generation_batch_size": 15}, "generation_batch_size: 15 is no multiple of 10"),
         ({"num_generations": 1}, "num_generations: 1 is no group"),
         ({"num_generations": 4}, "per_device_train_batch_size=5 x steps_per_generation=1 x 2 processes"),
-        ({"num_generations": 10, "serial_group": True, "trainer": "step_grpo"}, "serial_group: the 5 completions"),
+        ({"num_generations": 10, "trainer": "s_grpo"}, "num_generations: the 5 completions of a process"),
     ],
 )
 def test_batches_that_do_not_fit(sizes, message):
     sizes = {"trainer": "grpo", "dataset": "x", "per_device_train_batch_size": 5, "num_generations": 5} | sizes
     values, _ = parse_values(sizes["trainer"], {"output_dir": "x", "gradient_accumulation_steps": 1} | sizes, [])
     with pytest.raises(ValueError, match=message):
-        Batches.of(values, 2)
+        Batches.of(values, 2, METHODS[sizes["trainer"]][1].WHOLE_GROUPS)
 
 
 def test_obsolete_fields_are_gone_and_their_successors_exist():
-    for _, kind in TRAINERS.values():
+    for _, kind in METHODS.values():
         known = {one.name for part in (TrainArguments, ModelConfig, kind) for one in fields(part)}
         assert not known & OBSOLETE_FIELDS.keys()
         for remedy in OBSOLETE_FIELDS.values():

@@ -1,0 +1,65 @@
+"""The plan of one stage of a recipe, which the checks fill in."""
+
+from __future__ import annotations
+
+import textwrap
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import datasets
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+
+from .batches import Batches
+from .layout import Layout
+
+
+@dataclass
+class StagePlan:
+    """
+    A stage of a recipe. Each check adds a line of the plan, and what it found out for the later ones.
+
+    Attributes:
+        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
+            The fields of the recipe, and those of the command line, which win.
+        layout ([`~step_trl.cli.dry_run.layout.Layout`]):
+            Processes and GPUs.
+        number (`int`), stages (`int`), first (`StagePlan`, *optional*):
+            The place of the stage, from 1; the number of stages; and for later stages the first one, whose model they
+            continue from.
+        lines (`dict[str, str]`):
+            The plan.
+        failures (`list[str]`):
+            Everything that is wrong.
+        values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
+            What the checks have found out; `None` where one of them failed.
+    """
+
+    recipe: Mapping[str, Any]
+    arguments: Sequence[str]
+    layout: Layout
+    number: int = 1
+    stages: int = 1
+    first: StagePlan | None = None
+    lines: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+    values: Namespace | None = None
+    config: TrainingArguments | None = None
+    batches: Batches | None = None
+    rows: datasets.Dataset | None = None
+    model_config: PretrainedConfig | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    longest_prompt: int | None = None
+    memory_is_known: bool | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(
+            textwrap.fill(text, 119, initial_indent=f"{name:<9}", subsequent_indent=" " * 9)
+            for name, text in self.lines.items()
+        )
+
+    def dataclass_of(self, kind: type, **others: Any) -> Any:
+        """The values that belong to a dataclass, in it."""
+        names = [one.name for one in fields(kind) if one.init and one.name in vars(self.values)]
+        return kind(**{name: getattr(self.values, name) for name in names} | others)

@@ -1,0 +1,301 @@
+"""Where completions of the policy come from: the policy itself, a vLLM in this process, or vLLM servers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import get_config_model_id
+
+from ..rollout import SamplingParams
+from ..rollout.engines import (
+    Engine,
+    EngineUnavailableError,
+    TransformersEngine,
+    VLLMColocatedEngine,
+    VLLMServerEngine,
+)
+from ..rollout.event_loop import run_to_end
+from .ranks import failing_together, rollout_seeds
+from .run_config import RunConfig
+from .sharding import check_reference_model, check_rollouts_in_process, whole_parameters
+from .weight_sync import DiskSyncedGeneration, check_log_probabilities
+
+
+logger = logging.getLogger(__name__)
+
+
+def loading_options(args: RunConfig) -> dict[str, Any]:
+    """Return the options of `from_pretrained` that say where a model's configuration and tokenizer come from."""
+    return {"trust_remote_code": args.trust_remote_code} | {
+        name: value
+        for name, value in cast("dict[str, Any]", args.model_init_kwargs or {}).items()
+        if name in ("revision", "trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+    }
+
+
+def connect(
+    args: RunConfig,
+    model: str | PreTrainedModel,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
+) -> VLLMServerEngine:
+    """Check the servers of a training, and return the engine that uses them."""
+    config = model.config if not isinstance(model, str) else AutoConfig.from_pretrained(model, **loading_options(args))
+    if processing_class is None:
+        processing_class = AutoTokenizer.from_pretrained(get_config_model_id(config), **loading_options(args))
+    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+    engine = VLLMServerEngine(
+        args.server_urls(),
+        tokenizer,
+        api_key=os.environ.get("VLLM_API_KEY"),
+        retry_window=args.vllm_server_timeout,
+    )
+    run_to_end(
+        engine.check(
+            max_length=1 + cast("int", args.max_completion_length),
+            policy_config=config,
+            weight_sync=args.weight_sync,
+        )
+    )
+    return engine
+
+
+class PolicyEngine:
+    """
+    The engine that samples from the current policy, the same for every method.
+
+    It is made before TRL's constructor runs, so that a wrong server is refused before TRL opens a process group with
+    it, and attached to the trainer afterwards:
+
+    ```python
+    engine = PolicyEngine(args, model, processing_class)
+    with engine.hidden_from_trl():
+        super().__init__(model, args=args, ...)
+    engine.attach(self)
+    ```
+
+    Args:
+        args ([`RunConfig`]):
+            The trainer's configuration.
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            The policy's tokenizer or processor. By default it is loaded with the model.
+
+    Attributes:
+        servers ([`VLLMServerEngine`], *optional*):
+            The engine over vLLM servers, with `vllm_mode="server"`.
+        colocated ([`VLLMColocatedEngine`], *optional*):
+            The engine over TRL's vLLM in this process, with `vllm_mode="colocate"`, once [`check_own_rollouts`] is
+            called.
+    """
+
+    servers: VLLMServerEngine | None
+
+    def __init__(
+        self,
+        args: RunConfig,
+        model: str | PreTrainedModel,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+    ):
+        on_servers = args.use_vllm and args.vllm_mode == "server"
+        self.args = args
+        self.servers = connect(args, model, processing_class) if on_servers else None
+        self.colocated: VLLMColocatedEngine | None = None
+        self._by_disk = on_servers and args.weight_sync == "disk"
+        self._in_process: TransformersEngine | None = None
+        self._weights_checked_at: int | None = None
+        self._seeded_step, self._seeded_calls = -1, 0
+
+    @contextmanager
+    def hidden_from_trl(self) -> Iterator[None]:
+        """
+        Hide `use_vllm` from TRL's constructor where weights go over the disk.
+
+        With it, `GRPOTrainer.__init__` makes a `VLLMGeneration` (`if self.use_vllm:`, under "Initialize vLLM
+        generation backend"), which opens an NCCL process group with the server. [`attach`] makes the other one.
+        """
+        self.args.use_vllm = self.args.use_vllm and not self._by_disk
+        try:
+            yield
+        finally:
+            self.args.use_vllm = self.args.use_vllm or self._by_disk
+
+    def attach(self, trainer: GRPOTrainer) -> None:
+        """Take the trainer, once TRL's constructor is done."""
+        self._trainer = cast("GRPOTrainer", weakref.proxy(trainer))  # which holds this object: what it holds is large
+        if trainer._dist.fsdp_version == 2 and trainer.ref_model is not None:
+            check_reference_model(trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
+        if self.servers is not None and self._by_disk:
+            trainer.use_vllm = True
+            trainer._last_loaded_step = -1  # as TRL: no weights were sent yet
+            trainer.vllm_generation = DiskSyncedGeneration(
+                engine=self.servers,
+                folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
+                generate_together=not trainer.tools,
+                model=trainer.model,
+                accelerator=trainer.accelerator,
+                processing_class=trainer.processing_class,
+                temperature=trainer.temperature,
+                top_p=trainer.top_p,
+                top_k=trainer.top_k,
+                min_p=trainer.min_p,
+                max_completion_length=trainer.max_completion_length,
+            )
+
+    def check_own_rollouts(self) -> None:
+        """Refuse what the rollouts of [`sampling`] cannot do; called by trainers that do not leave them to TRL."""
+        trainer = self._trainer
+        if isinstance(trainer.processing_class, ProcessorMixin):
+            raise ValueError(
+                "processing_class: truncated rollouts are for text models, this one has a multimodal processor. Set "
+                "truncated_rollout=False."
+            )
+        if not trainer.use_vllm:
+            check_rollouts_in_process(
+                trainer._dist.zero_stage, trainer._dist.fsdp_version, self.args.ds3_gather_for_generation
+            )
+        elif self.servers is None:
+            self.colocated = VLLMColocatedEngine(trainer.vllm_generation.llm, trainer._tokenizer)
+
+    @property
+    def has_spare_slots(self) -> bool:
+        """Whether more requests than completions run at once. TRL gives a colocated vLLM one slot per completion."""
+        return self.colocated is None
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """How the trainer samples its completions."""
+        trainer = self._trainer
+        return SamplingParams(
+            cast("int", trainer.max_completion_length),
+            trainer.temperature,
+            trainer.top_p,
+            trainer.top_k or 0,
+            trainer.min_p or 0.0,
+        )
+
+    def seeds(self, count: int) -> list[int] | None:
+        """
+        Return the seeds of this process's next `count` completions, or `None` where they are not seeded.
+
+        They are drawn from the run's seed, the update, the number of earlier calls in this update, and the place of
+        this process's completions in the batch of all processes.
+        """
+        trainer = self._trainer
+        seeded = not trainer.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
+        step = trainer.state.global_step
+        self._seeded_calls = self._seeded_calls + 1 if step == self._seeded_step else 0
+        self._seeded_step = step
+        first = trainer.accelerator.process_index * count
+        return rollout_seeds([self.args.seed, step, self._seeded_calls], first, count) if seeded else None
+
+    @contextmanager
+    def sampling(self) -> Iterator[Engine]:
+        """
+        Give the engine the policy's current weights, and yield it. Every process must enter.
+
+        An error of one process ends the block on all of them, except with tools: then processes enter a different
+        number of times, and cannot wait for each other.
+        """
+        with nullcontext() if self._trainer.tools else failing_together():
+            vllm_engine = self.servers or self.colocated
+            if vllm_engine is not None:
+                self.sync_weights()
+                yield vllm_engine
+            else:
+                with self._unwrapped_policy() as engine:
+                    yield engine
+
+    @contextmanager
+    def _unwrapped_policy(self) -> Iterator[Engine]:
+        trainer = self._trainer
+        with (
+            unwrap_model_for_generation(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+                gradient_checkpointing_kwargs=cast("dict | None", self.args.gradient_checkpointing_kwargs),
+            ) as model,
+            self.whole_parameters(),
+        ):
+            if self._in_process is None:
+                self._in_process = TransformersEngine(model, trainer._tokenizer)
+            try:
+                yield self._in_process
+            finally:
+                self._in_process.drop_prefix_cache()  # the weights are about to change
+
+    @contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Hold all parameters of a policy that FSDP2 shards. Every process must enter."""
+        trainer = self._trainer
+        if trainer._dist.fsdp_version != 2:
+            yield
+            return
+        reshard = trainer.accelerator.state.fsdp_plugin.reshard_after_forward
+        with whole_parameters(cast("PreTrainedModel", trainer.model_wrapped), reshard):
+            yield
+
+    def sync_weights(self) -> None:
+        """Send the policy's weights to vLLM if it has moved since, as TRL's `_generate_single_turn` does."""
+        trainer = self._trainer
+        if trainer.state.global_step != trainer._last_loaded_step:
+            # TRL's first process sends the weights and asks for completions, one after the other. Here each process
+            # asks for its own, and must not before all is sent: a forward pass with half of it ends the server.
+            with failing_together():
+                trainer.vllm_generation.sync_weights()
+            trainer._last_loaded_step = trainer.state.global_step
+
+    def check_weights(self, output: Mapping[str, torch.Tensor]) -> None:
+        """
+        Compare the servers' log-probabilities with the policy's, every `weight_sync_check_every` updates.
+
+        Args:
+            output (`Mapping[str, torch.Tensor]`):
+                What TRL makes of a generation. It holds the policy's log-probabilities where TRL corrects for the
+                servers'.
+
+        Raises:
+            [`WeightSyncError`]: they differ; on every process.
+        """
+        trainer = self._trainer
+        every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, trainer.state.global_step
+        due = every > 0 and (last is None or step - last >= every)
+        if self.servers is None or not due or "old_per_token_logps" not in output:
+            return
+        self._weights_checked_at = step
+        model = cast("PreTrainedModel", trainer.model)
+        with failing_together():
+            check_log_probabilities(
+                output["sampling_per_token_logps"],
+                output["old_per_token_logps"],
+                output["completion_mask"],
+                support_is_whole=trainer.top_p == 1.0 and not trainer.top_k and not trainer.min_p,
+                tolerance=0.01 if model.dtype == torch.float32 else 0.1,
+                tied_embeddings=bool(getattr(model.config, "tie_word_embeddings", False)),
+                urls=self.args.server_urls(),
+            )
+
+    @contextmanager
+    def saving_on_outage(self) -> Iterator[None]:
+        """Save a checkpoint if a server stays unreachable, so that nothing that was trained is lost."""
+        try:
+            yield
+        except EngineUnavailableError:  # raised on every process, between two updates
+            trainer = self._trainer
+            if trainer.state.global_step > 0:
+                trainer._save_checkpoint(trainer.model, trial=None)
+                logger.error(
+                    "Saved %s. When a server answers again, resume with train(resume_from_checkpoint=True).",
+                    os.path.join(cast("str", self.args.output_dir), f"checkpoint-{trainer.state.global_step}"),
+                )
+            raise

@@ -1,0 +1,127 @@
+"""Options of a long run, whatever the method: rollouts on vLLM servers, micro-batches, and what trackers show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from trl import GRPOConfig
+
+
+def check_precision(args: TrainingArguments) -> None:
+    """Raise an error that names the remedy where bfloat16, TRL's default, is not supported."""
+    bf16 = not args.fp16 if args.bf16 is None else args.bf16  # as TRL's configurations decide
+    if bf16 and not (args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+        raise ValueError(
+            "bf16: this machine has no GPU that computes in bfloat16, in which TRL trains by default. Set bf16=False "
+            "to train in float32."
+        )
+
+
+@dataclass
+class RunConfig(GRPOConfig):
+    r"""
+    [`~trl.GRPOConfig`] with what long completions and rollouts on vLLM servers need.
+
+    Args:
+        vllm_server_base_url (`list[str]`, *optional*):
+            URL of the vLLM server, as in [`~trl.GRPOConfig`], or several URLs: the prompts are spread over the
+            servers.
+        reduce_padding (`bool`, *optional*, defaults to `True`):
+            Put completions of similar length into one micro-batch of an update, and drop the columns that are padding
+            in all of its rows. Neither changes the gradient of an update, apart from rounding. Completions are not
+            moved where that would change it: with loss type `"bnpo"`, `top_entropy_quantile` below 1, an entropy
+            bonus, a router's auxiliary loss, or images. With `False`, micro-batches are TRL's, and so are all results,
+            to the bit.
+        seeded_rollouts (`bool`, *optional*):
+            Give each completion of a rollout that is not TRL's its own seed, drawn from `seed` and its place in the
+            batch of all processes, so that a run can be repeated. By default on for in-process generation and off for
+            servers: vLLM samples seeded requests one by one.
+        max_rollouts_in_flight (`int`, *optional*):
+            The largest number of rollouts of a process at once, where they are not TRL's; by default all of its batch.
+            A vLLM server runs `--max-num-seqs` requests at once; with more rollouts than that, probes wait for
+            thoughts to end. Keep some slots free.
+        weight_sync (`str`, *optional*, defaults to `"nccl"`):
+            How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
+            them to a folder that the servers read, for machines without NCCL and for several servers.
+        weight_sync_dir (`str`, *optional*):
+            Folder of `weight_sync="disk"`, which this process and every server must see under the same path. Defaults
+            to `weight_sync` below `output_dir`.
+        weight_sync_check_every (`int`, *optional*, defaults to `100`):
+            After the first synchronisation, and again after this many updates, the servers' log-probabilities are
+            compared with the policy's; `0` turns the comparison off.
+        num_completions_to_log (`int`, *optional*, defaults to `8`):
+            The number of completions that trackers show at each logging step: in a table that keeps all steps, and the
+            first ones as pictures. `0` for none. TRL's `log_completions` and its table are independent of it.
+    """
+
+    vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
+        default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
+    )
+    reduce_padding: bool = field(
+        default=True, metadata={"help": "Put completions of similar length into one micro-batch, and trim padding."}
+    )
+    seeded_rollouts: bool | None = field(
+        default=None, metadata={"help": "Give each completion its own seed. By default only in process."}
+    )
+    max_rollouts_in_flight: int | None = field(
+        default=None, metadata={"help": "Most rollouts of a process at once. By default all of its batch."}
+    )
+    weight_sync: str = field(default="nccl", metadata={"help": "How servers receive weights: 'nccl' or 'disk'."})
+    weight_sync_dir: str | None = field(
+        default=None, metadata={"help": "Folder of weight_sync='disk', seen by trainer and servers."}
+    )
+    weight_sync_check_every: int = field(
+        default=100, metadata={"help": "Updates between two checks of the servers' weights; 0 for none."}
+    )
+    num_completions_to_log: int = field(
+        default=8, metadata={"help": "Completions that trackers show at each logging step; 0 for none."}
+    )
+
+    def __post_init__(self):
+        check_precision(self)
+        super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # a no-op there, about which torch warns at every epoch
+        if self.num_completions_to_log < 0:
+            raise ValueError(f"num_completions_to_log: {self.num_completions_to_log} is negative. Set 0 to show none.")
+        if self.max_rollouts_in_flight is not None and self.max_rollouts_in_flight < 1:
+            raise ValueError(
+                f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows none. Set at least 1, or None."
+            )
+        self._check_weight_sync()
+
+    def _check_weight_sync(self) -> None:
+        if self.weight_sync not in ("nccl", "disk"):
+            raise ValueError(f"weight_sync: {self.weight_sync!r} is not known. Set 'nccl' or 'disk'.")
+        if self.weight_sync_check_every < 0:
+            raise ValueError(
+                f"weight_sync_check_every: {self.weight_sync_check_every} is negative. Set 0 to compare never."
+            )
+        if self.weight_sync == "disk" and self.use_vllm and self.vllm_mode != "server":
+            raise ValueError(
+                f"weight_sync: 'disk' is for servers, but vllm_mode={self.vllm_mode!r}. Set vllm_mode='server', or "
+                "leave weight_sync at 'nccl'."
+            )
+        if isinstance(self.vllm_server_base_url, str):
+            self.vllm_server_base_url = [self.vllm_server_base_url]
+        if self.weight_sync == "nccl" and self.vllm_server_base_url is not None:
+            if len(self.vllm_server_base_url) > 1:
+                raise ValueError(
+                    f"vllm_server_base_url: {len(self.vllm_server_base_url)} servers, but weight_sync='nccl' reaches "
+                    "one. Set weight_sync='disk' and a folder that all of them read."
+                )
+            self.vllm_server_base_url = self.vllm_server_base_url[0]  # type: ignore[assignment]
+
+    def server_urls(self) -> list[str]:
+        """Return the URLs of the servers of `vllm_mode="server"`."""
+        return server_urls(self.vllm_server_base_url, self.vllm_server_host, self.vllm_server_port)
+
+
+def server_urls(base_url: list[str] | str | None, host: str, port: int) -> list[str]:
+    """Return the URLs of vLLM servers: those given, or that of a host and a port."""
+    if base_url is None:
+        return [f"http://{host}:{port}"]
+    return [base_url] if isinstance(base_url, str) else list(base_url)

@@ -1,0 +1,84 @@
+"""A generation batch on its way through the hooks of a trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ..rollout import Rollout
+
+
+@dataclass
+class Batch:
+    """
+    The completions of one generation. The base trainer fills it in as the generation passes the hooks.
+
+    Shapes: `B` is the number of completions of this process, `B_global` of all processes.
+
+    Attributes:
+        accelerator ([`~accelerate.Accelerator`]):
+            Knows the other processes.
+        rows (`Sequence[dict[str, Any]]` of length `B`):
+            The row of the data set that each completion belongs to.
+        num_generations (`int`):
+            The number of completions per group.
+        training (`bool`):
+            Whether the policy is trained on them, or evaluated.
+        prompt_ids (`list[list[int]]`):
+            The token ids of the prompts, from `sample` on. With tools, those of this turn.
+        rollouts (`list[Rollout]`, *optional*):
+            What `sample` returned; `None` where TRL generated the completions, and with tools.
+        completions (`list`), completion_ids (`list[list[int]]`):
+            The completions of this process, as messages or text, and their token ids, from `reward_columns` on.
+        correct (`torch.BoolTensor` of shape `(B_global,)`):
+            Which completions are correct, from `reward_columns` on.
+        unscorable (`torch.BoolTensor` of shape `(B_global,)`):
+            Which completions no reward function has scored, from `reward_columns` on.
+        inputs (`dict[str, Any]`):
+            What the loss will be given, in `credit`; empty before and after. Tensors of shape `(B, ...)` that are
+            added here arrive in `before_loss`, split into micro-batches.
+    """
+
+    accelerator: Accelerator
+    rows: Sequence[dict[str, Any]]
+    num_generations: int
+    training: bool
+    prompt_ids: list[list[int]] = field(default_factory=list)
+    rollouts: list[Rollout] | None = None
+    completions: list[Any] = field(default_factory=list)
+    completion_ids: list[list[int]] = field(default_factory=list)
+    correct: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    unscorable: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> torch.Tensor:
+        """The group `(B_global,)` of each completion, as an id."""
+        return torch.arange(len(self.correct), device=self.correct.device) // self.num_generations
+
+    def gather(self, values: Sequence[Any] | torch.Tensor) -> torch.Tensor:
+        """Return the values `(B_global, ...)` of all processes; every process gives its own `(B, ...)`."""
+        return self.accelerator.gather(torch.as_tensor(values, device=self.accelerator.device))
+
+    def local(self, gathered: torch.Tensor) -> torch.Tensor:
+        """Return this process's part `(B, ...)` of a gathered tensor."""
+        return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def exclude(self, mask: torch.Tensor) -> None:
+        """
+        Leave tokens out of the loss, and out of its normaliser. Only in `credit`, and on every process.
+
+        The policy still attends to them.
+
+        Args:
+            mask (`torch.BoolTensor` of shape `(B, T)`):
+                True for the tokens to leave out.
+        """
+        kept = (~mask).long() * self.inputs.get("tool_mask", 1)
+        self.inputs["tool_mask"] = kept
+        loss_mask = self.inputs["completion_mask"] * kept
+        self.inputs["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()

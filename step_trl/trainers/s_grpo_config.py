@@ -1,0 +1,58 @@
+"""Options of S-GRPO (arXiv 2505.07686)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import cast
+
+from .step_grpo_config import StepGRPOConfig
+
+
+@dataclass
+class SGRPOConfig(StepGRPOConfig):
+    """
+    Configuration of [`SGRPOTrainer`]: the fields of [`StepGRPOConfig`], with S-GRPO's defaults.
+
+    The options of Step-GRPO's probes have no effect: groups are exits from random places of one thought.
+
+    Args:
+        length_reward (`str`, *optional*, defaults to `"s_grpo"`):
+            The reward that halves with each correct answer of a group, see [`~step_trl.rewards.s_grpo_reward`].
+        accuracy_weight (`float`, *optional*, defaults to `1.0`), step_reward (`bool`, *optional*, defaults to
+            `False`), format_reward (`bool`, *optional*, defaults to `False`):
+            As in [`StepGRPOConfig`], whose own rewards S-GRPO does not have.
+        scale_rewards (`str`, *optional*, defaults to `"none"`):
+            As in [`~trl.GRPOConfig`]: advantages are not divided by a standard deviation.
+    """
+
+    WHOLE_GROUPS = True
+    _OWN_LENGTH_REWARDS = ("s_grpo",)
+
+    length_reward: str | None = field(
+        default="s_grpo", metadata={"help": "Reward for short completions that is added to the correctness."}
+    )
+    accuracy_weight: float = field(default=1.0, metadata={"help": "Weight of accuracy."})
+    step_reward: bool = field(default=False, metadata={"help": "Use Step-GRPO's efficiency term of the reward."})
+    format_reward: bool = field(default=False, metadata={"help": "Use Step-GRPO's format term of the reward."})
+    scale_rewards: str = field(default="none", metadata={"help": "How advantages are scaled, see GRPOConfig."})
+
+    def __post_init__(self, serial_group):
+        super().__post_init__(serial_group)
+        if not self.truncated_rollout:
+            raise ValueError("truncated_rollout: S-GRPO needs its exits. Leave it at True, or use StepGRPOTrainer.")
+        self._check_whole_groups()
+
+    def _check_whole_groups(self) -> None:
+        local = self.per_device_train_batch_size * cast("int", self.steps_per_generation)
+        if local % cast("int", self.num_generations):
+            raise ValueError(
+                f"num_generations: {local} completions per process, which is per_device_train_batch_size * "
+                f"steps_per_generation, are no whole groups of {self.num_generations}, and S-GRPO samples whole "
+                "groups on each process. Set a multiple."
+            )
+
+    def describe(self):
+        return ["groups are exits from one thought", *self._describe_reward()]
+
+    def _describe_reward(self) -> list[str]:
+        return [f"reward {self.accuracy_weight:g} accuracy", *self._describe_length_reward()]
