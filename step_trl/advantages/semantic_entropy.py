@@ -135,8 +135,7 @@ def semantic_entropy(
         entropies = torch.where(first, -masses, 0).sum(1) / first.sum(1)
     else:
         entropies = torch.where(first, torch.special.entr(masses.exp()), 0).sum(1)
-    # sums of masses may be 1 but for rounding
-    return entropies.clamp(min=0).repeat_interleave(num_generations)
+    return entropies.repeat_interleave(num_generations)
 
 
 def seed_scale(
