@@ -52,6 +52,7 @@ PUBLIC = (
     ".monitor",
     ".report",
     ".advantages",
+    ".losses",
     ".steps",
     ".data",
     ".token_targets",
@@ -307,6 +308,7 @@ def test_docstring_examples(example, on_the_testbed):
         return
     names: dict = {}
     for module in (
+        "advantages",
         "data",
         "monitor.workspace",
         "report",

@@ -1,6 +1,16 @@
 """Advantages of the methods: what each does to the group's advantages, as functions of tensors."""
 
+from .semantic_entropy import answer_clusters, cluster_answers, seed_advantages, seed_scale, semantic_entropy
 from .step_selection import select_step_advantages, selection_statistics, step_confidences
 
 
-__all__ = ["select_step_advantages", "selection_statistics", "step_confidences"]
+__all__ = [
+    "answer_clusters",
+    "cluster_answers",
+    "seed_advantages",
+    "seed_scale",
+    "select_step_advantages",
+    "selection_statistics",
+    "semantic_entropy",
+    "step_confidences",
+]

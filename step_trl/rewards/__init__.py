@@ -1,6 +1,6 @@
 """Rewards: correctness, format, step efficiency and length baselines."""
 
-from .correctness import math_accuracy_reward
+from .correctness import extract_answers, math_accuracy_reward
 from .format import format_reward
 from .length import (
     grpo_lambda_reward,
@@ -14,6 +14,7 @@ from .target_length import l1_exact_reward, l1_max_reward, lapo_internalization_
 
 
 __all__ = [
+    "extract_answers",
     "format_reward",
     "grpo_lambda_reward",
     "kimi_length_reward",

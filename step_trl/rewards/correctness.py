@@ -23,14 +23,14 @@ from collections.abc import Callable, Sequence
 from typing import IO, Any, cast
 
 from . import grading
-from .grading import Grade, compare_integers
+from .grading import Grade, boxed_integer, compare_integers
 
 
 END_OF_THINKING = "</think>"
 
 
 class _Worker:
-    """A child process that grades one pair at a time."""
+    """A child process that grades or reads one text at a time."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -75,19 +75,17 @@ class _Pool:
         while self.workers:
             self.workers.pop().stop()
 
-    def grade(
-        self, pairs: Sequence[tuple[str, str]], timeout: float, workers: int, strict_latex: bool = False
-    ) -> list[Grade]:
-        requests = [(*pair, timeout, strict_latex) for pair in pairs]
+    def ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
+        """Replies to requests as `grading.py` reads them; `killed` where a worker ran into a limit."""
         with self.lock:
             try:
-                return self._grade(requests, min(workers, len(pairs)))
+                return self._ask(requests, min(workers, len(requests)), killed)
             except BaseException:
                 self.close()  # an unread reply would be taken for the next call's
                 raise
 
-    def _grade(self, requests: Sequence[Sequence[Any]], workers: int) -> list[Grade]:
-        grades: dict[int, Grade] = {}
+    def _ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
+        replies: dict[int, Any] = {}
         waiting = deque(enumerate(requests))
 
         def feed(worker: _Worker) -> None:
@@ -100,24 +98,24 @@ class _Pool:
                 selector.register(worker.replies, selectors.EVENT_READ, slot)
                 if worker.ready:
                     feed(worker)
-            while len(grades) < len(requests):
+            while len(replies) < len(requests):
                 for key, _ in selector.select():
                     worker = self.workers[key.data]
                     reply = worker.replies.readline()
                     if reply:
                         if worker.task is not None:
-                            grades[worker.task] = Grade(*json.loads(reply))
+                            replies[worker.task] = json.loads(reply)
                         worker.ready, worker.task = True, None
                         feed(worker)
                     elif worker.ready:
                         if worker.task is not None:
-                            grades[worker.task] = Grade(False, killed=True)
+                            replies[worker.task] = killed
                         selector.unregister(worker.replies)
                         self._replace(key.data)
                         selector.register(self.workers[key.data].replies, selectors.EVENT_READ, key.data)
                     else:
                         raise RuntimeError("A grading worker ended while it started; see standard error.")
-        return [grades[task] for task in range(len(requests))]
+        return [replies[task] for task in range(len(requests))]
 
     def _prepare(self, workers: int) -> None:
         """Start workers up to this number, and new ones for those that died between calls."""
@@ -153,14 +151,56 @@ def grade_all(
         strict_latex (`bool`, *optional*, defaults to `False`):
             As in [`math_accuracy_reward`].
     """
+    workers = _number_of_workers(timeout, workers)
+    grades = {pair: compare_integers(*pair) for pair in pairs}
+    hard = [pair for pair, verdict in grades.items() if verdict is None]
+    requests = [(*pair, timeout, strict_latex) for pair in hard]
+    replies = _POOL.ask(requests, workers, killed=Grade(False, killed=True))
+    grades.update((pair, Grade(*reply)) for pair, reply in zip(hard, replies, strict=True))
+    return [cast("Grade", grades[pair]) for pair in pairs]
+
+
+def extract_answers(
+    completions: Sequence[str] | Sequence[list[dict]],
+    *,
+    require_end_of_thinking: bool = False,
+    timeout: float = 5.0,
+    workers: int | None = None,
+) -> list[str | None]:
+    r"""
+    The final answer that [`math_accuracy_reward`] reads in each completion, equal texts read once.
+
+    Two answers are the same string where math-verify reads the same expression: `\frac12`, `1/2` and `0.5`, or `4` and
+    `4.0`. What takes mathematics to see is not: `\sqrt{12}` and `2\sqrt{3}`, or `x = 4` and `4`.
+
+    Args:
+        completions (`Sequence[str]` or `Sequence[list[dict]]`):
+            Completions, plain or as messages.
+        require_end_of_thinking (`bool`, *optional*, defaults to `False`):
+            Whether a completion without `</think>` has no answer; otherwise all of its text is read.
+        timeout (`float`, *optional*, defaults to `5.0`):
+            Seconds that one completion may take. One that takes longer has no answer.
+        workers (`int`, *optional*):
+            Most processes to read in at once. Defaults to the number of cores, at most 4.
+
+    Returns:
+        `list[str | None]`: answers; `None` where there is none.
+    """
+    workers = _number_of_workers(timeout, workers)
+    texts = [answer_text(completion, require_end_of_thinking) for completion in completions]
+    answers = {text: boxed_integer(text) for text in texts}
+    hard = [text for text, answer in answers.items() if answer is None]
+    requests = [(text, None, timeout, False) for text in hard]
+    answers.update(zip(hard, _POOL.ask(requests, workers, killed=None), strict=True))
+    return [answers[text] for text in texts]
+
+
+def _number_of_workers(timeout: float, workers: int | None) -> int:
     if workers is None:
         workers = min(4, os.cpu_count() or 1)
     if timeout <= 0 or workers < 1:
         raise ValueError(f"`timeout` must be positive and `workers` at least 1, got {timeout} and {workers}.")
-    grades = {pair: compare_integers(*pair) for pair in pairs}
-    hard = [pair for pair, verdict in grades.items() if verdict is None]
-    grades.update(zip(hard, _POOL.grade(hard, timeout, workers, strict_latex), strict=True))
-    return [cast("Grade", grades[pair]) for pair in pairs]
+    return workers
 
 
 def is_correct(text: str, solution: str, timeout: float = 5.0) -> bool:

@@ -17,8 +17,8 @@ from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
 from step_trl.rewards import correctness
-from step_trl.rewards.correctness import answer_text, grade_all, is_correct, math_accuracy_reward
-from step_trl.rewards.grading import Grade, as_typeset, compare_integers, grade
+from step_trl.rewards.correctness import answer_text, extract_answers, grade_all, is_correct, math_accuracy_reward
+from step_trl.rewards.grading import Grade, as_typeset, boxed_integer, compare_integers, extract, grade
 
 
 ROOT = Path(correctness.__file__).parents[2]
@@ -150,6 +150,9 @@ def test_integers_get_the_verdict_of_math_verify(text, solution):
     fast = compare_integers(text, solution)
     if fast is not None:
         assert fast == grade(text, solution)
+    integer = boxed_integer(text)
+    if integer is not None:
+        assert integer == extract(text)
 
 
 @given(st.integers(-(10**15) + 1, 10**15 - 1), st.integers(-2, 2))
@@ -165,6 +168,36 @@ def test_integers_of_any_size_are_decided_without_a_worker(solution, difference)
 def test_integer_answers_start_no_worker(pool):
     assert math_accuracy_reward([r"\boxed{4}", r"\boxed{5}"], ["4", "4"]) == [1.0, 0.0]
     assert not pool.workers
+
+
+def test_answers_that_read_as_one_expression_are_one():
+    written = {
+        "1/2": [r"\boxed{\frac12}", r"\boxed{\frac{1}{2}}", r"\boxed{1/2}", r"\boxed{0.5}", "Answer: 0.50"],
+        "4": [r"\boxed{4}", r"$\boxed{4.0}$", "The answer is 4.", r"Not \boxed{5}. " + "So " * 60 + r"\boxed{4}."],
+        "1000": [r"\boxed{1,000}", r"\boxed{1000}"],
+        "nosolution": [r"\boxed{\text{no solution}}"],
+        None: ["nothing", "", r"\boxed{}", "<think>42</think>"],
+    }
+    texts = [text for texts in written.values() for text in texts]
+    assert extract_answers(texts) == [answer for answer, texts in written.items() for _ in texts]
+    different = extract_answers([r"\boxed{\sqrt{12}}", r"\boxed{2\sqrt{3}}", r"\boxed{x = 4}", r"\boxed{4}"])
+    assert None not in different and len(set(different)) == 4
+
+
+def test_only_the_answer_after_the_thought_is_read(pool):
+    completions = [r"<think>\boxed{4}</think>\boxed{5}", r"<think>\boxed{4}", [{"content": r"</think>\boxed{6}"}]]
+    assert extract_answers(completions) == ["5", "4", "6"]
+    assert extract_answers(completions, require_end_of_thinking=True) == ["5", None, "6"]
+
+
+def test_equal_texts_are_read_once_and_a_hostile_one_has_no_answer(pool, monkeypatch):
+    asked = []
+    ask = correctness._Worker.ask
+    monkeypatch.setattr(correctness._Worker, "ask", lambda *args: asked.append(args[1]) or ask(*args))
+    half, hostile = r"\boxed{\frac{1}{2}}", HOSTILE["deep braces"]
+    assert extract_answers([half, hostile, r"\boxed{7}", half], timeout=1.0) == ["1/2", None, "7", "1/2"]
+    assert len(asked) == 2
+    assert math_accuracy_reward([half], ["0.5"]) == [1.0]
 
 
 def test_only_the_text_after_the_thought_is_graded():
@@ -274,6 +307,8 @@ def test_large_batch_keeps_its_order():
 def test_limits_are_validated(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         grade_all([("", "1")], **options)
+    with pytest.raises(ValueError, match=next(iter(options))):
+        extract_answers([""], **options)
 
 
 SCRIPT = r"""

@@ -61,6 +61,15 @@ def test_the_loss_reads_advantages_and_reference_after_its_forward_pass():
     assert source.count('inputs["ref_per_token_logps"]') == 1
 
 
+def test_the_loss_reads_old_log_probabilities_after_its_forward_pass():
+    """And ratios are taken of what it has read, so that `loss_as_advantages` can replace both."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    forward = source.index("self._get_per_token_logps_and_entropies(")
+    advantages, old = source.index('inputs["advantages"]'), source.index('inputs.get("old_per_token_logps")')
+    assert forward < advantages < old < source.index("log_ratio = per_token_logps - old_per_token_logps")
+    assert source.count('inputs.get("old_per_token_logps")') == source.count('"old_per_token_logps"') == 1
+
+
 def test_an_unsupported_trl_says_what_to_install():
     with pytest.raises(ImportError, match=r"found trl==0\.9\.1.*pip install 'trl>=1\.16"):
         check_trl_version("0.9.1")

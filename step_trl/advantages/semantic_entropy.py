@@ -1,0 +1,224 @@
+"""Advantages of SEED-GRPO (arXiv 2505.12346): a group whose answers disagree moves the policy less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+
+from ..rewards.correctness import extract_answers
+from ..rewards.groups import whole_groups
+
+
+Estimator = Literal["count", "likelihood"]
+Entropy = Literal["eq5", "shannon"]
+Form = Literal["linear", "exponential", "focal", "inverse"]
+
+
+def cluster_answers(answers: Sequence[str | None], num_generations: int) -> torch.Tensor:
+    """
+    Cluster of each completion: those of a group with the same answer share one.
+
+    A missing answer is a cluster of its own, each one. The paper does not say what becomes of them: this is our
+    choice, and that of a port of its code.
+
+    Args:
+        answers (`Sequence[str | None]` of length B):
+            Final answer of each completion, as from [`~step_trl.rewards.extract_answers`]; `None` for a missing one.
+            Groups of `num_generations` follow each other.
+        num_generations (`int`):
+            Completions per group.
+
+    Returns:
+        `torch.LongTensor` of shape `(B,)`: clusters 0, 1, 2, ... of each group, in the order of their first answers.
+
+    Example:
+    ```python
+    >>> cluster_answers(["4", None, "4", None], num_generations=4).tolist()
+    [0, 1, 0, 2]
+    ```
+    """
+    clusters: list[int] = []
+    numbers: dict[str | int, int] = {}  # of the group; a missing answer has the completion's index for a key
+    for index, answer in enumerate(answers):
+        if index % num_generations == 0:
+            numbers = {}
+        clusters.append(numbers.setdefault(index if answer is None else answer, len(numbers)))
+    return whole_groups("answers", torch.tensor(clusters, dtype=torch.long), num_generations).reshape(-1)
+
+
+def answer_clusters(
+    completions: Sequence[str] | Sequence[list[dict]],
+    num_generations: int,
+    *,
+    require_end_of_thinking: bool = False,
+    timeout: float = 5.0,
+    workers: int | None = None,
+) -> torch.Tensor:
+    """
+    [`cluster_answers`] of the final answers that math-verify reads in completions.
+
+    Answers are compared as [`~step_trl.rewards.extract_answers`] writes them: 1/2 and 0.5 are the same, the square
+    root of 12 and twice that of 3 are not. To read answers in each process and gather them, call the two functions one
+    after the other.
+
+    Args:
+        completions (`Sequence[str]` or `Sequence[list[dict]]` of length B):
+            Completions, plain or as messages; groups of `num_generations` follow each other.
+        num_generations (`int`):
+            Completions per group.
+        require_end_of_thinking, timeout, workers (*optional*):
+            As in [`~step_trl.rewards.extract_answers`].
+
+    Returns:
+        `torch.LongTensor` of shape `(B,)`: clusters 0, 1, 2, ... of each group.
+    """
+    answers = extract_answers(
+        completions, require_end_of_thinking=require_end_of_thinking, timeout=timeout, workers=workers
+    )
+    return cluster_answers(answers, num_generations)
+
+
+@torch.no_grad()
+def semantic_entropy(
+    clusters: torch.Tensor,
+    num_generations: int,
+    logps: torch.Tensor | None = None,
+    estimator: Estimator = "count",
+    entropy: Entropy = "eq5",
+) -> torch.Tensor:
+    """
+    Entropy of the answers of each completion's group: 0 where all agree.
+
+    The group's K clusters have masses `p_1, ..., p_K`, which sum to 1. `"eq5"`, what the paper computes, is their mean
+    surprise `-(1 / K) * sum(log(p_k))`; `"shannon"`, what it defines, is `-sum(p_k * log(p_k))`.
+
+    The masses are our choice, since the paper does not say how it normalises `pi_old(o|q)`, and the raw probabilities
+    of long completions leave all the mass to one. By `"count"` they are shares of the completions, which needs no
+    log-probabilities; then both entropies are at most `log(num_generations)`. By `"likelihood"` each completion counts
+    by its length-normalised probability, and `"eq5"` has no bound.
+
+    Args:
+        clusters (`torch.LongTensor` of shape `(B,)`):
+            Cluster of each completion, compared within its group only; groups of `num_generations` follow each other.
+        num_generations (`int`):
+            Completions per group.
+        logps (`torch.Tensor` of shape `(B,)`, *optional*):
+            Mean log-probability of the tokens of each completion under the policy that sampled it, for
+            `estimator="likelihood"`.
+        estimator (`"count"` or `"likelihood"`, *optional*, defaults to `"count"`):
+            What the masses are.
+        entropy (`"eq5"` or `"shannon"`, *optional*, defaults to `"eq5"`):
+            What is computed of them.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: entropies in nats, of the type of `logps` or else float32, at least float32.
+    """
+    _validate("estimator", estimator, Estimator)
+    _validate("entropy", entropy, Entropy)
+    groups = whole_groups("clusters", clusters, num_generations)  # (B/G, G)
+    if estimator == "count":
+        weights = torch.zeros_like(groups, dtype=torch.float32)
+    elif logps is None:
+        raise ValueError("logps: None is not enough for estimator='likelihood'. Give them, or set estimator='count'.")
+    else:
+        weights = whole_groups("logps", logps, num_generations)
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+
+    same = groups[:, :, None] == groups[:, None, :]  # (B/G, G, G)
+    masses = torch.where(same, weights[:, None, :], -torch.inf).logsumexp(2)  # (B/G, G), of each one's cluster
+    masses = masses - weights.logsumexp(1, keepdim=True)
+    first = ~same.tril(-1).any(2)  # (B/G, G), one completion of each cluster
+    if entropy == "eq5":
+        entropies = torch.where(first, -masses, 0).sum(1) / first.sum(1)
+    else:
+        entropies = torch.where(first, torch.special.entr(masses.exp()), 0).sum(1)
+    return entropies.repeat_interleave(num_generations)
+
+
+def seed_scale(
+    entropy: torch.Tensor,
+    num_generations: int,
+    alpha: float = 0.02,
+    f: Form = "linear",
+    gamma: float = 2.0,
+) -> torch.Tensor:
+    """
+    Factor `f(alpha * SE / log(G))` of the advantages of each completion: 1 where its group agrees, else less.
+
+    `SE / log(G)` is the paper's. It is limited to 1, which is our choice, since the entropy of likelihoods can exceed
+    `log(G)`. The paper names the first three forms of f and prints none; that f(0) = 1 and f decreases leaves these:
+
+    | `f` | factor at x | source |
+    |---|---|---|
+    | `"linear"` | 1 - x | our choice for the paper's default |
+    | `"exponential"` | exp(-x) | our choice |
+    | `"focal"` | (1 - x)^gamma | our choice |
+    | `"inverse"` | 1 / (1 + x) | a port of the paper's later code |
+
+    With the paper's alpha of 0.02 the linear factor is between 0.98 and 1. With 1, a group at full entropy is not
+    trained on. Above 1 the linear and the focal factor would become negative and reward failures, so they stop at 0.
+
+    Args:
+        entropy (`torch.Tensor` of shape `(B,)`):
+            SE of each completion's group.
+        num_generations (`int`):
+            G, completions per group, at least 2.
+        alpha (`float`, *optional*, defaults to `0.02`):
+            Strength, at least 0.
+        f (`"linear"`, `"exponential"`, `"focal"` or `"inverse"`, *optional*, defaults to `"linear"`):
+            Form of the factor.
+        gamma (`float`, *optional*, defaults to `2.0`):
+            Exponent of the focal form.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: factors between 0 and 1, of the type of `entropy`.
+    """
+    _validate("f", f, Form)
+    if num_generations < 2:
+        raise ValueError(
+            f"num_generations: {num_generations} leaves no entropy to scale with. Set at least 2, for groups that can "
+            "disagree."
+        )
+    if not alpha >= 0:
+        raise ValueError(f"alpha: {alpha} is negative. Set 0 for unchanged advantages, or the paper's 0.02.")
+    x = alpha * (entropy / math.log(num_generations)).clamp(0, 1)
+    if f == "exponential":
+        return torch.exp(-x)
+    if f == "inverse":
+        return 1 / (1 + x)
+    rest = (1 - x).clamp(min=0)
+    return rest if f == "linear" else rest**gamma
+
+
+def seed_advantages(
+    advantages: torch.Tensor,
+    entropy: torch.Tensor,
+    num_generations: int,
+    alpha: float = 0.02,
+    f: Form = "linear",
+    gamma: float = 2.0,
+) -> torch.Tensor:
+    """
+    Advantages times the [`seed_scale`] of their group.
+
+    Args:
+        advantages (`torch.Tensor` of shape `(B,)`):
+            Advantage of each completion, without division by the standard deviation in the paper.
+        entropy (`torch.Tensor` of shape `(B,)`):
+            Entropy of its group, see [`semantic_entropy`].
+        num_generations, alpha, f, gamma:
+            As in [`seed_scale`].
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: advantages, of the type of `advantages`.
+    """
+    return advantages * seed_scale(entropy, num_generations, alpha, f, gamma).to(advantages.dtype)
+
+
+def _validate(name: str, value: str, choices: object) -> None:
+    known = get_args(choices)
+    if value not in known:
+        raise ValueError(f"{name}: {value!r} is not known. Set one of {', '.join(map(repr, known))}.")
