@@ -21,6 +21,7 @@ from step_trl.trainers.step_grpo_config import VARIANTS
 
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+REAL_MODELS = Path(__file__).with_name("real_models.json")
 PATHS = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*")})
 
 
@@ -189,7 +190,8 @@ def test_a_header_serves_the_model_with_room_for_a_prompt_on_gpus_that_do_not_tr
     assert server[3] == fields["model_name_or_path"]
     budgets = [stage.get("max_completion_length", 0) for stage in fields.get("stages", [])]
     budget = max(fields.get("max_completion_length", 0), fields.get("max_tokens", 0), *budgets)
-    assert int(options["--max-model-len"]) >= budget + 2048
+    context = json.loads(REAL_MODELS.read_text())[server[3]]["max_position_embeddings"]
+    assert int(options["--max-model-len"]) >= min(budget + 2048, context)
     serving = server[0].removeprefix("CUDA_VISIBLE_DEVICES=").split(",")
     parallel = options.get("--tensor-parallel-size", options.get("--data-parallel-size"))
     assert len(serving) == int(parallel)
@@ -202,7 +204,7 @@ def test_a_header_serves_the_model_with_room_for_a_prompt_on_gpus_that_do_not_tr
 def real_models(tmp_path_factory):
     """Folders with the published configurations of the recipes' models, and the testbed's tokenizer."""
     folders = {}
-    for name, config in json.loads(Path(__file__).with_name("real_models.json").read_text()).items():
+    for name, config in json.loads(REAL_MODELS.read_text()).items():
         folders[name] = tmp_path_factory.mktemp("models") / name.split("/")[1]
         testbed.load_tokenizer().save_pretrained(folders[name])
         (folders[name] / "config.json").write_text(json.dumps(config))
@@ -227,7 +229,6 @@ def test_each_launch_of_a_header_fits_80_gib(path, real_models, offline, tmp_pat
     monkeypatch.chdir(RECIPES.parent)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fields = load_recipe(path)
-    updates = {"step_grpo": ("2,560", 4), "sas": ("1,024", 2)}[path.parent.name]
     for launch in launches(path):
         said = dict(zip(launch.arguments[::2], launch.arguments[1::2], strict=True))
         model = said.get("--model_name_or_path", fields["model_name_or_path"])
@@ -238,9 +239,10 @@ def test_each_launch_of_a_header_fits_80_gib(path, real_models, offline, tmp_pat
         shares = [int(share) for share in re.findall(r"That is (\d+)% of 80.0 GiB of a GPU", text)]
         assert shares and max(shares) <= 90
         if fields["trainer"] != "distill":
-            completions, count = updates
-            assert f"{completions} completions are generated at once" in text
-            assert f"by 4 processes, and learned from in {count} updates" in text
+            completions = 4 * fields["per_device_train_batch_size"] * fields["steps_per_generation"]
+            count = fields["steps_per_generation"] // fields["gradient_accumulation_steps"]
+            assert f"{completions:,} completions are generated at once" in text
+            assert f"by 4 processes, and learned from in {count} update" in text
 
 
 def test_rollouts_in_process_of_an_8b_model_are_refused(real_models, offline, tmp_path, capsys):

@@ -63,9 +63,12 @@ class Arm:
 _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "Step-GRPO, table 6"
 _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
+_FAMILY = "SEED-GRPO and NFT"
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # whose the tables are that compare all methods
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
+_DR_GRPO = _SHORT | {"loss_type": "dr_grpo", "scale_rewards": "none"}
+_TWICE = {"num_iterations": 2}  # where NFT differs from Dr.GRPO
 _CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer: what SAS is compared with has the same
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
@@ -131,6 +134,11 @@ ARMS: tuple[Arm, ...] = (
         Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
+    Arm("dr-grpo", "grpo", _DR_GRPO, (_FAMILY,)),
+    Arm("seed-0.02", "seed_grpo", _SHORT | {"alpha": 0.02}, (_FAMILY,)),
+    Arm("seed-1", "seed_grpo", _SHORT | {"alpha": 1.0}, (_FAMILY,)),
+    Arm("dr-grpo-2x", "grpo", _DR_GRPO | _TWICE, (_FAMILY,)),
+    Arm("nft-2x", "nft", _SHORT | _TWICE, (_FAMILY,)),
     Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )  # fmt: skip

@@ -132,6 +132,15 @@ CLAIMS: tuple[Claim, ...] = (
         "grpo-short-long", "grpo-short-closed", "accuracy", "lower",
     ),
     Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
+    Claim(
+        "SEED-GRPO", "with alpha 0.02 it is more accurate than Dr.GRPO",
+        "seed-0.02", "dr-grpo", "accuracy", "higher", "56.6, 51.4 %",
+    ),
+    Claim("SEED-GRPO", "with alpha 1 it is more accurate than Dr.GRPO", "seed-1", "dr-grpo", "accuracy", "higher"),
+    Claim(
+        "NFT", "with two updates per rollout it is more accurate than Dr.GRPO",
+        "nft-2x", "dr-grpo-2x", "accuracy", "higher", "51.7, 49.8 %",
+    ),
 )  # fmt: skip
 
 CHOICES = (  # what the papers leave open, or their releases do otherwise: text, arm that chooses otherwise, and ours

@@ -123,6 +123,27 @@ def nft_statistics(
     }
 
 
+def correct_rates(correct: torch.Tensor, groups: torch.Tensor, scored: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Return the share of correct completions of each completion's group.
+
+    Args:
+        correct (`torch.BoolTensor` of shape `(B,)`):
+            Whether the answer is right.
+        groups (`torch.LongTensor` of shape `(B,)`):
+            The id of each completion's group.
+        scored (`torch.BoolTensor` of shape `(B,)`, *optional*):
+            Which completions count. The others get 0, so that [`nft_loss`] leaves them out. Defaults to all of them.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: float32.
+    """
+    scored = torch.ones_like(correct) if scored is None else scored
+    totals = torch.zeros(2, int(groups.max()) + 1, device=correct.device)
+    totals.index_add_(1, groups, torch.stack([correct & scored, scored]).float())
+    return torch.where(scored, totals[0, groups] / totals[1, groups].clamp(min=1), 0)
+
+
 def _log_ratio(
     logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor | None, sequence_level: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,10 +4,14 @@ from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
 from .lapo import LAPOTrainer
 from .lapo_config import LAPOConfig
+from .nft import NFTTrainer
+from .nft_config import NFTConfig
 from .s_grpo import SGRPOTrainer
 from .s_grpo_config import SGRPOConfig
 from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
+from .seed_grpo import SEEDGRPOTrainer
+from .seed_grpo_config import SEEDGRPOConfig
 from .step_grpo import StepGRPOTrainer
 from .step_grpo_config import StepGRPOConfig
 
@@ -19,19 +23,8 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "sas": (SASTrainer, SASConfig),
     "s_grpo": (SGRPOTrainer, SGRPOConfig),
     "lapo": (LAPOTrainer, LAPOConfig),
+    "seed_grpo": (SEEDGRPOTrainer, SEEDGRPOConfig),
+    "nft": (NFTTrainer, NFTConfig),
 }
 
-__all__ = [
-    "METHODS",
-    "EfficientReasoningConfig",
-    "EfficientReasoningTrainer",
-    "LAPOConfig",
-    "LAPOTrainer",
-    "SASConfig",
-    "SASTrainer",
-    "SGRPOConfig",
-    "SGRPOTrainer",
-    "StepGRPOConfig",
-    "StepGRPOTrainer",
-    "StepSelection",
-]
+__all__ = ["METHODS", "StepSelection", *(made.__name__ for pair in METHODS.values() for made in pair)]

@@ -19,9 +19,11 @@ import torch
 from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
 from ..data import validate_prompt_lengths, validate_rows
+from ..losses import uncertain_tokens
 from ..monitor import Monitor, RunStatus, TrackerCallback
 from ..monitor.workspace import Charts
 from ..report.trace import Trace
@@ -198,6 +200,33 @@ class EfficientReasoningTrainer(GRPOTrainer):
         """Return a context manager that yields an engine with the policy's weights. Every process must enter."""
         return self._policy_engine.sampling()
 
+    def old_logps(self, batch: Batch) -> torch.Tensor:
+        """
+        Return the log-probabilities `(B, T)` of this process's completions under the policy that has sampled.
+
+        Only in [`credit`]. Takes a forward pass where TRL has not computed them.
+        """
+        inputs = batch.inputs
+        if "old_per_token_logps" in inputs:
+            return inputs["old_per_token_logps"]
+        forward = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
+        if "pixel_values" in inputs:
+            raise ValueError(
+                "images: log-probabilities under the old policy are not computed with images. Set num_iterations=2 or "
+                "use_vllm=True, with which TRL computes them."
+            )
+        checkpointing = cast("dict | None", self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), disable_gradient_checkpointing(self.model, checkpointing):
+            logps, _, _ = self._get_per_token_logps_and_entropies(
+                self.model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                inputs["completion_ids"].size(1),
+                batch_size=self.args.per_device_train_batch_size,
+                **forward,
+            )
+        return logps
+
     @property
     def status(self) -> RunStatus:
         """What the training is doing."""
@@ -358,6 +387,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
             self.monitor.note_generation(output, batch.rollouts)
         batch.inputs = output
         output["advantages"] = self.credit(batch, output["advantages"])
+        if training and self.args.probability_mask is not None:
+            batch.exclude(~uncertain_tokens(self.old_logps(batch), self.args.probability_mask))
         batch.inputs = {}  # what it holds is large
         if training:
             self.status.enter("update")

@@ -25,6 +25,10 @@ class EfficientReasoningConfig(RunConfig):
             The weight of that column.
         length_reward_options (`dict`, *optional*):
             Options of that reward, such as `{"alpha": 0.2}`.
+        probability_mask (`float`, *optional*):
+            Leave tokens of at least this probability under the policy that has sampled out of the loss, such as `0.9`
+            in SPO (arXiv 2505.23564). Where TRL does not compute old log-probabilities, this takes one more forward
+            pass per generation.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether the default reward, math accuracy, is 0 for a completion without `</think>`. True in
             [`SASConfig`]: set it in what SAS is compared with, so that both train on the same reward.
@@ -44,6 +48,9 @@ class EfficientReasoningConfig(RunConfig):
     length_reward_options: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Options of the length reward."}
     )
+    probability_mask: float | None = field(
+        default=None, metadata={"help": "Leave tokens of at least this probability out of the loss, such as 0.9."}
+    )
     require_end_of_thinking: bool = field(
         default=False, metadata={"help": "The default reward is 0 for a completion without </think>."}
     )
@@ -54,6 +61,11 @@ class EfficientReasoningConfig(RunConfig):
             check_length_reward(self.length_reward, self.length_options(), self._OWN_LENGTH_REWARDS)
         elif self.length_reward_options is not None:
             raise ValueError("length_reward_options: there is no length_reward. Set one, or drop its options.")
+        if self.probability_mask is not None and not 0 < self.probability_mask < 1:
+            raise ValueError(
+                f"probability_mask: {self.probability_mask} is not between 0 and 1. Set a probability such as 0.9, or "
+                "None to train on all tokens."
+            )
 
     def length_options(self) -> dict[str, Any]:
         """Return `length_reward_options`, which may be none."""

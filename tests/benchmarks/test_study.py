@@ -92,8 +92,8 @@ def small(monkeypatch, few_rows):
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
     for module in (run, prompted):
         monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", 128)
-    for name in ("EfficientReasoningConfig", "sas_config", "step_grpo_config"):
-        monkeypatch.setattr(run, name, in_a_short_context(getattr(run, name)))
+    methods = {name: (trainer, in_a_short_context(config)) for name, (trainer, config) in run.METHODS.items()}
+    monkeypatch.setattr(run, "METHODS", methods)
 
 
 @pytest.mark.timeout(600)

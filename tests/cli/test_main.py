@@ -117,7 +117,7 @@ def made(folder):
         ([*EVAL, "--max-tokens", "5000"], "max_tokens: 5000 after a prompt of"),
         ([*EVAL, "--vanilla", "empty"], "vanilla: empty holds no samples"),
         ([*EVAL, "--temperature", "-1"], "temperature: -1"),
-        (["train"], "trainer: None is not known. Set one of grpo, step_grpo, sas, distill"),
+        (["train"], f"trainer: None is not known. Set one of {', '.join(METHODS)}, distill"),
         (["train", "--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
         (["train", "--config", "notes.txt"], "config: notes.txt is no mapping"),
         (["train", "stray", *TRAIN[1:]], "stray"),

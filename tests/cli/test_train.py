@@ -20,6 +20,7 @@ from step_trl.cli.main import main
 from step_trl.cli.recipe import parse, read_recipe
 from step_trl.cli.sources import load_rows
 from step_trl.rollout.engines.vllm_process import free_port
+from step_trl.trainers import METHODS
 
 
 SMALL = SMALL_RUN | {
@@ -63,7 +64,7 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"trainer": "dapo"}, "trainer: 'dapo' is not known. Set one of grpo, step_grpo, sas, s_grpo, lapo, distill"),
+        ({"trainer": "dapo"}, f"trainer: 'dapo' is not known. Set one of {', '.join(METHODS)}, distill"),
         ({"confidence_threshold": 0.9}, "confidence_threshold: no option of trainer 'grpo'. Drop it: .* 'step_grpo'"),
         ({"max_completion_lenght": 5}, "max_completion_lenght: no option.* Did you mean max_completion_length?"),
         ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),

@@ -8,17 +8,29 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from step_trl.advantages import answer_clusters, seed_advantages, semantic_entropy
 from step_trl.steps import TriggerSegmenter
 
 
-def test_a_group_split_over_ranks(tmp_path, tokenizer):
+pytestmark = pytest.mark.xdist_group("split group")  # which takes long
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """What the two processes have recorded, by method."""
+    folder = tmp_path_factory.mktemp("split")
     script = Path(__file__).with_name("split_group.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*command, str(tmp_path / "out")], check=True, env=environment, timeout=600)
-    first, second = (json.loads((tmp_path / f"out.{rank}.json").read_text()) for rank in (0, 1))
+    subprocess.run([*command, str(folder / "out")], check=True, env=environment, timeout=600)
+    first, second = (json.loads((folder / f"out.{rank}.json").read_text()) for rank in (0, 1))
+    return {method: (first[method], second[method]) for method in first}
 
+
+def test_a_group_split_over_ranks(records, tokenizer):
+    first, second = records["step_grpo"]
     assert first["columns"] == second["columns"]
     assert len(first["columns"]) == 8
     correct = [row[0] > 0.5 for row in first["columns"]]
@@ -39,3 +51,21 @@ def test_a_group_split_over_ranks(tmp_path, tokenizer):
     std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / 7)
     advantages = [(reward - mean) / (std + 1e-4) for reward in rewards]
     assert first["advantages"] + second["advantages"] == pytest.approx(advantages, abs=1e-4)
+
+
+def test_the_answers_of_a_split_group_make_one_entropy(records):
+    first, second = records["seed_grpo"]
+    clusters = answer_clusters(first["texts"] + second["texts"], 8)
+    assert 1 < clusters.max() + 1 <= 8
+    correct = torch.tensor(first["correct"] + second["correct"]).float()
+    expected = seed_advantages(correct - correct.mean(), semantic_entropy(clusters, 8), 8, alpha=1.0)
+    assert first["advantages"] + second["advantages"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert first["logs"]["seed/clusters"] == clusters.max() + 1
+
+
+def test_the_rate_of_a_split_group_is_that_of_all(records):
+    first, second = records["nft"]
+    correct = first["correct"] + second["correct"]
+    assert 0 < sum(correct) < 8
+    assert first["correct_rate"] + second["correct_rate"] == pytest.approx([sum(correct) / 8] * 8)
+    assert first["logs"]["nft/kept_groups"] == 1

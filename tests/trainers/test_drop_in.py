@@ -41,6 +41,8 @@ def every_other(completions, **kwargs):
         ("step_grpo", {"advantage_selection": {"failed_step_advantage": 1.0}}),
         ("grpo", {"length_reward": "train_efficiently"}),
         ("sas", {"failed_step_advantage": 1.0}),
+        ("seed_grpo", {"alpha": 1.0}),
+        ("nft", {}),
     ],
 )
 def test_what_nobody_scores_is_not_trained_on(build, easy_problems, monkeypatch, caplog, method, options):

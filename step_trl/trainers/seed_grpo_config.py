@@ -1,0 +1,60 @@
+"""Options of SEED-GRPO (arXiv 2505.12346)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from ..advantages.semantic_entropy import Entropy, Estimator, Form
+from .base_config import EfficientReasoningConfig
+
+
+@dataclass
+class SEEDGRPOConfig(EfficientReasoningConfig):
+    """
+    Configuration of [`SEEDGRPOTrainer`]: these fields, those of [`EfficientReasoningConfig`], [`RunConfig`] and
+    [`~trl.GRPOConfig`].
+
+    The defaults of `loss_type` and `scale_rewards` are those of Dr.GRPO, which the paper builds on.
+
+    Args:
+        alpha (`float`, *optional*, defaults to `0.02`):
+            How strongly disagreement weakens the update. With the paper's 0.02, the factor is between 0.98 and 1; with
+            1.0, a group whose answers all differ is not trained on.
+        f (`str`, *optional*, defaults to `"linear"`):
+            The form of the factor: `"linear"`, `"exponential"`, `"focal"` or `"inverse"`, see
+            [`~step_trl.advantages.seed_scale`].
+        gamma (`float`, *optional*, defaults to `2.0`):
+            The exponent of `f="focal"`.
+        estimator (`str`, *optional*, defaults to `"count"`):
+            The masses of the answers: `"count"` takes their shares of the completions, `"likelihood"` the
+            completions' length-normalised probabilities.
+        entropy (`str`, *optional*, defaults to `"eq5"`):
+            What is computed of the masses: `"eq5"`, as in the paper, or `"shannon"`.
+    """
+
+    _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"alpha": "alpha", "f": "f"}
+
+    alpha: float = field(default=0.02, metadata={"help": "How strongly disagreement weakens the update."})
+    f: Form = field(
+        default="linear", metadata={"help": "Form of the factor: 'linear', 'exponential', 'focal' or 'inverse'."}
+    )
+    gamma: float = field(default=2.0, metadata={"help": "Exponent of f='focal'."})
+    estimator: Estimator = field(default="count", metadata={"help": "Masses of the answers: 'count' or 'likelihood'."})
+    entropy: Entropy = field(default="eq5", metadata={"help": "Entropy of the masses: 'eq5' or 'shannon'."})
+    loss_type: str = field(default="dr_grpo", metadata={"help": "Loss type, see GRPOConfig."})
+    scale_rewards: str = field(default="none", metadata={"help": "How advantages are scaled, see GRPOConfig."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("alpha", 0.0), ("gamma", 0.0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative. Set at least {least:g}.")
+        for name, choices in (("f", Form), ("estimator", Estimator), ("entropy", Entropy)):
+            if getattr(self, name) not in get_args(choices):
+                known = ", ".join(map(repr, get_args(choices)))
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not known. Set one of {known}.")
+
+    def describe(self):
+        words = f"advantages scaled by a {self.f} factor of the entropy of answers ({self.estimator}, {self.entropy})"
+        return [*super().describe(), f"{words} with alpha {self.alpha:g}"]
