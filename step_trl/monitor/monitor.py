@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.utils import is_in_notebook
 
-from ..report.trace import Trace
 from ..rollout import Rollout
 from ..steps import Segmenter, TriggerSegmenter
 from .samples import ROW, CompletionSamples
 from .status import RunStatus
 from .terminal import TerminalView
+from .trace import Trace
 
 
 class Monitor:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..report.trace import Trace, render_rollout
 from ..rollout import Rollout
 from ..steps import Segmenter
+from .trace import Trace, render_rollout
 
 
 ROW = "row"  # place in the generation, of the inputs of a loss

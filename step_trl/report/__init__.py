@@ -1,5 +1,6 @@
 """Pictures and tables: figures of evaluation and training, and the papers' results table."""
 
+from ..monitor.trace import render_rollout
 from .figures import (
     demo_report,
     evaluation_report,
@@ -13,7 +14,6 @@ from .figures import (
 )
 from .history import read_history
 from .tables import budgets_table, latex_table, markdown_table, results_frame
-from .trace import render_rollout
 
 
 __all__ = [

@@ -25,8 +25,8 @@ from trl.trainer.utils import get_config_model_id
 from ..data import validate_prompt_lengths, validate_rows
 from ..losses import uncertain_tokens
 from ..monitor import Monitor, RunStatus, TrackerCallback
+from ..monitor.trace import Trace
 from ..monitor.workspace import Charts
-from ..report.trace import Trace
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
 from ..rollout import Rollout
