@@ -279,24 +279,16 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
     return make_parser(name, recipe).parse_args_into_dataclasses(list(arguments))
 
 
-def is_distillation(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], arguments: Sequence[str]) -> bool:
-    """Whether a recipe is one of `DISTILL`, which has no stages."""
-    if DISTILL not in [_named_trainer({**recipe, **stage}, arguments) for stage in stages]:
-        return False
-    if list(stages) != [{}]:
-        raise ValueError(f"stages: trainer {DISTILL!r} has none. Write a recipe for each of the {len(stages)}.")
-    return True
-
-
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
     """A key of `METHODS`, or `DISTILL`."""
-    name = _named_trainer(recipe, arguments)
+    name = named_trainer(recipe, arguments)
     if name not in (*METHODS, DISTILL):
         raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*METHODS, DISTILL])}.")
     return name
 
 
-def _named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+def named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
+    """Return the trainer that a recipe or the command line names, known or not."""
     return _value_of("--trainer", arguments) or recipe.get("trainer")
 
 

@@ -15,7 +15,7 @@ from small_runs import flags as as_flags
 from transformers import AutoModelForCausalLM
 
 from step_trl import testbed
-from step_trl.cli import train
+from step_trl.cli import stages, train
 from step_trl.cli.main import main
 from step_trl.cli.recipe import parse, read_recipe
 from step_trl.cli.sources import load_rows
@@ -173,14 +173,14 @@ def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkey
     for name in ("--max_completion_length", "--max_steps"):
         del flags[flags.index(name) : flags.index(name) + 2]
     built = []
-    original = train.build_trainer
+    original = stages.build_trainer
 
     def recording(*parsed):
         trainer = original(*parsed)
         built.append(trainer)
         return trainer
 
-    monkeypatch.setattr(train, "build_trainer", recording)
+    monkeypatch.setattr(stages, "build_trainer", recording)
     folder = train.run_train(["--config", str(recipe), *flags])
     first, second = built
     assert folder == tmp_path / "run" / "stage-2"
@@ -236,7 +236,7 @@ def test_distillation_is_a_recipe(tmp_path, monkeypatch, command):
     fields = {"learning_rate": 1e-3, "num_train_epochs": 2, "model_init_kwargs": {"use_cache": False}}
     recipe.write_text(json.dumps(DISTILL_RUN | fields | ({"trainer": "distill"} if command == ["train"] else {})))
     asked = []
-    monkeypatch.setattr(train, "distill", lambda *parts: asked.append(parts))
+    monkeypatch.setattr(stages, "distill", lambda *parts: asked.append(parts))
     folder = tmp_path / "run"
     arguments = ["--config", str(recipe), "--output_dir", str(folder), "--n", "3", "--no_dataloader_pin_memory"]
     main([*command, *arguments, "--urls", "http://a", "http://b", "--model", "other"])
@@ -269,11 +269,19 @@ def test_what_is_refused_of_a_distillation(options, message):
         train.run_train(as_flags(DISTILL_RUN | {"trainer": "distill"} | options))
 
 
-def test_a_distillation_has_no_stages(tmp_path):
+def test_stages_may_be_of_different_kinds(tmp_path):
+    """GRPO, then a distillation of what it has made."""
+    shared = SMALL_RUN | {"model_name_or_path": "testbed", "dtype": "float32", "dataset": "testbed"}
+    shared |= {"dataset_split": "easy", "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "run")}
+    rollouts = {"trainer": "grpo", "num_generations": 4, "max_completion_length": 32, "learning_rate": 1e-3}
+    samples = {"trainer": "distill", "limit": 4, "n": 2, "max_tokens": 300}
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("stages:\n- trainer: grpo\n- trainer: distill\n")
-    with pytest.raises(ValueError, match=r"stages: trainer 'distill' has none\. Write a recipe for each of the 2"):
-        train.run_train(["--config", str(recipe)])
+    recipe.write_text(json.dumps(shared | {"stages": [rollouts, samples]}))
+    folder = train.run_train(["--config", str(recipe)])
+    assert folder == tmp_path / "run" / "stage-2" and train.is_done(folder)
+    assert (folder / "kept.parquet").exists()
+    made_with = json.loads((folder / "samples" / "settings.json").read_text())["model"]
+    assert made_with.startswith("stage-1 (")
 
 
 def test_stages_are_a_list(tmp_path):

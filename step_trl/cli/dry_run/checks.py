@@ -355,13 +355,13 @@ def check_problems(plan: StagePlan) -> str:
 
 
 def check_distill_output(plan: StagePlan) -> str:
-    folder = _distill_folder(cast("Namespace", plan.values))
+    folder = Path(cast("Namespace", plan.values).output_dir or "trainer_output")  # that of transformers
+    if plan.stages > 1:
+        folder = folder / f"stage-{plan.number}"
+        if is_done(folder):
+            return f"{folder}, which is done and is left as it is"
     check_no_model(folder)
     return f"{folder}" + ", whose samples are not made again" * (folder / "samples").exists()
-
-
-def _distill_folder(values: Namespace) -> Path:
-    return Path(values.output_dir or "trainer_output")  # that of transformers
 
 
 CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (

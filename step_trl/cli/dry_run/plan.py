@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..recipe import is_distillation, read_recipe, recipe_layers, recipe_path
+from ..recipe import DISTILL, named_trainer, read_recipe, recipe_layers, recipe_path
 from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
 from .layout import Layout
 from .stage_plan import StagePlan
@@ -21,7 +21,7 @@ from .stage_plan import StagePlan
 
 def run_checks(plan: StagePlan) -> None:
     """Run each check of a stage whose needs were found, whatever became of the others."""
-    distillation = is_distillation(plan.recipe, [{}], plan.arguments)
+    distillation = named_trainer(plan.recipe, plan.arguments) == DISTILL
     for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
         missing = [need for need in needs if getattr(plan, need) is None]
         if missing:
@@ -62,7 +62,6 @@ def print_plan(
     try:
         layout = Layout.of(accelerate_config, num_processes, gpu_memory)
         recipe, stages, rest = read_recipe(arguments)
-        is_distillation(recipe, stages, rest)  # which has no stages
     except (ValueError, FileNotFoundError) as error:
         print(error)
         return 1

@@ -17,7 +17,8 @@ from step_trl.cli.dry_run import memory
 from step_trl.cli.dry_run.layout import Layout
 from step_trl.cli.dry_run.memory import Workload, estimate_memory, remedies
 from step_trl.cli.dry_run.model_size import ModelSize, model_size
-from step_trl.cli.train import build_trainer, parse
+from step_trl.cli.recipe import parse
+from step_trl.cli.stages import build_trainer
 
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "accelerate_configs"

@@ -98,11 +98,9 @@ def test_a_dry_run_of_a_distillation(tmp_path, dry_run):
     ):
         assert message in text.split("Wrong:")[1], message
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("trainer: distill\nstages: [{n: 2}, {n: 4}]\n")
-    assert dry_run("--config", recipe) == (
-        1,
-        "stages: trainer 'distill' has none. Write a recipe for each of the 2.\n",
-    )
+    recipe.write_text(json.dumps(DISTILL_RUN | {"trainer": "distill", "stages": [{"n": 2}, {"n": 4}]}))
+    status, text = dry_run("--config", recipe, "--output_dir", tmp_path / "new")
+    assert status == 0 and "that of stage 1" in text and f"{tmp_path / 'new' / 'stage-2'}" in text
 
 
 def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch):

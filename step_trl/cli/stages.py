@@ -1,0 +1,106 @@
+"""The stages of a recipe: functions that make a model from a model. [`STAGES`] names them all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..rollout.engines.adapters import is_adapter, merge_adapter
+from ..trainers import METHODS, EfficientReasoningConfig, EfficientReasoningTrainer
+from .distill import distill
+from .recipe import DISTILL, TrainArguments, resume_from, set_model_init_kwargs
+from .sources import check_model, load_rows, model_source
+
+
+# What `recipe.parse` returns for a stage: its arguments, its model, and the trainer's configuration.
+Parsed = tuple[Any, ...]
+
+
+def build_trainer(
+    arguments: TrainArguments, model: ModelConfig, config: EfficientReasoningConfig
+) -> EfficientReasoningTrainer:
+    """Return the trainer of a recipe."""
+    set_model_init_kwargs(config, model)
+    source = model_source(model.model_name_or_path)
+    check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
+    return METHODS[arguments.trainer][0](
+        source,
+        args=config,
+        train_dataset=load_rows(arguments),
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+
+
+def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
+    """Train one of [`~step_trl.trainers.METHODS`], and save model and state."""
+    _, options, config = recipe
+    start_from(model, options, config.trust_remote_code)
+    config.output_dir = str(folder)
+    trainer = build_trainer(*recipe)
+    trainer.train(resume_from_checkpoint=resume_from(config))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def train_distilled(recipe: Parsed, model: Path | None, folder: Path) -> Path:
+    """Fine-tune on the model's own short, correct completions, see [`~step_trl.cli.distill.distill`]."""
+    _, options, config = recipe
+    start_from(model, options)
+    config.output_dir = str(folder)
+    distill(*recipe)
+    return folder
+
+
+# Kind of a stage to the function that makes its model: what it reads, the model of the stage before (`None` for the
+# recipe's own) and the folder to save to. Returns that folder.
+STAGES: dict[str, Callable[[Parsed, Path | None, Path], Path]] = {"grpo": train_method, DISTILL: train_distilled}
+
+
+def stage_of(trainer: str) -> Callable[[Parsed, Path | None, Path], Path]:
+    """Return the stage function of a recipe's `trainer`: all methods are stages of kind `"grpo"`."""
+    return STAGES.get(trainer, STAGES["grpo"])
+
+
+def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool = False) -> None:
+    """Set the model of a stage to that of the stage before, if there is one."""
+    if model is not None:
+        options.model_name_or_path = str(whole_model(model, options, trust_remote_code))
+
+
+def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:
+    """
+    Return what a stage starts from: the folder of the stage before, or `merged` in it after an adapter.
+
+    Args:
+        folder (`Path`):
+            The folder of the stage before. The first process merges its adapter into the model under it, if that has
+            not been done.
+        model ([`~trl.ModelConfig`]):
+            The revision of that model, and the type of the merged weights.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            As in [`~trl.GRPOConfig`].
+    """
+    if not is_adapter(folder):
+        return folder
+    merged = folder / "merged"
+    state = PartialState()
+    if state.is_main_process and not merged.exists():
+        beside = folder / ".merged"  # so that `merged` is whole or is not there
+        shutil.rmtree(beside, ignore_errors=True)
+        merge_adapter(folder, beside, trust_remote_code, revision=model.model_revision, dtype=model.dtype)
+        for trainer, _ in METHODS.values():
+            for file in trainer.model_files:
+                if (folder / file).exists():
+                    shutil.copy(folder / file, beside)
+        os.replace(beside, merged)
+    state.wait_for_everyone()
+    return merged
