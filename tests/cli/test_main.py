@@ -128,7 +128,7 @@ def made(folder):
         ([*DISTILL, "--bf16", "true"], "bf16: this machine has no GPU that computes in bfloat16.* Set bf16=False"),
         ([*DISTILL, "--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
         (["report", "nowhere", "--output-dir", "out"], "runs: there is no folder nowhere"),
-        (["report", "empty", "--output-dir", "out"], "empty holds no trainer_state.json"),
+        (["report", "empty", "--output-dir", "out"], "empty contains no trainer_state.json"),
         (["study", "--arms", "dapo"], "the study has moved.* python benchmarks/study"),
         (["demo", "--problems", "0"], "problems: 0"),
     ],
