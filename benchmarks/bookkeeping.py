@@ -1,11 +1,11 @@
 """
-Segmentation, rewards and selection on one core, against plain Python in the same run.
+Compare segmentation, rewards and selection on one core with plain Python in the same run.
 
     python benchmarks/bookkeeping.py [--rows 128] [--tokens 4096] [--repeats 5]
 
-The batch is text of a reasoning model in miniature (steps of about 25 tokens, some opened by a trigger), tokenized by
-a byte-level BPE that is trained here. Padding is not counted in tokens/s. Times are the best of the repeats; results
-are compared before anything is timed.
+The batch imitates the text of a reasoning model (steps of about 25 tokens, some opened by a trigger), tokenized by a
+byte-level BPE that is trained here. Padding does not count in tokens/s. Times are the best of the repeats; results are
+compared before anything is timed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from step_trl.steps import DelimiterSegmenter, TriggerSegmenter, token_bytes
 NUM_GENERATIONS = 8
 WHOLE_WORD = re.compile("(?<![A-Za-z])(?:Wait|Alternatively)(?![A-Za-z])")
 BLANK_LINE = re.compile("\n\n")
-SMALLEST = ("--rows", "8", "--tokens", "64", "--repeats", "1")  # for its test
+SMALLEST = ("--rows", "8", "--tokens", "64", "--repeats", "1")  # for tests
 
 
 @dataclass
 class Batch:
-    """Token ids, mask, step ids and log-probabilities `(B, T)`; correctness and advantages `(B,)`."""
+    """The token ids, mask, step ids and log-probabilities `(B, T)`, and the correctness and advantages `(B,)`."""
 
     token_ids: torch.Tensor
     mask: torch.Tensor
@@ -58,7 +58,7 @@ def write_text(rng: random.Random, steps: int) -> str:
 
 def build_tokenizer(rng: random.Random) -> PreTrainedTokenizerBase:
     tokenizer = Tokenizer(models.BPE())
-    # as in Qwen and Llama 3: words take the space before them, punctuation the newlines behind it
+    # as in Qwen and Llama 3: words include the space before them, punctuation the newlines after it
     words = pre_tokenizers.Split(Regex(" ?[A-Za-z]+| ?[0-9]+| ?[^ A-Za-z0-9\n]+\n*|\n+| +"), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, level])
@@ -85,7 +85,7 @@ def build_batch(tokenizer: PreTrainedTokenizerBase, rows: int, tokens: int, rng:
     )
 
 
-# The plain references: what one would write first.
+# The plain references: the obvious implementations.
 
 
 def plain_matches(pieces: list[str], ids: list[int], mask: list[int], pattern: re.Pattern) -> tuple[list, list]:
@@ -153,10 +153,10 @@ def best_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def comparisons(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[tuple[str, Callable, Callable]]:
-    """Name, ours and plain of each line of the table."""
+    """Return the name, our function and the plain function of each line of the table."""
     pieces = [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
     triggers, delimiters = TriggerSegmenter(tokenizer), DelimiterSegmenter(tokenizer)
-    ended = DelimiterSegmenter(tokenizer, end_text="</think>")  # the batch has none: equal results, one more search
+    ended = DelimiterSegmenter(tokenizer, end_text="</think>")  # not in the batch: equal results, one more search
     ids, mask, correct = batch.token_ids, batch.mask, batch.correct
     num_steps = 1 + triggers.counts(ids, mask)
     selected = (batch.advantages, batch.token_logps, batch.step_ids, correct)
@@ -193,8 +193,8 @@ def comparisons(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=128, help="completions, a multiple of 8")
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens of each row, padding included")
+    parser.add_argument("--rows", type=int, default=128, help="number of completions, a multiple of 8")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of each row, including padding")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)

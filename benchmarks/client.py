@@ -1,14 +1,14 @@
 """
-What the client of a vLLM server costs: truncated rollouts against a server that answers at once.
+Measure the client of a vLLM server: truncated rollouts with a server that answers immediately.
 
     python benchmarks/client.py                                    # 2,560 rollouts of 16,000 tokens, 40 steps each
-    python benchmarks/client.py --rollouts 256 --steps 10 40 160   # the same tokens in more and more steps
+    python benchmarks/client.py --rollouts 256 --steps 10 40 160   # the same tokens in an increasing number of steps
 
-The server is a process of its own that knows no model: it sends the pieces of a made-up thought, as fast as they are
-read, in the form in which vLLM streams them, and a probe's first token, which is improbable: every probe is declined
-after it. So all time is the client's: requests, JSON, stop strings, bookkeeping. CPU time and peak memory are those of
-a fresh process for each line. The longest callback is the longest time for which the event loop could do nothing else,
-but for Python's garbage collector, whose longest run has a column of its own.
+The server is a separate process without a model. It sends the pieces of a made-up thought as fast as they are read, in
+the form in which vLLM streams them, and the first token of each probe, which is so improbable that every probe is
+declined after it. So all time is the client's: requests, JSON, stop strings, bookkeeping. CPU time and peak memory are
+those of a new process for each line. The longest callback is the longest time for which the event loop could do
+nothing else, without Python's garbage collector, whose longest run has a separate column.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from step_trl.testbed import load_tokenizer
 PROMPT = [5, 6, 7]
 PIECE = 16  # tokens
 PIECES_PER_WRITE = 8
-SMALLEST = ("--rollouts", "4", "--tokens", "200", "--steps", "4")  # for its test
+SMALLEST = ("--rollouts", "4", "--tokens", "200", "--steps", "4")  # for tests
 
 
 def event(token_ids: list[int], logprob: float, finish_reason: str | None = None) -> bytes:
-    """A piece as vLLM 0.31 sends it."""
+    """Return a piece as vLLM 0.31 sends it."""
     count = len(token_ids)
     logprobs = {
         "text_offset": list(range(count)),
@@ -60,7 +60,7 @@ def event(token_ids: list[int], logprob: float, finish_reason: str | None = None
 
 
 def thought(tokens: int, steps: int, filler: int, trigger: int) -> list[bytes]:
-    """The writes of a whole thought, which has a trigger at the end of each of its steps but the last."""
+    """Return the writes of a whole thought, with a trigger at the end of each step except the last."""
     pieces = -(-tokens // PIECE)
     ends = {round(pieces * step / steps) for step in range(1, steps)}
     plain, last_of_step = event([filler] * PIECE, -0.123456789), event([filler] * (PIECE - 1) + [trigger], -0.1)
@@ -77,7 +77,7 @@ def serve(pipe: Connection, writes: list[bytes], filler: int) -> None:
         try:
             if b'"temperature":0.0' in body:
                 await response.write(event([filler], -5.0))
-                await asyncio.sleep(3600)  # until the client has seen enough and leaves
+                await asyncio.sleep(3600)  # until the client disconnects
             for part in writes:
                 await response.write(part)
         except (ConnectionError, asyncio.CancelledError):
@@ -134,7 +134,7 @@ class Longest:
 
 
 def measure(count: int, tokens: int, steps: int) -> dict[str, float]:
-    """In a process of its own, for its peak memory."""
+    """Measure one line in a separate process, for its peak memory."""
     tokenizer = load_tokenizer()
     (trigger,) = tokenizer.encode("Wait", add_special_tokens=False)
     (filler,) = tokenizer.encode("+", add_special_tokens=False)
@@ -145,7 +145,7 @@ def measure(count: int, tokens: int, steps: int) -> dict[str, float]:
     server.start()
     engine = VLLMServerEngine(f"http://127.0.0.1:{here.recv()}", tokenizer, max_connections=4 * count)
     rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(tokens))
-    rollout.run([PROMPT])  # tables of the tokenizer are made once
+    rollout.run([PROMPT])  # creates the tokenizer's tables, once
     memory, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()
     with Longest() as longest:
         records = rollout.run([PROMPT] * count)

@@ -1,11 +1,11 @@
 """
-Truncated rollouts on a colocated vLLM model, against those on a server.
+Compare truncated rollouts on a colocated vLLM model with those on a server.
 
     python benchmarks/colocated.py --rollouts 16 64
 
-The server is started on the testbed model by `step-trl serve`; the colocated model is the same one with the same
-options, in this process. The one is idle while the other works. Rounds are interleaved, all contenders sample the same
-prompts; medians, and ratios to the server's plain rollouts within each round.
+`step-trl serve` starts the server on the testbed model. The colocated model is the same model with the same options,
+in this process. One is idle while the other works. Rounds are interleaved, and all contenders sample the same prompts.
+The table shows medians, and ratios to the server's plain rollouts within each round.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 GROUP_SIZE = 8  # completions of one prompt
 Contender = Callable[[list[list[int]]], list[Rollout]]
-SMALLEST = ("--rollouts", "2", "--max-tokens", "40", "--rounds", "1")  # for its test
+SMALLEST = ("--rollouts", "2", "--max-tokens", "40", "--rounds", "1")  # for tests
 
 
 def load_colocated() -> VLLMColocatedEngine:
-    """With what `step-trl serve` gives a server on a CPU."""
+    """Load the colocated model with the options that `step-trl serve` gives a server on a CPU."""
     options = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ |= options | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM
@@ -58,7 +58,7 @@ def make_contenders(engines: dict[str, Engine], max_tokens: int) -> dict[str, Co
 
 
 def measure(contender: Contender, prompts: list[list[int]]) -> tuple[float, float, float]:
-    """Seconds, tokens per second, exits."""
+    """Return seconds, tokens per second, and the share of exits."""
     started = time.perf_counter()
     rollouts = contender(prompts)
     seconds = time.perf_counter() - started
@@ -68,7 +68,7 @@ def measure(contender: Contender, prompts: list[list[int]]) -> tuple[float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of an idle server on the testbed model; started here if left out")
+    parser.add_argument("--url", help="URL of an idle server on the testbed model; by default, this script starts one")
     parser.add_argument("--rollouts", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--max-tokens", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
@@ -88,7 +88,7 @@ def main() -> None:
             for number in range(args.rounds + 1):
                 for name, contender in contenders.items():
                     row = measure(contender, prompts)
-                    if number > 0:  # the first one warms up
+                    if number > 0:  # the first round is a warm-up
                         rows[name].append(row)
             print(f"\n{count} rollouts\n\n| | seconds | seconds / server, plain | tokens/s | exits |")
             print("|---|---:|---:|---:|---:|")

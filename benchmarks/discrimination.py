@@ -1,9 +1,9 @@
 """
-Does the testbed tell methods apart? The same budget of updates for each, then the held-out sets.
+Check whether the testbed distinguishes the methods: train each for the same number of updates, then evaluate.
 
     python benchmarks/discrimination.py [--max-steps 40] [--methods grpo_short grpo step_grpo sas] [--seed 0]
 
-Evaluates on the last problems of each set, so that what is chosen by this table is not chosen on those of the demo.
+Evaluates on the last problems of each set, so that choices based on this table are not made on the demo's problems.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SMALLEST = (
     "sas",
     "--options",
     OPTIONS,
-)  # for its test
+)  # for tests
 
 
 def build_trainer(method: str, model, output_dir: str, **options):
-    """A trainer of one arm; all share what `demo.TRAINING` holds."""
+    """Build the trainer of an arm. All arms share the settings in `demo.TRAINING`."""
     shared = {
         "train_dataset": testbed.load_dataset("train"),
         "processing_class": testbed.load_tokenizer(),
@@ -59,9 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["grpo_short", "grpo", "step_grpo", "sas"])
     parser.add_argument("--max-steps", type=int, default=40)
-    parser.add_argument("--problems", type=int, default=128, help="of each evaluation set")
+    parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--options", type=json.loads, default={}, help="JSON: fields of every configuration to change")
+    parser.add_argument("--options", type=json.loads, default={}, help="fields to change in all configurations (JSON)")
     parser.add_argument("--output", type=Path, help="folder for the log history of each method, as JSON")
     options = parser.parse_args()
     tokenizer = testbed.load_tokenizer()

@@ -1,14 +1,14 @@
 """
-Tokens per second of the in-process engine, beside those of transformers' own two ways to generate.
+Compare the tokens per second of the in-process engine with transformers' own two ways to generate.
 
     python benchmarks/engine.py                       # the testbed model
     python benchmarks/engine.py --model DIR --batch-sizes 32 64 --rounds 5 --threads 1
 
-Every contender samples the same number of tokens for the same prompts, at temperature 1 without filters and without
-EOS. Rounds are interleaved, so that a busy machine slows all of them alike; the table shows medians.
+All contenders sample the same number of tokens for the same prompts, at temperature 1, without filters and without
+EOS. Rounds are interleaved, so that a busy machine slows all of them equally; the table shows medians.
 
-A second table is of truncated rollouts on the engine, on the testbed's problems and to their natural end: probes and
-exits on and off, pausing and speculative, with and without early rejection; all with the same seeds.
+A second table shows truncated rollouts on the engine, on the testbed's problems and to their natural end: probes and
+exits on and off, pausing and speculative, with and without early rejection, all with the same seeds.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from step_trl.rollout.engines import TransformersEngine
 from step_trl.testbed import load_dataset, load_model, load_tokenizer
 
 
-Contender = Callable[[list[list[int]]], int]  # samples for these prompts, returns the number of tokens
-SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40", "--rounds", "1")  # for its test
+Contender = Callable[[list[list[int]]], int]  # samples completions of the prompts and returns the number of tokens
+SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40", "--rounds", "1")  # for tests
 
 
 def load(path: str | None):
@@ -39,7 +39,7 @@ def load(path: str | None):
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
-    """Prompts of different lengths."""
+    """Return prompts of different lengths."""
     sums = [" + ".join(str((7 * i + 13 * j) % 90 + 10) for j in range(2 + i % 6)) for i in range(count)]
     return [
         tokenizer.apply_chat_template(
@@ -79,7 +79,7 @@ def with_generate_batch(model, max_tokens: int, batch_size: int) -> Contender:
 
 
 def with_engine(model, tokenizer, max_tokens: int, call_tokens: int | None = None) -> Contender:
-    """In one call per prompt, or in calls of `call_tokens` tokens, each of which continues the one before."""
+    """Sample in one call per prompt, or in calls of `call_tokens` tokens, each of which continues the previous one."""
     engine = TransformersEngine(model, tokenizer, eos_token_ids=())
 
     async def complete(prompt: list[int]) -> int:
@@ -100,7 +100,7 @@ def with_engine(model, tokenizer, max_tokens: int, call_tokens: int | None = Non
 
 
 def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: int) -> dict[str, list[float]]:
-    """Tokens per second of each contender in each round, after one round that does not count."""
+    """Return the tokens per second of each contender in each round, after one uncounted round."""
     speeds: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(rounds + 1):
         for name, run in contenders.items():
@@ -112,7 +112,7 @@ def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: 
 
 
 def print_table(speeds: dict[str, list[float]], reference: str) -> None:
-    """Ratios are taken within each round, then their median."""
+    """Print the table. Ratios are computed within each round, then their median is taken."""
     width = max(map(len, speeds))
     print(f"| {'contender':{width}} | tokens/s | range       | ratio |")
     print(f"| {'-' * width} | -------: | ----------: | ----: |")
@@ -135,7 +135,7 @@ def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: 
 
 
 def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int) -> None:
-    """Wall time and tokens of `count` rollouts; threshold 1 makes every probe a declined one."""
+    """Print the wall time and tokens of `count` rollouts. With a threshold of 1, every probe is declined."""
     engine = TransformersEngine(model, tokenizer)
     problems = load_dataset("train").select(range(count))["prompt"]
     prompts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
@@ -184,12 +184,12 @@ def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder with a model and its tokenizer; the testbed model if left out")
+    parser.add_argument("--model", help="folder with a model and its tokenizer; by default the testbed model")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--max-tokens", type=int, default=200)
-    parser.add_argument("--rollout-tokens", type=int, default=512, help="most tokens of a truncated rollout")
+    parser.add_argument("--rollout-tokens", type=int, default=512, help="maximum tokens of a truncated rollout")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="torch threads; fewer than cores on a busy machine")
+    parser.add_argument("--threads", type=int, help="number of torch threads; on a busy machine, fewer than cores")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

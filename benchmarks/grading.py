@@ -1,5 +1,5 @@
 """
-Prints how many answers per second are graded: math-verify in this process, and the worker processes of the reward.
+Measure how many answers per second are graded by math-verify in this process and by the reward's worker processes.
 
     python benchmarks/grading.py
 """
@@ -17,19 +17,19 @@ from step_trl.rewards.correctness import _POOL, grade_all
 from step_trl.rewards.grading import grade
 
 
-SMALLEST = ("--batch", "4", "--rounds", "1")  # for its test
+SMALLEST = ("--batch", "4", "--rounds", "1")  # for tests
 TIMEOUT = 1.0
 HOSTILE = [(r"\boxed{9^{9^{9^{9}}}}", "x"), (r"\boxed{100000000!}", "x + 1")]
 
 
 def integer_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """A box with an integer in plain text, half of them right."""
+    """Return boxed integers in plain text, half of them correct."""
     numbers = [rng.randrange(10**6) for _ in range(count)]
     return [(rf"The final answer is \boxed{{{n}}}.", str(n + index % 2)) for index, n in enumerate(numbers)]
 
 
 def latex_pairs(rng: random.Random, count: int) -> list[tuple[str, str]]:
-    """Fractions and roots in a formula, half of them right."""
+    """Return formulas with fractions and roots, half of them correct."""
     numbers = [rng.randrange(1, 10**6) for _ in range(count)]
     return [
         (rf"So $x = \boxed{{\frac{{{n}\sqrt{{2}}}}{{7}}}}$.", rf"\frac{{{2 * n + 2 * (index % 2)}}}{{7\sqrt{{2}}}}")
@@ -57,7 +57,7 @@ def with_hostile(pairs: list[tuple[str, str]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=64, help="answers that are graded in one call")
+    parser.add_argument("--batch", type=int, default=64, help="number of answers graded in one call")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -1,9 +1,9 @@
 """
-The memory that a dry run estimates, and what a training then takes.
+Compare the memory that a dry run estimates with the memory that the training then uses.
 
 A small model with random weights is trained for two updates, on completions of full length that are drawn at random.
-On a CPU, allocations are counted by torch's profiler, and FSDP2 runs on two processes (gloo). On a GPU, in bfloat16,
-the peak is `torch.cuda.max_memory_allocated`.
+On a CPU, torch's profiler counts the allocations, and FSDP2 runs on two processes (gloo). On a GPU, in bfloat16, the
+peak is `torch.cuda.max_memory_allocated`.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --cases checkpointing fsdp2 --layers 8 --length 512
@@ -37,7 +37,7 @@ from trainers.equal_ranks import shard_on_cpu
 from trainers.held_bytes import HeldBytes, local_bytes
 
 
-CASES = {  # processes, and fields
+CASES = {  # the number of processes, and the fields
     "checkpointing": (1, {}),
     "whole activations": (1, {"gradient_checkpointing": False}),
     "no reference": (1, {"beta": 0.0}),
@@ -45,11 +45,11 @@ CASES = {  # processes, and fields
     "fsdp2, whole gradients": (2, {}),
 }
 ACCUMULATION = 2
-SMALLEST = ("--cases", "whole activations", "--layers", "1", "--length", "16")  # for its test
+SMALLEST = ("--cases", "whole activations", "--layers", "1", "--length", "16")  # for tests
 
 
 class RandomCompletions(EfficientReasoningTrainer):
-    """Tokens that no model has sampled, up to the limit."""
+    """Returns random tokens, which no model has sampled, up to the limit."""
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         ids = range(len(self.processing_class))
@@ -57,12 +57,12 @@ class RandomCompletions(EfficientReasoningTrainer):
 
 
 def random_reward(completions, **kwargs):
-    """Anything but equal ones."""
+    """Return random rewards, so that they are not all equal."""
     return [random.random() for _ in completions]
 
 
 def small_config(layers: int) -> PretrainedConfig:
-    """Wide enough that tensors count, and not Python's objects."""
+    """Return a configuration that is wide enough for tensors to outweigh Python's objects."""
     return Qwen3Config(
         vocab_size=2048, hidden_size=512, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=8,
         num_key_value_heads=4, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=False,
@@ -70,7 +70,7 @@ def small_config(layers: int) -> PretrainedConfig:
 
 
 def run_case(name: str, layers: int, length: int, folder: Path) -> dict[str, tuple[int, int]]:
-    """Bytes by part: estimated, and measured on this process."""
+    """Return the bytes of each part: estimated, and measured in this process."""
     processes, fields = CASES[name]
     on_gpu = torch.cuda.is_available()
     config, problems = small_config(layers), testbed.load_dataset("easy")
@@ -111,7 +111,7 @@ def run_case(name: str, layers: int, length: int, folder: Path) -> dict[str, tup
 
 
 def measure_peak(trainer: EfficientReasoningTrainer, on_gpu: bool) -> int:
-    """Bytes that were allocated at once, at most."""
+    """Return the maximum number of bytes that were allocated at once."""
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         trainer.train()
@@ -125,7 +125,7 @@ def measure_peak(trainer: EfficientReasoningTrainer, on_gpu: bool) -> int:
 
 
 def run_alone(name: str, arguments: argparse.Namespace, folder: Path) -> dict[str, tuple[int, int]]:
-    """A case in processes of its own, where nothing of another is freed. The first one writes what it finds."""
+    """Run a case in separate processes, so that no other case affects it. The first process writes the results."""
     AutoModelForCausalLM.from_config(small_config(arguments.layers)).save_pretrained(folder / "model")
     processes = CASES[name][0]
     launcher = (
@@ -141,8 +141,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--length", type=int, default=512, help="of the completions")
-    parser.add_argument("--folder", type=Path, help="of a process of a case")
+    parser.add_argument("--length", type=int, default=512, help="number of tokens of the completions")
+    parser.add_argument("--folder", type=Path, help="folder of a process of a case")
     arguments = parser.parse_args()
     if arguments.folder is not None:
         parts = run_case(arguments.cases[0], arguments.layers, arguments.length, arguments.folder)
@@ -152,7 +152,7 @@ def main() -> None:
     print("| case | part | estimated, MiB | measured, MiB | ratio |\n|---|---|---:|---:|---:|")
     for name in arguments.cases:
         if CASES[name][0] > 1 and torch.cuda.is_available():
-            continue  # one GPU
+            continue  # there is only one GPU
         with tempfile.TemporaryDirectory() as folder:
             parts = run_alone(name, arguments, Path(folder))
         for part, (estimated, measured) in parts.items():

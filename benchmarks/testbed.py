@@ -1,12 +1,12 @@
 """
-Does the testbed model overthink, and do some of its checks matter?
+Measure whether the testbed model overthinks, and whether some of its checks matter.
 
     python benchmarks/testbed.py [--model DIR] [--problems 256]
 
 Prints, per evaluation set and overall (mean over sets): accuracy and tokens of the vanilla model; its semantic steps;
 the share of its steps that are redundant (a conclusion before them was already right); the share of problems whose
-first pass was wrong and whose final answer is right; accuracy and tokens when every rollout is cut at its first
-trigger word (the answer is induced there), and when it is cut where the induced answer is confident (DEER, 0.95).
+first pass was wrong and whose final answer is right; accuracy and tokens if every rollout is cut at its first trigger
+word (the answer is induced there), and if it is cut when the induced answer is confident (DEER, 0.95).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from step_trl.rollout import ConfidenceTruncation
 
 
 EVALUATION = {"max_tokens": 512, "temperature": 0.6, "top_p": 0.9}
-SMALLEST = ("--problems", "1")  # for its test
+SMALLEST = ("--problems", "1")  # for tests
 
 
 def conclusions(completion: str) -> list[int]:
-    """Results that the thought states, one per semantic step that comes to one."""
+    """Return the results that the thought states, one for each semantic step with a conclusion."""
     thought = completion.partition("</think>")[0]
     return [int(number) for number in re.findall(r"(?:So the answer is|This gives) (\d+)", thought)]
 
 
 def overthinking(samples: pd.DataFrame, solutions: dict[tuple[str, str], int]) -> pd.DataFrame:
-    """One row per sample: redundant steps, and whether a wrong first pass was put right."""
+    """Return one row per sample: the redundant steps, and whether a wrong first pass was corrected."""
     rows = []
     for row in samples.itertuples():
         right = [result == solutions[row.benchmark, row.problem] for result in conclusions(row.completion)]
@@ -52,8 +52,8 @@ def overthinking(samples: pd.DataFrame, solutions: dict[tuple[str, str], int]) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=testbed.MODEL_DIR)
-    parser.add_argument("--problems", type=int, default=256, help="of each evaluation set")
-    parser.add_argument("--print", type=int, default=0, help="completions to show")
+    parser.add_argument("--problems", type=int, default=256, help="number of problems of each evaluation set")
+    parser.add_argument("--print", type=int, default=0, help="number of completions to show")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="float32").eval()

@@ -1,21 +1,21 @@
 """
-Truncated rollouts on a vLLM server: what probes cost, what exits save, and what rounds in lock-step would take.
+Measure truncated rollouts on a vLLM server: the cost of probes, the savings of exits, and rounds in lock-step.
 
     python benchmarks/truncated_rollout.py                                 # starts a server on the testbed model
-    python benchmarks/truncated_rollout.py --in-flight 16 64 --per-slot 4  # one begins where one ends: a large batch
-    python benchmarks/truncated_rollout.py --url http://127.0.0.1:8000     # a `step-trl serve` of it, otherwise idle
+    python benchmarks/truncated_rollout.py --in-flight 16 64 --per-slot 4  # refills slots: like a large batch
+    python benchmarks/truncated_rollout.py --url http://127.0.0.1:8000     # an idle `step-trl serve` of the model
 
-Every contender samples the same prompts with the same seeds at temperature 1, problems of the training split eight
-times each, and starts from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them
-alike; each has seeds of its own; the tables show medians, and ratios are taken within each round. A first round does
-not count: in it the completions of C1 are compared with those of C' and D, which make the same decisions. B and C stay
-in one request for a whole thought, so their seeds give other completions, of the same distribution.
+All contenders sample the same prompts with the same seeds at temperature 1 (problems of the training split, eight
+times each), and start from an empty prefix cache. Rounds are interleaved, so that a busy machine slows all of them
+equally. Each round has its own seeds; the tables show medians, and ratios are computed within each round. A first
+round does not count: in it, the completions of C1 are compared with those of C' and D, which make the same decisions.
+B and C use one request for a whole thought, so their seeds give other completions, of the same distribution.
 
-What was sampled is what the server counted, cancelled work included up to the moment at which the server knew of it:
-the forward pass that is running then is in no count. "thought" is the part of it that is in the completions, final
-answers included; "probe" the answers of probes as far as they were read; "discarded" the rest: what ran beside a probe
-that said stop, and what the server sampled after a call had ended here. "read" are tokens of prompts and paths that
-the server computed, since they were not in its prefix cache.
+Sampled tokens are those that the server counted, including cancelled work up to the moment at which the server noticed
+the cancellation; the forward pass that runs at that moment is not counted. "thought" are the sampled tokens in the
+completions, including final answers; "probe" are the answers of probes, as far as they were read; "discarded" are the
+rest: tokens sampled while a probe decided to stop, and tokens that the server sampled after a call had ended here.
+"read" are tokens of prompts and completions that the server computed, because they were not in its prefix cache.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 
 GROUP_SIZE = 8  # completions of one prompt
-MOST_DIFFERENT = 0.05  # of the completions of C and D
+MOST_DIFFERENT = 0.05  # the share of differing completions that is allowed for C and D
 NAMES = {
     "A": "A plain",
     "B": "B exits off, speculative",
@@ -68,7 +68,7 @@ SMALLEST = (
     "40",
     "--rounds",
     "1",
-)  # for its test
+)  # for tests
 
 
 @dataclass
@@ -83,10 +83,10 @@ class Paused:
 
 class LockStepRollout:
     """
-    Rounds, as DEER and the released code of Step-GRPO have them.
+    Samples in rounds, as DEER and the released code of Step-GRPO do.
 
-    All running rollouts sample to their next trigger. When the last one is there, all are probed. When the last probe
-    has come to its end, confident rollouts leave with their answers and the others go on in the next round.
+    All running rollouts sample to their next trigger. When the last one has reached it, all are probed. When the last
+    probe has ended, confident rollouts exit with their answers, and the others continue in the next round.
     """
 
     def __init__(self, engine: VLLMServerEngine, callback: ConfidenceTruncation, max_tokens: int, max_in_flight: int):
@@ -121,14 +121,14 @@ class LockStepRollout:
         return rollouts
 
     async def _to_next_probe(self, rollout: Rollout, seed: int) -> Paused | None:
-        """Sample on to the next trigger of the open thought; `None` where the rollout has come to its end."""
+        """Sample to the next trigger of the open thought. Return `None` if the rollout has ended."""
         path, stop = rollout.completion_ids, self.callback.triggers
         while len(path) < self.max_tokens:
             segment = await self.engine.generate(
                 [*rollout.prompt_ids, *path],
                 max_tokens=self.max_tokens - len(path),
                 stop=stop,
-                seed=seed * 1_000_003 + len(path),  # as DynamicTruncatedRollout has it
+                seed=seed * 1_000_003 + len(path),  # as in DynamicTruncatedRollout
             )
             rollout.append(segment)
             rollout.sampled_tokens += len(segment.token_ids)
@@ -172,7 +172,7 @@ class LockStepRollout:
         return rollout.truncated
 
     async def _finish_answer(self, rollout: Rollout) -> None:
-        """An answer that is longer than its probe goes on as it began."""
+        """Continue an answer that is longer than its probe."""
         if (remaining := self.max_tokens - len(rollout.completion_ids)) > 0:
             path = [*rollout.prompt_ids, *rollout.completion_ids]
             answer = await self.engine.generate(path, max_tokens=remaining, temperature=0.0)
@@ -182,14 +182,14 @@ class LockStepRollout:
 
 @dataclass(frozen=True)
 class Counts:
-    """Tokens that a server has sampled, and tokens of prompts that it has computed."""
+    """The numbers of tokens that a server has sampled, and of prompt tokens that it has computed."""
 
     sampled: int
     read: int
 
 
 class Counter:
-    """The server's counts, without those of this class."""
+    """Reads the server's counts, without the calls of this class."""
 
     def __init__(self, url: str):
         self.url = url
@@ -206,7 +206,7 @@ class Counter:
         return Counts(total("generation_tokens") - self.own_calls, read - self.own_calls)
 
     def settle(self) -> Counts:
-        """Wait until the server has ended what was cancelled: until a call of one token is all that it samples."""
+        """Wait until the server has ended cancelled requests: until a call of one token is all that it samples."""
         before, counts = None, self.counts()
         while counts != before:
             body = {"prompt": [0], "max_tokens": 1}
@@ -216,7 +216,7 @@ class Counter:
         return counts
 
     def start_afresh(self) -> Counts:
-        """Let the server forget its prefixes, too."""
+        """Wait for the server to settle, and clear its prefix cache."""
         counts = self.settle()
         self.client.post(f"{self.url}/reset_prefix_cache").raise_for_status()
         return counts
@@ -241,7 +241,7 @@ class Row:
 
     @property
     def thought_tokens(self) -> int:
-        """Sampled tokens of the completions, without the answers that were kept of probes."""
+        """The number of sampled tokens in the completions, without the answers that were kept from probes."""
         kept = sum(rollout.sampled_tokens - rollout.discarded_tokens for rollout in self.rollouts)
         return kept - sum(len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome == "exit")
 
@@ -268,7 +268,7 @@ class Row:
 
     @property
     def server_tokens_per_probe(self) -> float:
-        """What a probe has cost the server, where no thought was discarded: with exits off, or without speculation."""
+        """The server's tokens per probe if no thought was discarded: with exits off, or without speculation."""
         return (self.sampled - self.thought_tokens) / self.probes if self.probes else float("nan")
 
 
@@ -312,7 +312,7 @@ def differences(left: Row, right: Row) -> int:
 
 
 def check_decisions(rows: dict[str, Row]) -> None:
-    """C1, C' and D must make the same completions, but for the few where another batch rounds another way."""
+    """Check that C1, C' and D make the same completions, except for a few that another batch rounds differently."""
     count = len(rows["C1"].rollouts)
     counts = {name: differences(rows["C1"], rows[name]) for name in ("C'", "D")}
     print(
@@ -323,7 +323,7 @@ def check_decisions(rows: dict[str, Row]) -> None:
 
 
 def ratio(rows: dict[str, list[Row]], own: str, other: str, value: Callable[[Row], float]) -> float:
-    """Taken within each round, then the median."""
+    """Return the median of the ratios within each round."""
     return statistics.median(value(a) / value(b) for a, b in zip(rows[own], rows[other]))
 
 
@@ -373,7 +373,7 @@ def goals(rows: dict[str, list[Row]]) -> dict[str, float]:
 
 
 def compare(url: str, counter: Counter, in_flight: int, args: argparse.Namespace) -> dict[str, float]:
-    """Measure all contenders with rollouts in flight and print their table. Returns the goals."""
+    """Measure all contenders with this many rollouts in flight, and print their table. Return the goals."""
     probe = {name: getattr(args, name) for name in ("answer_prompt", "max_probe_tokens") if getattr(args, name)}
     contenders = make_contenders(url, args.max_tokens, in_flight, **probe)
     prompts = make_prompts(load_tokenizer(), in_flight * args.per_slot)
@@ -389,17 +389,17 @@ def compare(url: str, counter: Counter, in_flight: int, args: argparse.Namespace
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of an idle server on the testbed model; started here if left out")
+    parser.add_argument("--url", help="URL of an idle server on the testbed model; by default, this script starts one")
     parser.add_argument("--in-flight", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--per-slot", type=int, default=1, help="rollouts for each that is in flight")
+    parser.add_argument("--per-slot", type=int, default=1, help="number of rollouts for each one in flight")
     parser.add_argument("--max-tokens", type=int, default=512)
-    parser.add_argument("--answer-prompt", help="of the probes, without it the default")
+    parser.add_argument("--answer-prompt", help="answer prompt of the probes")
     parser.add_argument("--max-probe-tokens", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--threads", type=int, help="of the server that is started here; by default one core is left free"
+        "--threads", type=int, help="threads of the server that is started here; by default, one core is left free"
     )
-    parser.add_argument("--max-num-seqs", type=int, help="calls that it runs at once, others wait; vLLM's default")
+    parser.add_argument("--max-num-seqs", type=int, help="maximum number of calls that the server runs at once")
     args = parser.parse_args()
     if args.threads:
         os.environ["OMP_NUM_THREADS"] = str(args.threads)  # the server inherits it

@@ -1,14 +1,14 @@
 """
-What a call of the vLLM server engine costs, by how its tokens arrive and by who looks for the stop strings.
+Measure calls of the vLLM server engine, depending on how tokens arrive and on who looks for the stop strings.
 
     python benchmarks/vllm_calls.py                             # starts a server on the testbed model
     python benchmarks/vllm_calls.py --url http://127.0.0.1:8000 --calls 16 64 --rounds 3
 
-Every contender samples the same rollouts (the same seeds): calls that end at "Wait" or "Alternatively", each going on
-from the one before, to EOS or `--max-tokens`. Rounds are interleaved, so that a busy machine slows all of them alike;
-the table shows medians. CPU is that of this process: the server's own cost shows in the wall time only.
+All contenders sample the same rollouts (the same seeds): calls that end at "Wait" or "Alternatively", each continuing
+the previous one, until EOS or `--max-tokens`. Rounds are interleaved, so that a busy machine slows all of them
+equally; the table shows medians. CPU time is that of this process: the server's own cost shows only in the wall time.
 
-A second table streams the same calls one token at a time with two HTTP clients, without the engine around them.
+A second table streams the same calls one token at a time with two HTTP clients, without the engine.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
 
 
 TRIGGERS = ("Wait", "Alternatively")
-Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # path, most tokens, seed
-SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for its test
+Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # tokens so far, maximum number of tokens, seed
+SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for tests
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Row:
 
 
 def at_once(url: str, tokenizer) -> Sampler:
-    """As the engine does without an abandon rule."""
+    """Call the server as the engine does without an abandon rule."""
     engine = VLLMServerEngine(url, tokenizer)
 
     async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
@@ -55,7 +55,7 @@ def at_once(url: str, tokenizer) -> Sampler:
 
 
 def streamed(url: str, tokenizer, interval: int) -> Sampler:
-    """As the engine does with one; here it never says yes."""
+    """Call the server as the engine does with an abandon rule, which never applies here."""
     engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
 
     async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
@@ -67,7 +67,7 @@ def streamed(url: str, tokenizer, interval: int) -> Sampler:
 
 
 def found_here(url: str, tokenizer, interval: int) -> Sampler:
-    """The server knows of no stop strings: the stream is closed when one has come."""
+    """Call the server without stop strings, and close the stream once one has arrived."""
     engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
     stops = StopStrings(tokenizer, len(tokenizer) + 1)
     index = stops.index(TRIGGERS)
@@ -81,7 +81,7 @@ def found_here(url: str, tokenizer, interval: int) -> Sampler:
             return end is not None
 
         generation = await engine.generate(path, max_tokens=max_tokens, seed=seed, abandon=complete)
-        if end is None:  # the last piece was not shown to the rule
+        if end is None:  # the rule did not see the last piece
             end = stops.first_completed(index, generation.token_ids, seen)
         if end is None:
             return generation
@@ -150,7 +150,7 @@ def with_httpx(url: str, prompts: list[list[int]], max_tokens: int) -> Callable[
 
 
 def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[Row]]:
-    """After one round that does not count."""
+    """Measure all contenders, after one uncounted round."""
     rows: dict[str, list[Row]] = {name: [] for name in contenders}
     for index in range(rounds + 1):
         for name, work in contenders.items():
@@ -161,7 +161,7 @@ def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) ->
 
 
 def print_table(title: str, rows: dict[str, list[Row]]) -> None:
-    """Ratios of wall time are taken to the first contender, within each round."""
+    """Print the table. Ratios of wall time are relative to the first contender, within each round."""
     width = max(map(len, rows))
     reference = next(iter(rows.values()))
     print(f"\n{title}")
@@ -198,7 +198,7 @@ def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="of a running server on the testbed model; started here if left out")
+    parser.add_argument("--url", help="URL of a server on the testbed model; by default, this script starts one")
     parser.add_argument("--calls", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--max-tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,4 @@
-"""Data sets of math problems, as published, to rows with `prompt` (messages) and `solution` (text)."""
+"""Load published data sets of math problems as rows with `prompt` (messages) and `solution` (text)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_SIZE = 10_000
 
 @dataclass(frozen=True)
 class Layout:
-    """Columns that a published data set has, and how one of its rows gives the problem and the answer."""
+    """The columns of a published data set, and a function that reads problem and answer from one of its rows."""
 
     example: str
     columns: tuple[str, ...]
@@ -41,7 +41,7 @@ def read_problem_answer(row: dict) -> tuple[Any, Any]:
 
 
 def read_gsm8k(row: dict) -> tuple[Any, Any]:
-    """The answer is a worked solution that ends in `#### 1,234`; without this mark it is taken as a whole."""
+    """Return the question and the number after `####`, where a worked solution has its answer, or the whole answer."""
     _, mark, number = str(row["answer"] or "").rpartition("####")
     return row["question"], number.replace(",", "") if mark else row["answer"]
 
@@ -55,7 +55,7 @@ LAYOUTS = (
 
 
 def find_layout(columns: Sequence[str]) -> Layout:
-    """The first layout whose columns are all there; an error that lists both sides if there is none."""
+    """Return the first layout whose columns all exist, or raise an error that lists the columns and all layouts."""
     for layout in LAYOUTS:
         if set(layout.columns) <= set(columns):
             return layout
@@ -66,7 +66,7 @@ def find_layout(columns: Sequence[str]) -> Layout:
 
 
 def open_source(source: str | Path | Sequence[str | Path], split: str, name: str | None = None) -> datasets.Dataset:
-    """Load a split as it is published: local file(s), a local folder, or a data set on the hub."""
+    """Load a split as published from local files, a local folder, or the hub."""
     if isinstance(source, str | Path):
         if Path(source).suffix not in FILE_FORMATS or Path(source).is_dir():
             return datasets.load_dataset(str(source), name, split=split)
@@ -82,16 +82,16 @@ def open_source(source: str | Path | Sequence[str | Path], split: str, name: str
 
 
 def clean_answer(answer: Any) -> str:
-    """An answer as text; empty if there is none."""
+    """Return an answer as text, empty if there is none."""
     if answer is None or (isinstance(answer, float) and math.isnan(answer)):  # NaN: a missing number in a CSV
         return ""
-    if isinstance(answer, float) and answer.is_integer():  # integers of a column with missing values
+    if isinstance(answer, float) and answer.is_integer():  # an integer in a column with missing values
         answer = int(answer)
     return str(answer).strip()
 
 
 def build_prompt(problem: str | list[dict], template: str | None, system_prompt: str | None) -> list[dict]:
-    """Messages for a problem; published messages stay as they are, but for what is asked for here."""
+    """Return messages for a problem; published messages change only as far as the arguments require."""
     if isinstance(problem, str):
         messages = [{"role": "user", "content": problem}]
     else:
@@ -106,14 +106,14 @@ def build_prompt(problem: str | list[dict], template: str | None, system_prompt:
 
 
 def rewrite_prompts(dataset: datasets.Dataset, template: str | None, system_prompt: str | None) -> datasets.Dataset:
-    """Rows with another user or system message, where one is asked for."""
+    """Return the rows with the user or system message replaced, if one is given."""
     if template is None and system_prompt is None:
         return dataset
     return dataset.map(lambda row: {"prompt": build_prompt(row["prompt"], template, system_prompt)})
 
 
 def read_rows(dataset: datasets.Dataset, layout: Layout) -> Iterator[tuple[Any, str]]:
-    """Problem and answer of each row, from the needed columns only, a batch in memory at a time."""
+    """Yield problem and answer of each row. Reads only the needed columns, one batch at a time."""
     table = dataset.select_columns(list(layout.columns)).with_format("arrow")
     for batch in table.iter(batch_size=BATCH_SIZE):
         for row in batch.to_pylist():
@@ -122,7 +122,7 @@ def read_rows(dataset: datasets.Dataset, layout: Layout) -> Iterator[tuple[Any, 
 
 
 def problem_text(problem: str | list[dict] | None) -> str:
-    """What makes two rows the same problem."""
+    """Return the text that identifies a problem: rows with the same text are duplicates."""
     if isinstance(problem, str):
         return problem.strip()
     return "\n".join(message["content"].strip() for message in problem or [])
@@ -139,21 +139,22 @@ def load_problems(
     r"""
     Load math problems as rows with `prompt` (messages) and `solution` (text).
 
-    Each problem is kept once, with its first solution; rows without a problem or an answer are dropped. A log line
-    counts both.
+    Duplicate problems are removed, keeping the first solution, and rows without a problem or an answer are dropped.
+    The number of each is logged.
 
     Args:
         source (`str`, `Path` or a sequence of these):
-            Name on the hub, local folder as `datasets.load_dataset` reads it, or local JSONL, Parquet or CSV file(s),
-            in one of the column layouts of `LAYOUTS`.
+            The name of a data set on the hub, a local folder that `datasets.load_dataset` can read, or local JSONL,
+            Parquet or CSV file(s), in one of the column layouts of `LAYOUTS`.
         split (`str`, *optional*, defaults to `"train"`):
-            Split to load. All rows of local files are of this split, whatever its name.
+            The split to load. All rows of local files belong to it, whatever its name.
         name (`str`, *optional*):
-            Configuration of the data set: `"main"` for openai/gsm8k, `"en"` for open-r1/DAPO-Math-17k-Processed.
+            The configuration of the data set: `"main"` for openai/gsm8k, `"en"` for open-r1/DAPO-Math-17k-Processed.
         prompt_template (`str`, *optional*):
-            Text of the user message, with `{problem}` where the published text goes (other braces need no escape).
+            The text of the user message, with `{problem}` in place of the published text. Other braces need no
+            escaping.
         system_prompt (`str`, *optional*):
-            Text of a system message, in place of a published one.
+            The text of a system message, which replaces a published one.
 
     Example:
     ```python
@@ -191,21 +192,21 @@ def validate_rows(
     dataset: datasets.Dataset | datasets.IterableDataset, needs_solution: bool, name: str = "dataset"
 ) -> None:
     """
-    Raise an error that says what to do if a trainer cannot use the rows of `dataset`.
+    Raise an error with a remedy if a trainer cannot use the rows of `dataset`.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows for a trainer.
+            The rows for a trainer.
         needs_solution (`bool`):
-            Whether the reward compares with the row's `solution`, as the default one does.
+            Whether the reward needs the row's `solution`, as the default reward does.
         name (`str`, *optional*, defaults to `"dataset"`):
-            What the error calls it.
+            The name of the data set in error messages.
     """
     first = next(iter(dataset), None)
     if first is None:
         raise ValueError(f"{name}: it has no rows. Give at least one.")
     found = f"columns found: {', '.join(first)}."
-    remedy = "Load it by `step_trl.data.load_problems`, or rename a column."
+    remedy = "Load it with `step_trl.data.load_problems`, or rename a column."
     if "prompt" not in first:
         raise ValueError(f"{name}: it needs a column 'prompt' (messages, or text); {found} {remedy}")
     if needs_solution and "solution" not in first:
@@ -230,18 +231,18 @@ def validate_prompt_lengths(
     """
     Raise an error if a prompt leaves no room for its completion in the model's context.
 
-    A streamed dataset is not read ahead. Only prompts that are long enough in bytes are tokenized: no token of a
-    prompt is shorter than a byte.
+    A streamed dataset is not checked. Only prompts with enough bytes are tokenized, since every token has at least one
+    byte.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows with `prompt`.
+            The rows, with `prompt`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         context (`int`), max_completion_length (`int`):
-            Tokens that the model takes at all, and those of the longest completion.
+            The maximum number of tokens of the model's context, and of a completion.
         name (`str`, *optional*, defaults to `"dataset"`):
-            What the error calls it.
+            The name of the data set in error messages.
     """
     if isinstance(dataset, datasets.IterableDataset):
         return
@@ -249,7 +250,7 @@ def validate_prompt_lengths(
     if room < 1:
         raise ValueError(
             f"max_completion_length: {max_completion_length} leaves no room for a prompt in the model's context of "
-            f"{context} tokens. Set a smaller one."
+            f"{context} tokens. Set a smaller value."
         )
     for index, prompt in enumerate(dataset["prompt"]):
         if len(_render(prompt, tokenizer).encode()) > room:
@@ -263,7 +264,7 @@ def validate_prompt_lengths(
 
 
 def prompt_length(prompt: str | list[dict], tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of a prompt, rendered as trainers do."""
+    """Return the number of tokens of a prompt, rendered as the trainers do."""
     return len(tokenizer(_render(prompt, tokenizer), add_special_tokens=isinstance(prompt, str))["input_ids"])
 
 

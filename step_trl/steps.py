@@ -1,13 +1,13 @@
 """
-What a step is: segmenters that map boundaries in the text to token ids, exactly.
+Segmenters split completions into steps. They map boundaries in the text to token ids exactly.
 
 A segmenter knows the bytes of every token. It joins the bytes of a whole batch into one buffer, searches that buffer
-for the boundary, and maps each match back to the tokens that hold its first and its last byte. Nothing is decoded and
-nothing is tokenised again, so a boundary in the middle of a token, a trigger of several tokens, or a character whose
-bytes are split over tokens need no special care.
+for the boundary, and maps each match back to the tokens that contain its first and its last byte. Nothing is decoded
+or tokenised again, so it needs no special cases for a boundary in the middle of a token, a trigger of several tokens,
+or a character whose bytes are split over tokens.
 
-The text of a row is made of its masked-in tokens only. A special or added token is its own content (`<|im_end|>`), an
-id outside the vocabulary is nothing. Rows never match across their ends.
+The text of a row consists of its unmasked tokens only. A special or added token stands for its own content
+(`<|im_end|>`), and an id outside the vocabulary for no text. Matches never extend across the end of a row.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-# Never part of UTF-8 text, so no pattern matches across it; not a letter, so a word may end before it.
+# This byte never occurs in UTF-8 text, so no pattern matches across it. It is not a letter: a word may end before it.
 _ROW_END = b"\xff"
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes for bytes: printable ones as they are, others from U+0100 on."""
+    """Return the byte of each byte-level BPE character: printable bytes are themselves, others start at U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -42,7 +42,7 @@ def _byte_level_bytes(tokens: dict[str, int]) -> Iterator[tuple[int, bytes]]:
     for token, index in tokens.items():
         try:
             yield index, bytes([alphabet[char] for char in token])
-        except KeyError:  # as the decoder of `tokenizers` does
+        except KeyError:  # like the decoder of `tokenizers`
             yield index, token.encode()
 
 
@@ -54,17 +54,17 @@ def _sentencepiece_bytes(tokens: dict[str, int]) -> Iterator[tuple[int, bytes]]:
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     """
-    Bytes of the text that each token id stands for; `b""` for ids that are not in use.
+    Return the bytes of the text that each token id stands for, `b""` for unused ids.
 
-    Byte-level BPE tokens (GPT-2, Llama 3, Qwen) are exact. In SentencePiece-like vocabularies (Llama 2, Gemma, T5) "▁"
-    is a space, also where decoding would strip it from the start of the text, and `<0xNN>` is a byte.
+    For byte-level BPE tokens (GPT-2, Llama 3, Qwen), the bytes are exact. In SentencePiece-like vocabularies (Llama 2,
+    Gemma, T5), "▁" is a space, even if decoding would strip it from the start of the text, and `<0xNN>` is a byte.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
-            Tokenizer backed by the `tokenizers` library.
+            A tokenizer backed by the `tokenizers` library.
 
     Returns:
-        `list[bytes]`: indexed by token id.
+        `list[bytes]`: The bytes, indexed by token id.
     """
     decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
     state = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
@@ -77,21 +77,21 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
         pieces = dict(_sentencepiece_bytes(vocabulary)) | added
     else:
         raise ValueError(
-            f"tokenizer: {type(tokenizer).__name__} with decoder {sorted(decoders)} is not supported, since the "
-            "bytes of its tokens are not known. Use a fast tokenizer with byte-level BPE or SentencePiece tokens."
+            f"tokenizer: {type(tokenizer).__name__} with decoder {sorted(decoders)} is not supported, because the "
+            "bytes of its tokens are unknown. Use a fast tokenizer with byte-level BPE or SentencePiece tokens."
         )
     return [pieces.get(index, b"") for index in range(max(pieces) + 1)]
 
 
 class _BatchText:
     """
-    Text of a batch of token ids, one row after the other.
+    The text of a batch of token ids, one row after the other.
 
     Attributes:
         data (`bytes`):
-            Bytes of all rows, each followed by `_ROW_END`.
+            The bytes of all rows, each followed by `_ROW_END`.
         ends (`np.ndarray` of shape `(B * (T + 1),)`):
-            Where the bytes of each token end in `data`; the last column of each row is its `_ROW_END`.
+            The end of each token's bytes in `data`. The last column of each row is its `_ROW_END`.
     """
 
     def __init__(self, data: bytes, ends: np.ndarray):
@@ -99,16 +99,16 @@ class _BatchText:
         self.ends = ends
 
     def find(self, pattern: re.Pattern[bytes]) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in the flattened `(B, T + 1)` grid of the first and the last token of each match, `(N,)` each."""
+        """Return the first and the last token of each match `(N,)`, as positions in the flat `(B, T + 1)` grid."""
         spans = np.array([match.span() for match in pattern.finditer(self.data)], dtype=np.int64).reshape(-1, 2)
-        # side="right" passes over tokens without bytes
+        # side="right" skips tokens without bytes
         first = np.searchsorted(self.ends, spans[:, 0], side="right")
         last = np.searchsorted(self.ends, spans[:, 1] - 1, side="right")
         return first, last
 
 
 class _ByteTable:
-    """Bytes of all tokens in one array; two more entries stand for "no text" and for the end of a row."""
+    """The bytes of all tokens in one array, with two more entries for "no text" and for the end of a row."""
 
     def __init__(self, pieces: Sequence[bytes]):
         self.no_text, self.row_end = len(pieces), len(pieces) + 1
@@ -118,7 +118,7 @@ class _ByteTable:
         self.offsets = np.cumsum(self.lengths) - self.lengths
 
     def join(self, token_ids: np.ndarray, mask: np.ndarray) -> _BatchText:
-        """Text of `token_ids` `(B, T)` where `mask` `(B, T)` is true."""
+        """Return the text of `token_ids` `(B, T)` where `mask` `(B, T)` is true."""
         rows, columns = token_ids.shape
         grid = np.full((rows, columns + 1), self.row_end, dtype=np.int64)
         known = mask & (token_ids >= 0) & (token_ids < self.no_text)
@@ -133,99 +133,99 @@ class _ByteTable:
 
 class Segmenter:
     """
-    Cuts completions into steps wherever a pattern is completed in their text.
+    Splits completions into steps at every match of a pattern in their text.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the token ids (byte-level BPE, or SentencePiece-like).
+            The tokenizer of the token ids (byte-level BPE, or SentencePiece-like).
         pattern (`re.Pattern[bytes]`):
-            What closes a step. Matches are taken from left to right and do not overlap.
+            The pattern that closes a step. Matches are found from left to right and do not overlap.
         end_text (`str`, *optional*):
-            Text that ends the part of a completion that has steps, such as `"</think>"`. Only [`step_ids`] heeds it.
+            The text that ends the part of a completion with steps, such as `"</think>"`. Only [`step_ids`] uses it.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, pattern: re.Pattern[bytes], end_text: str | None = None
     ) -> None:
         if end_text == "":
-            raise ValueError("end_text: '' ends every text at once. Give a text such as '</think>', or None.")
+            raise ValueError("end_text: must not be empty, got ''. Set a text such as '</think>', or None.")
         self._pattern = pattern
         self._end_pattern = None if end_text is None else re.compile(re.escape(end_text.encode()))
         self._table = _ByteTable(token_bytes(tokenizer))
 
     def _join(self, token_ids: torch.Tensor, mask: torch.Tensor) -> tuple[_BatchText, np.ndarray]:
-        """Text of a batch, and its mask as a `(B, T)` array of bools."""
+        """Return the text of a batch, and its mask as a `(B, T)` array of bools."""
         if token_ids.ndim != 2 or token_ids.shape != mask.shape:
             raise ValueError(
                 f"token_ids, mask: shapes {tuple(token_ids.shape)} and {tuple(mask.shape)} differ or are not (B, T). "
-                "Pad the rows to one length and give the mask of the same shape."
+                "Pad the rows to the same length, and pass a mask of the same shape."
             )
         keep = mask.bool().cpu().numpy()
         return self._table.join(token_ids.cpu().numpy(), keep), keep
 
     def _find(self, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """First token of each boundary's match, and the end of the token that completes it."""
+        """Return the first token of each boundary's match, and the end of the token that completes it."""
         row = np.asarray(token_ids, dtype=np.int64).reshape(1, -1)
         first, last = self._table.join(row, np.ones(row.shape, dtype=bool)).find(self._pattern)
-        # a token that completes several matches is one boundary, that of the first of them
+        # If a token completes several matches, they are one boundary, which starts with the first of them.
         last, index = np.unique(last, return_index=True)
         return first[index].tolist(), (last + 1).tolist()
 
     def boundaries(self, token_ids: Sequence[int]) -> list[int]:
         """
-        Where steps end.
+        Return the positions where steps end.
 
         Args:
             token_ids (`Sequence[int]`):
-                Token ids of one completion.
+                The token ids of one completion.
 
         Returns:
-            `list[int]`: for each boundary the end, exclusive, of the token that completes it; strictly increasing. A
-            token that completes two boundaries counts once.
+            `list[int]`: For each boundary, the exclusive end of the token that completes it, in strictly increasing
+            order. A token that completes two boundaries counts once.
         """
         return self._find(token_ids)[1]
 
     def spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Steps as ranges of tokens, cut at the [`boundaries`].
+        Return the steps as ranges of tokens, split at the [`boundaries`].
 
         Args:
             token_ids (`Sequence[int]`):
-                Token ids of one completion.
+                The token ids of one completion.
 
         Returns:
-            `list[tuple[int, int]]`: start and end, exclusive, of each step. The ranges are not empty, follow each
-            other and cover all tokens.
+            `list[tuple[int, int]]`: The start and the exclusive end of each step. The ranges are not empty, are in
+            order and cover all tokens.
         """
         cuts = sorted({0, *self.boundaries(token_ids), len(token_ids)})
         return list(itertools.pairwise(cuts))
 
     def count(self, token_ids: Sequence[int]) -> int:
         """
-        Number of boundaries in the text of one completion; it has `1 + count` semantic steps.
+        Return the number of boundaries in the text of one completion, which has `1 + count` semantic steps.
 
         Args:
             token_ids (`Sequence[int]`):
-                Token ids of one completion.
+                The token ids of one completion.
 
         Returns:
-            `int`: the number of matches, also of those that one token completes together.
+            `int`: The number of matches, including several that the same token completes.
         """
         row = torch.as_tensor(token_ids, dtype=torch.long).reshape(1, -1)
         return int(self.counts(row, torch.ones_like(row)))
 
     def counts(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        [`count`] of each row of a batch.
+        Return the [`count`] of each row of a batch.
 
         Args:
             token_ids (`torch.LongTensor` of shape `(B, T)`):
-                Completions, padded.
+                The padded completions.
             mask (`torch.Tensor` of shape `(B, T)`):
-                0 for tokens that are no part of the text.
+                The mask, 0 for tokens that are not part of the text.
 
         Returns:
-            `torch.LongTensor` of shape `(B,)`: the number of matches.
+            `torch.LongTensor` of shape `(B,)`: The number of matches.
         """
         text, keep = self._join(token_ids, mask)
         rows, columns = keep.shape
@@ -234,18 +234,18 @@ class Segmenter:
 
     def step_ids(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        The step that each token of a batch belongs to.
+        Return the step that each token of a batch belongs to.
 
         Args:
             token_ids (`torch.LongTensor` of shape `(B, T)`):
-                Completions, padded.
+                The padded completions.
             mask (`torch.Tensor` of shape `(B, T)`):
-                0 for tokens that are no part of the text (padding, tokens of an environment). They are taken out
-                before boundaries are looked for.
+                The mask, 0 for tokens that are not part of the text (padding, tokens of an environment). They are
+                removed before the search for boundaries.
 
         Returns:
-            `torch.LongTensor` of shape `(B, T)`: 0, 1, 2, ... along each row; -1 where `mask` is 0, and from the token
-            on that starts `end_text`.
+            `torch.LongTensor` of shape `(B, T)`: 0, 1, 2, ... along each row. It is -1 where `mask` is 0, and starting
+            with the first token of `end_text`.
         """
         text, keep = self._join(token_ids, mask)
         rows, columns = keep.shape
@@ -262,17 +262,17 @@ class Segmenter:
 
 class TriggerSegmenter(Segmenter):
     """
-    Steps that end with a trigger word, the sign that a model starts to check itself.
+    Splits completions into steps that end with a trigger word, the sign that a model starts to check itself.
 
-    A trigger counts when no ASCII letter stands directly before or after it, so "Waiting", "await" and "WaitWait" hold
-    none; the start and the end of the text are no letters. Triggers that share characters count once: the leftmost
-    one, the shorter one of two that start together.
+    A trigger counts if there is no ASCII letter directly before or after it, so "Waiting", "await" and "WaitWait"
+    contain none. The start and the end of the text do not count as letters. Overlapping triggers count once: the
+    leftmost, or the shorter of two that start at the same position.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the token ids.
+            The tokenizer of the token ids.
         triggers (`Sequence[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            The words, case-sensitive.
+            The trigger words, case-sensitive.
 
     Example:
 
@@ -290,22 +290,25 @@ class TriggerSegmenter(Segmenter):
         self, tokenizer: PreTrainedTokenizerBase, triggers: Sequence[str] = ("Wait", "Alternatively")
     ) -> None:
         if isinstance(triggers, str) or not triggers or "" in triggers:
-            raise ValueError(f"triggers: {triggers!r} is no list of words. Set for example ('Wait', 'Alternatively').")
+            raise ValueError(
+                f"triggers: {triggers!r} is not a list of words. Set, for example, ('Wait', 'Alternatively')."
+            )
         words = [re.escape(word) for word in sorted((trigger.encode() for trigger in set(triggers)), key=len)]
-        # The letter before is looked for behind the word: a pattern that opens with a look-behind is twice as slow.
+        # The letter before the word is checked after matching the word: a pattern that starts with a look-behind is
+        # twice as slow.
         whole_words = b"|".join(word + b"(?<![A-Za-z]" + word + b")" for word in words)
         super().__init__(tokenizer, re.compile(b"(?:" + whole_words + b")(?![A-Za-z])"))
 
     def occurrences(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Where the triggers of the [`boundaries`] are: `token_ids[:start]` is the path without its trigger.
+        Return the positions of the triggers at the [`boundaries`]: `token_ids[:start]` is the text before the trigger.
 
         Args:
             token_ids (`Sequence[int]`):
-                Token ids of one completion.
+                The token ids of one completion.
 
         Returns:
-            `list[tuple[int, int]]`: for each boundary the index of the first token that holds a character of its
+            `list[tuple[int, int]]`: For each boundary, the index of the first token that contains a character of its
             trigger, and the boundary.
         """
         return list(zip(*self._find(token_ids), strict=True))
@@ -313,26 +316,27 @@ class TriggerSegmenter(Segmenter):
 
 class DelimiterSegmenter(Segmenter):
     r"""
-    Steps that end with a delimiter, by default a blank line. The token that completes the delimiter belongs to the
-    step it closes.
+    Splits completions into steps that end with a delimiter, by default a blank line. The token that completes the
+    delimiter belongs to the step that it closes.
 
-    Delimiters are found as `str.split` finds them: from left to right, without overlap, so that the boundaries of a
-    prefix stay when the text goes on. `"\n\n\n"` is one delimiter and a newline that opens the next step, `"\n\n\n\n"`
-    is two; the second makes a step of its own where another token completes it.
+    Delimiters are found as in `str.split`: from left to right and without overlap, so the boundaries of a prefix stay
+    the same when the text continues. `"\n\n\n"` is one delimiter, followed by a newline that opens the next step;
+    `"\n\n\n\n"` is two delimiters, and the second is a separate step if another token completes it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the token ids.
+            The tokenizer of the token ids.
         delimiter (`str`, *optional*, defaults to `"\n\n"`):
             The text that closes a step.
         end_text (`str`, *optional*):
-            Ends the thought, as `"</think>"` does, be it one token or several: in [`step_ids`] all tokens from the one
-            on that holds the first character of its first occurrence are -1. `boundaries` and `spans` do not heed it.
+            The text that ends the thought, such as `"</think>"`, in one token or several. In [`step_ids`], all tokens
+            are -1 starting with the one that contains the first character of its first occurrence. `boundaries` and
+            `spans` ignore it.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, delimiter: str = "\n\n", *, end_text: str | None = None
     ) -> None:
         if not delimiter:
-            raise ValueError(f"delimiter: {delimiter!r} closes no step. Set a text such as '\\n\\n'.")
+            raise ValueError(f"delimiter: must not be empty, got {delimiter!r}. Set a text such as '\\n\\n'.")
         super().__init__(tokenizer, re.compile(re.escape(delimiter.encode())), end_text)

@@ -1,4 +1,4 @@
-"""Text of tokens, and text that is safe to show."""
+"""The text of tokens, and text that is safe to display."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import codecs
 from collections.abc import Sequence
 
 
-# Control characters would be dropped or obeyed where they are shown. In their place come their pictures, all but tab
-# and newline.
+# A terminal or a page would drop or interpret control characters. Except for tab and newline, they are replaced by
+# visible symbols.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def visible(text: str) -> str:
-    """`text` without control characters: of model output, for a terminal or a page."""
+    """Return `text` with control characters replaced, to show model output in a terminal or on a page."""
     return text.translate(_VISIBLE)
 
 
 def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:
     """
-    Text of each token. A character whose bytes are split over tokens belongs to the one that completes it.
+    Return the text of each token. A character that is split over several tokens belongs to the one that completes it.
 
     Args:
         pieces (`Sequence[bytes]`):
-            Result of [`~step_trl.steps.token_bytes`].
+            The result of [`~step_trl.steps.token_bytes`].
         token_ids (`Sequence[int]`):
-            Tokens.
+            The token ids.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = [decoder.decode(pieces[i] if 0 <= i < len(pieces) else b"") for i in token_ids]

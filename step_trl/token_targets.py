@@ -1,4 +1,4 @@
-"""Lengths that prompts ask for."""
+"""Prompts that ask for a number of tokens."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import numpy as np
 from .data import build_prompt
 
 
-TARGET_COLUMN = "target_tokens"  # how long a completion should be
+TARGET_COLUMN = "target_tokens"  # the number of tokens that the prompt asks for
 
 
 def validate_targets(
     dataset: datasets.Dataset | datasets.IterableDataset, length_reward: str, name: str = "dataset"
 ) -> None:
     """
-    Raise an error if the rows of `dataset` do not say how long their completions should be.
+    Raise an error if the rows of `dataset` do not contain target lengths for their completions.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Rows for a trainer.
+            The rows for a trainer.
         length_reward (`str`):
-            The reward that needs it.
+            The name of the reward that needs the targets.
         name (`str`, *optional*, defaults to `"dataset"`):
-            What the error calls it.
+            The name of the data set in error messages.
     """
     first = next(iter(dataset))
     if not isinstance(first.get(TARGET_COLUMN), int):
         raise ValueError(
             f"{name}: length_reward={length_reward!r} needs a column {TARGET_COLUMN!r} with a number of tokens; "
-            f"columns found: {', '.join(first)}. Add it by `step_trl.token_targets.add_token_targets`."
+            f"columns found: {', '.join(first)}. Add it with `step_trl.token_targets.add_token_targets`."
         )
 
 
 def ask_for_tokens(prompt: list[dict], tokens: int, at_most: bool = False) -> list[dict]:
-    """Messages whose last one asks for a length, in L1's words."""
+    """Return the messages, with a last message that asks for a length in L1's words."""
     return build_prompt(prompt, f"{{problem}} Think for {'maximum ' if at_most else ''}{tokens} tokens.", None)
 
 
@@ -51,17 +51,17 @@ def add_token_targets(
 
     Args:
         dataset (`Dataset`):
-            Rows with `prompt`, messages of which the last one is the user's.
+            The rows, with `prompt` as messages that end with the user's message.
         lowest (`int`, *optional*, defaults to `100`), highest (`int`, *optional*, defaults to `4000`):
-            Between these, both included, a number is drawn for each row. Equal ones ask for one budget, as in an
-            evaluation.
+            The smallest and the largest number of tokens, both included. A number is drawn for each row. With equal
+            values, all prompts ask for the same token budget, as in an evaluation.
         at_most (`bool`, *optional*, defaults to `False`):
-            "Think for maximum 512 tokens." (L1-Max).
+            Whether to ask "Think for maximum 512 tokens." (L1-Max).
         seed (`int`, *optional*, defaults to `0`):
-            Of the draws.
+            The seed of the draws.
 
     Returns:
-        `Dataset`: the rows, with `target_tokens`.
+        `Dataset`: The rows, with `target_tokens`.
 
     Example:
     ```python
@@ -69,7 +69,7 @@ def add_token_targets(
     ```
     """
     if not 0 < lowest <= highest:
-        raise ValueError(f"lowest, highest: {lowest} and {highest} are no range of tokens. Set 0 < lowest <= highest.")
+        raise ValueError(f"lowest, highest: {lowest} and {highest} are not a valid range. Set 0 < lowest <= highest.")
     targets = np.random.default_rng(seed).integers(lowest, highest, size=len(dataset), endpoint=True).tolist()
 
     def asking(row: dict, index: int) -> dict:

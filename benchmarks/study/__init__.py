@@ -1,4 +1,4 @@
-"""The testbed study: every comparison of both papers at the testbed's scale, with seeds."""
+"""The testbed study: every comparison of both papers at the testbed's scale, with several seeds."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ def study(
     output_dir: Path, page: Path, arms: Sequence[str], seeds: Sequence[int], max_steps: int, page_only: bool = False
 ) -> None:
     """
-    Run what is not done of the study, and write its page and its records.
+    Run the unfinished parts of the study, and write its page and its records.
 
     Args:
         output_dir (`Path`):
-            For models and samples.
+            The folder for models and samples.
         page (`Path`):
-            For the page and its records. What they hold is done, wherever it was run, but for arms that have other
-            settings by now; a training that `output_dir` holds as well is taken from there.
+            The folder for the page and its records. Trainings in these records are not run again, wherever they ran,
+            except for arms whose settings have changed. A training that is also in `output_dir` is read from there.
         arms (`Sequence[str]`):
-            Names; all arms if there are none.
+            The names of the arms; if empty, all arms.
         seeds (`Sequence[int]`):
-            The first one is that of the sweeps.
+            The seeds. Sweeps start with the first.
         max_steps (`int`):
-            Updates of an arm.
+            The number of updates of an arm.
         page_only (`bool`, *optional*, defaults to `False`):
-            Train nothing.
+            Whether to write the page without training.
     """
     chosen = jobs(seeds, arms)
     changed = check_settings("page", page, max_steps, but_for=[arm.name for arm in ARMS])

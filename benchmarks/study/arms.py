@@ -1,10 +1,10 @@
 """
-What is compared. An arm is a trainer with options; all share a budget of updates and what `demo.TRAINING` holds.
+The arms that are compared. An arm is a trainer with options; all share a number of updates and `demo.TRAINING`.
 
-Tuning protocol, fixed before the runs: learning rate, schedule, batch and the short context are those of the demo.
-They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study evaluates on
-the first 128. No arm has an option of its own that is not the comparison itself. Constants that are numbers of tokens
-in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
+Tuning protocol, fixed before the runs: the learning rate, the schedule, the batch and the short context are those of
+the demo. They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study
+evaluates on the first 128. No arm has its own options except for the comparison itself. Constants that are numbers of
+tokens in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from step_trl.rollout import ConfidenceTruncation
 
 
-SHORT_CONTEXT = 224  # tokens: about the vanilla model's mean length
+SHORT_CONTEXT = 224  # tokens, about the vanilla model's mean length
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,27 @@ class Arm:
 
     Attributes:
         name (`str`):
-            Of its folder and its row.
+            The name of its folder and its row.
         method (`str`):
             A key of [`~step_trl.trainers.METHODS`], `"distill"`, or `"prompts"` for
             [`~study.prompted.teach_prompts`].
         options (`dict[str, Any]`):
-            Fields of its configuration.
+            The fields of its configuration.
         tables (`tuple[str, ...]`):
-            Where it appears.
+            The tables in which it appears.
         budget (`float`):
-            Updates, relative to those of the study.
+            The number of updates, relative to that of the study.
         sweep (`bool`):
-            Whether one seed will do when time is short.
+            Whether one seed is enough when time is short.
         checkpoints (`int`):
-            How often the model is evaluated while it is trained, besides its end.
+            How many times the model is evaluated during training, in addition to the end.
         stages (`tuple[dict[str, Any], ...]`):
-            Options of stages that share the budget, each from the model of the one before; `system_prompt` is one.
+            The options of stages that share the updates, each starting from the model of the previous one.
+            `system_prompt` is one of them.
         targets (`tuple[int, int]`, *optional*):
-            Range of the lengths that prompts ask for; the evaluation's ask for the middle.
+            The range of the lengths that prompts ask for. In the evaluation, they ask for the middle.
         start (`Arm`, *optional*):
-            Whose model of the same seed it starts from, by default the vanilla one.
+            The arm from whose model with the same seed it starts, by default the vanilla model.
     """
 
     name: str
@@ -64,12 +65,12 @@ _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "St
 _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
 _FAMILY = "SEED-GRPO and NFT"
-METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # whose the tables are that compare all methods
+METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables that compare all methods, and their own arms
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
 _DR_GRPO = _SHORT | {"loss_type": "dr_grpo", "scale_rewards": "none"}
 _TWICE = {"num_iterations": 2}  # where NFT differs from Dr.GRPO
-_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer: what SAS is compared with has the same
+_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer, which its baselines share
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
@@ -146,13 +147,13 @@ ARMS: tuple[Arm, ...] = (
 
 def jobs(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Arm, int]]:
     """
-    Arms and seeds in the order in which they are run: arms of the tables first, a seed at a time, then the sweeps.
+    Return arms and seeds in running order: first the arms of the tables, one seed at a time, then the sweeps.
 
     Args:
         seeds (`Sequence[int]`):
-            The first one is that of the sweeps; the others follow at the end.
+            The seeds. Sweeps start with the first; the others follow at the end.
         names (`Sequence[str]`, *optional*):
-            Of the arms to run, by default all.
+            The names of the arms to run, by default all.
     """
     unknown = set(names) - {arm.name for arm in ARMS}
     if unknown:

@@ -1,8 +1,9 @@
 """
-What the papers claim, and whether it holds at the testbed's scale.
+The claims of the papers, and whether they hold at the testbed's scale.
 
-The wording is ours. The papers' numbers are those of their abstracts and of public reading notes, since only the
-beginnings of the papers could be read here; a claim without numbers is what its table is about, not a quotation.
+The wording is ours. The papers' numbers are from their abstracts and from public reading notes, because only the
+beginnings of the papers could be read here. A claim without numbers states what its table is about and is not a
+quotation.
 """
 
 from __future__ import annotations
@@ -14,30 +15,30 @@ from typing import Literal
 from .results import Difference, Results
 
 
-MARGIN = 0.02  # of accuracy: less than this counts as kept
+MARGIN = 0.02  # a smaller loss of accuracy counts as kept
 Direction = Literal["higher", "lower", "kept"]
 
 
 @dataclass(frozen=True)
 class Claim:
     """
-    That an arm is `"higher"` or `"lower"` than another in a measure, or that a measure is `"kept"`.
+    A claim that an arm is `"higher"` or `"lower"` than another in a measure, or that a measure is `"kept"`.
 
     Attributes:
         source (`str`):
-            Where it stands.
+            The place of the claim in the paper.
         text (`str`):
             The claim.
         left (`str`), right (`str`):
-            Arms.
+            The arms.
         measure (`str`):
-            As in [`Results.difference`].
+            The measure, see [`Results.difference`].
         direction (`"higher"`, `"lower"` or `"kept"`):
-            Of `left` against `right`.
+            The direction of `left` relative to `right`.
         paper (`str`):
-            The paper's numbers of the two, in this order, where they are known.
+            The paper's numbers for the two arms, in this order, if they are known.
         benchmark (`str`, *optional*):
-            By default the mean over all.
+            The benchmark. By default, the mean over all.
     """
 
     source: str
@@ -52,9 +53,10 @@ class Claim:
 
 def verdict(difference: Difference, direction: Direction) -> str:
     """
-    By the 95 % interval of the difference: a claim holds where all of it agrees, and does not where none does.
+    Judge a claim by the 95 % interval of the difference.
 
-    Something is kept where the interval lies above -[`MARGIN`], and is not where it lies below 0.
+    A claim holds if the whole interval agrees with it, and does not hold if no part of it does. A measure is kept if
+    the interval is above -[`MARGIN`], and is not kept if the interval is below 0.
     """
     rules: dict[str, tuple[Callable[[Difference], bool], Callable[[Difference], bool]]] = {
         "higher": (lambda d: d.low > 0, lambda d: d.high <= 0),
@@ -143,7 +145,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
 )  # fmt: skip
 
-CHOICES = (  # what the papers leave open, or their releases do otherwise: text, arm that chooses otherwise, and ours
+CHOICES = (  # what the papers leave open, or their releases change: text, arm with the other choice, and our arm
     ("`keep_trigger=False`", "trigger-dropped", "step-grpo"),
     ("`train_on_injected_tokens=False`", "injected-not-trained", "step-grpo"),
     ("Step-GRPO as it was released", "step-grpo-released", "step-grpo"),
@@ -153,7 +155,7 @@ CHOICES = (  # what the papers leave open, or their releases do otherwise: text,
 
 
 def claim_lines(results: Results) -> list[str]:
-    """One Markdown line per claim whose arms are done, and one that names the others."""
+    """Return one Markdown line per claim whose arms are finished, and one that names the other claims."""
     lines, missing = [], []
     for claim in CLAIMS:
         about = (claim.measure, claim.benchmark)
@@ -176,7 +178,7 @@ def claim_lines(results: Results) -> list[str]:
 
 
 def choice_lines(results: Results) -> list[str]:
-    """One Markdown line per choice of [`CHOICES`] whose arms are done: how another choice differs from the default."""
+    """Return one Markdown line per finished choice of [`CHOICES`], which compares the alternative with the default."""
     lines = []
     for text, left, right in CHOICES:
         if left in results.samples and right in results.samples:
@@ -188,7 +190,7 @@ def choice_lines(results: Results) -> list[str]:
 
 
 def order_lines(results: Results, method: str, others: Sequence[str]) -> list[str]:
-    """A Markdown table of how other arms of a table differ from its method, and what their intervals say."""
+    """Return a Markdown table of how the other arms of a table differ from its method, with their intervals."""
     lines = [f"| against `{method}` | accuracy, points | tokens | by the intervals |", "|---|---:|---:|---|"]
     for name in others:
         accuracy, tokens = (results.difference(name, method, measure) for measure in ("accuracy", "tokens"))

@@ -1,4 +1,4 @@
-"""The study's page: tables, figures and claims, made from its folder."""
+"""Write the study's page from its records: tables, figures and claims."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
 
     Args:
         records ([`~study.records.Records`]):
-            Of all trainings; that of the vanilla model is among them.
+            The records of all trainings, including the vanilla model.
         page (`Path`):
-            Folder to write to.
+            The folder to write to.
         max_steps (`int`):
-            Of the study.
+            The number of updates of the study.
         old (`Mapping[str, str]`, *optional*):
-            Arms whose trainings had other settings than the arm has now, and which these are.
+            The arms that were trained with other settings than they have now, and these settings.
     """
     old = old or {}
     results = Results(records, old)

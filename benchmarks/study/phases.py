@@ -1,4 +1,4 @@
-"""Where the seconds of an update go."""
+"""Measure where the seconds of an update go."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 
 class PhaseTimer(TrainerCallback):
     """
-    Seconds per update of generation, reward, log-probabilities of the old policy and of the reference, and the rest:
-    the update itself.
+    Measures the seconds per update of generation, reward, log-probabilities of the old policy and of the reference,
+    and of the rest, which is the update itself.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]):
-            Timed from now on, through the methods that its own code calls.
+            The trainer. It is timed from now on, through the methods that its own code calls.
 
     Attributes:
         seconds (`list[dict[str, float]]`):

@@ -1,4 +1,4 @@
-"""The study's pictures."""
+"""Draw the study's pictures."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from .results import Results
 from .run import VANILLA
 
 
-MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # those whose steps and training are looked at
+MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # the arms whose steps and training are shown
 
 
 def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
     """
-    Write the pictures that can be made of what is done.
+    Draw all pictures for which the trainings are finished.
 
     Args:
         results ([`Results`]):
-            Of the study.
+            The results of the study.
         tables (`Mapping[str, DataFrame]`):
-            Arm to the result of [`Results.table`].
+            A mapping from arms to the results of [`Results.table`].
         arms (`Sequence[Arm]`):
-            Those that are done.
+            The finished arms.
         page (`Path`):
-            Folder to write to.
+            The folder to write to.
 
     Returns:
-        `list[str]`: their names, without `.png`.
+        `list[str]`: The names of the pictures, without `.png`.
     """
     figures = {}
     with matplotlib.rc_context(STYLE):
@@ -56,7 +56,7 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
 
 
 def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure:
-    """Both papers' first tables, side by side."""
+    """Draw both papers' first tables, side by side."""
     papers = [title for title in METHODS if any(title in arm.tables for arm in arms)]
     figure = Figure(figsize=(7 * len(papers), 4.5), layout="constrained")
     for axes, title in zip(figure.subplots(1, len(papers), squeeze=False).flat, papers, strict=True):

@@ -1,7 +1,7 @@
 """
-A start for arms that speak to the model: they ask for a length (L1, ThinkPrune, LAPO), or cut a thought off (S-GRPO).
+Train a start for arms that add text to what the model reads: a length (L1, ThinkPrune, LAPO) or a cut (S-GRPO).
 
-The testbed model has never read such words and fails behind them; the models that those papers train do not.
+The testbed model has never seen such text and fails after it; the models that those papers train do not.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Form = Literal["none", "l1-exact", "l1-max", "thinkprune", "lapo-i", "s-grpo"]
 
 
 def prompt_ids(form: Form, messages: list[dict], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt that asks for `tokens` as the arm `form` does, up to where the completion begins."""
+    """Return the token ids of a prompt that asks for `tokens` as the arm `form` does, up to the completion."""
     if form in ("l1-exact", "l1-max"):
         messages = ask_for_tokens(messages, tokens, at_most=form == "l1-max")
     elif form == "thinkprune":
@@ -45,9 +45,9 @@ def prompt_ids(form: Form, messages: list[dict], tokens: int, tokenizer: PreTrai
 
 def cut_off(completion: str, rng: random.Random) -> tuple[str, str]:
     """
-    A right completion that S-GRPO's words end early, and the answer behind them.
+    Return a correct completion that S-GRPO's words end early, followed by the answer.
 
-    The cut is in front of a trigger word, where the problem has been worked through, or at the end of the thought.
+    The cut is before a trigger word, after the problem has been worked through, or at the end of the thought.
     """
     thought, _, answer = completion.partition(f"\n{THINK_END}\n\n")
     ends = [match.start() for match in re.finditer(TRIGGERS, thought)] or [len(thought)]
@@ -56,20 +56,20 @@ def cut_off(completion: str, rng: random.Random) -> tuple[str, str]:
 
 def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Form], **training: Any) -> None:
     """
-    Fine-tune the vanilla model on its own right completions, behind such words.
+    Fine-tune the vanilla model on its own correct completions, after such text.
 
-    Lengths are drawn at random, whatever the completion's is: the model is to keep its answers under such prompts, and
-    to learn nothing about lengths before it is rewarded for them.
+    Lengths are drawn at random, independent of the completion's length: the model should keep its answers with such
+    prompts, but learn nothing about lengths before it is rewarded for them.
 
     Args:
         output_dir (`Path`):
-            For the model; the samples go to `samples/` in it.
+            The folder for the model. The samples are saved to `samples/` in it.
         seed (`int`):
-            Of samples, lengths and training.
+            The seed of samples, lengths and training.
         problems (`int`):
-            First problems of the training set, one sample each.
+            The number of problems, from the start of the training set, with one sample each.
         forms (`Sequence[Form]`):
-            The words, one of them at random for each completion.
+            The kinds of text, one of which is drawn for each completion.
         **training:
             Fields of [`~step_trl.cli.recipe.DistillConfig`].
     """

@@ -1,4 +1,4 @@
-"""What is kept of each training, small enough to lie beside the page: a study goes on from it on another machine."""
+"""The records of each training. They are stored next to the page, so that another machine can resume a study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from step_trl.token_targets import TARGET_COLUMN
 from .run import VANILLA, whole_evaluation
 
 
-TRAINED, BEFORE = "trained", "before"  # models that samples are of; others are checkpoints, by their update
+TRAINED, BEFORE = "trained", "before"  # the models of samples; others are checkpoints, named by their update
 LENGTH = "completions/mean_length"
 CURVES = {
     "rewards/math_accuracy_reward/mean": "accuracy of rollouts",
@@ -29,7 +29,7 @@ CURVES = {
 }
 PHASES = ("generation", "reward", "old", "reference", "update")
 TRAINING = ["arm", "seed"]
-KINDS = {  # of the columns that are kept of a sample
+KINDS = {  # the types of the columns that are kept of a sample
     "benchmark": "str",
     "problem": "int16",
     "sample": "int16",
@@ -45,16 +45,16 @@ OF_SAMPLES, OF_UPDATES = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASE
 @dataclass(frozen=True)
 class Records:
     """
-    All that is known of the trainings of a study.
+    All that is known about the trainings of a study.
 
     Attributes:
         samples (`DataFrame`):
-            One row each, with `arm` and `seed` of the training and the `model`: `"trained"`, `"before"` (the training,
-            under its prompts) or an update; how many of its steps are `forward`, `verification` and `redundancy`, see
-            [`~step_trl.evaluation.classify_testbed_steps`], is missing where its text was lost.
+            One row per sample, with `arm` and `seed` of the training and the `model`, which is `"trained"`, `"before"`
+            (before the training, with its prompts) or an update. The numbers of `forward`, `verification` and
+            `redundancy` steps, see [`~step_trl.evaluation.classify_testbed_steps`], are missing if its text was lost.
         updates (`DataFrame`):
-            One row each, with `arm`, `seed` and its `number` (from 1), what is logged of `CURVES` and the seconds of
-            `PHASES`.
+            One row per update, with `arm`, `seed` and its `number` (from 1), the logged metrics in `CURVES` and the
+            seconds of `PHASES`.
     """
 
     samples: pd.DataFrame
@@ -67,11 +67,11 @@ class Records:
         return {(str(arm), int(seed)) for arm, seed in trained.itertuples(index=False)}
 
     def without(self, arms: Collection[str]) -> Records:
-        """Those of other arms."""
+        """Return the records of all other arms."""
         return Records(*(rows[~rows["arm"].isin(list(arms))] for rows in (self.samples, self.updates)))
 
     def updated_by(self, newer: Records) -> Records:
-        """Both; where both know a training, what the newer ones say of it."""
+        """Merge with newer records, which win for trainings that are in both."""
         known = newer.done
 
         def kept(rows: pd.DataFrame) -> pd.DataFrame:
@@ -85,7 +85,7 @@ class Records:
 
 
 def read_records(page: Path) -> Records:
-    """Those that lie beside a page, empty where there is none."""
+    """Read the records next to a page, which are empty if there are none."""
     tables = []
     for path, columns in ((page / "samples.parquet", OF_SAMPLES), (page / "updates.parquet", OF_UPDATES)):
         tables.append(_join([pd.read_parquet(path)] if path.exists() else [], columns))
@@ -102,7 +102,7 @@ def write_records(records: Records, page: Path) -> None:
 
 
 def collect_records(folder: Path) -> Records:
-    """Of all trainings in the folder of a study whose evaluation is done."""
+    """Collect the records of all evaluated trainings in the folder of a study."""
     samples, updates = [], []
     for arm, seed, own in _trainings(folder):
         trained = read_samples(own / "samples")
@@ -118,7 +118,7 @@ def collect_records(folder: Path) -> Records:
 
 
 def _join(parts: Sequence[pd.DataFrame], columns: list[str]) -> pd.DataFrame:
-    """The rows of all, with these columns if there are none."""
+    """Concatenate all rows, or return an empty frame with these columns."""
     parts = [part for part in parts if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
@@ -130,7 +130,7 @@ def _trainings(folder: Path) -> Iterator[tuple[str, int, Path]]:
 
 
 def _summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Samples without their texts, but with what their steps are for."""
+    """Return samples without their texts, but with the numbers of their steps of each kind."""
     solutions = {name: testbed.load_dataset(name)["solution"] for name in rows["benchmark"].unique()}
     texts = rows[["benchmark", "problem", "completion"]].itertuples(index=False)
     labels = [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in texts]
@@ -139,7 +139,7 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _updates(model: Path) -> pd.DataFrame:
-    """Log and seconds of each update, none of a model that was made by SFT."""
+    """Return the log and the seconds of each update, none for a model that was trained by SFT."""
     timing = model / "phases.json"
     seconds = json.loads(timing.read_text())["updates"] if timing.exists() else []
     if not seconds:

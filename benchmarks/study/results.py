@@ -1,4 +1,4 @@
-"""What the runs of the study came to: samples and histories, pooled over seeds."""
+"""The results of the study: samples and histories, pooled over seeds."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .records import BEFORE, CURVES, PHASES, TRAINED, TRAINING, Records
 from .run import SAMPLES, VANILLA
 
 
-RESAMPLES = 2000  # of a table
-DRAWS = 20_000  # of a difference, whose interval may end near 0
+RESAMPLES = 2000  # for the intervals of a table
+DRAWS = 20_000  # for a difference, whose interval may end near 0
 OLD = "†"  # marks arms that are to be run again
-COLUMNS = {"accuracy": "correct"}  # of the samples, where a measure is called otherwise
+COLUMNS = {"accuracy": "correct"}  # columns of the samples whose name differs from the measure's
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two arms, overall, with its 95 % interval."""
+    """The overall difference between two arms, with its 95 % interval."""
 
     value: float
     low: float
@@ -32,27 +32,27 @@ class Difference:
 
 
 def _overall(samples: pd.DataFrame) -> pd.Series:
-    """Means of `accuracy` and `tokens` over benchmarks."""
+    """Return the means of `accuracy` and `tokens` over benchmarks."""
     rows = samples.rename(columns={"correct": "accuracy"}).astype({"accuracy": float})
     return rows.groupby("benchmark")[["accuracy", "tokens"]].mean().mean()
 
 
 class Results:
     """
-    All that is known of a study, by arm.
+    All results of a study, by arm.
 
     Args:
         records ([`~study.records.Records`]):
-            Of all trainings.
+            The records of all trainings.
         old (`Container[str]`, *optional*):
-            Arms that have other settings by now, and are to be run again.
+            The arms whose settings have changed, and which have to be run again.
 
     Attributes:
         seeds (`dict[str, list[int]]`):
-            Seeds of each arm that are done, that of the vanilla model included.
+            The finished seeds of each arm, including the vanilla model.
         samples (`dict[str, DataFrame]`):
-            Of each arm's trained models, all seeds together: a sample of another seed is one more sample of the
-            problem.
+            The samples of each arm's trained models, with all seeds together: a sample with another seed is another
+            sample of the problem.
     """
 
     def __init__(self, records: Records, old: Container[str] = ()):
@@ -69,27 +69,31 @@ class Results:
             self.samples[str(name)] = rows.drop(columns=TARGET_COLUMN) if rows[TARGET_COLUMN].isna().all() else rows
 
     def marked(self, name: str, text: str | None = None) -> str:
-        """The name of an arm, or another text for it, with a mark if it is an old one."""
+        """Return the name of an arm, or another text for it, with a mark if the arm is old."""
         return (name if text is None else text) + f" {OLD}" * (name in self.old)
 
     def table(self, name: str) -> pd.DataFrame:
-        """[`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""
+        """Return [`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""
         return summarize(self.samples[name], self.samples[VANILLA], resamples=RESAMPLES)
 
     def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
-        """Standard deviation from training to training of an arm's mean, see [`Results.difference`]; NaN for one."""
+        """
+        Return the standard deviation of an arm's mean between trainings, NaN for one training.
+
+        See [`Results.difference`].
+        """
         return float(self._means(name, measure, benchmark).std())
 
     def trainings(self, name: str, measure: str, benchmark: str | None = None) -> int:
-        """Number of those of an arm whose measure is known."""
+        """Return the number of an arm's trainings for which the measure is known."""
         return len(self._means(name, measure, benchmark))
 
     def pooled_spread(self, measure: str, benchmark: str | None = None) -> float:
         """
-        The same of a usual arm, from all that were trained with several seeds; NaN for none.
+        Return the spread of a typical arm, from all arms that were trained with several seeds; NaN if there are none.
 
-        It is the median, so that a few unstable arms do not speak for the others. A variance of f degrees of freedom
-        is distributed as chi-squared over f, whose median is about (1 - 2 / 9f)^3 (Wilson and Hilferty).
+        It is a median, so that a few unstable arms do not determine it. A variance of f degrees of freedom is
+        distributed as chi-squared over f, whose median is about (1 - 2 / 9f)^3 (Wilson and Hilferty).
         """
         means = [self._means(name, measure, benchmark) for name in self.samples]
         variances = [values.var() / (1 - 2 / (9 * (len(values) - 1))) ** 3 for values in means if len(values) > 1]
@@ -97,19 +101,19 @@ class Results:
 
     def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
         """
-        Of the `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` of two arms.
+        Return the difference in `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` between two arms.
 
-        The interval knows two sources of chance: problems, which are resampled, and trainings, for which normal noise
-        is added. Few seeds tell little of an arm's own spread, so that noise has the pooled one, or the own one where
-        that is larger, over the root of the number of seeds; the vanilla model has none.
+        The interval includes two sources of chance: problems, which are resampled, and trainings, for which normal
+        noise is added. A few seeds say little about an arm's own spread, so the noise has the pooled spread, or the
+        arm's own if that is larger, divided by the root of the number of seeds. The vanilla model has no such noise.
 
         Args:
             left (`str`), right (`str`):
-                Arms.
+                The arms.
             measure (`str`):
-                `"redundancy"` is the share of a completion's steps that are redundant.
+                The measure. `"redundancy"` is the share of a completion's steps that are redundant.
             benchmark (`str`, *optional*):
-                One of them; by default the mean over all.
+                The benchmark. By default, the mean over all.
         """
         means = [
             self._values(name, measure, benchmark).groupby(["benchmark", "problem"])["value"].mean()
@@ -129,24 +133,24 @@ class Results:
             if name != VANILLA
         ]
         noise = np.sqrt(sum(variances)) * generator.standard_normal(DRAWS)
-        # Both signs, so that the difference the other way round has the same interval.
+        # Both signs are used, so that the opposite difference has the same interval.
         resamples = np.concatenate([overall[1:] + noise, overall[1:] - noise])
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
 
     def labels(self, name: str) -> pd.DataFrame:
-        """One row per step of an arm's samples, as far as they are known, for [`~step_trl.evaluation.composition`]."""
+        """Return one row per step of an arm's samples, if known, for [`~step_trl.evaluation.composition`]."""
         rows = self.samples[name].dropna(subset=list(LABELS))
         steps = [rows.loc[rows.index.repeat(rows[label]), ["benchmark"]].assign(label=label) for label in LABELS]
         return pd.concat(steps)
 
     def history(self, name: str) -> list[dict[str, float]]:
-        """What is logged of an arm's first training that has a log, as `trainer.state.log_history`; else nothing."""
+        """Return the log of an arm's first training that has one, as `trainer.state.log_history`."""
         rows = self._updates(name)
         rows = rows[rows["seed"] == rows["seed"].min()]
         return rows.rename(columns={"number": "step"})[["step", *CURVES]].to_dict("records")
 
     def progress(self, name: str) -> pd.DataFrame:
-        """Overall accuracy and tokens by update, from the vanilla model to an arm's first trained one."""
+        """Return overall accuracy and tokens by update, from the vanilla model to an arm's first trained model."""
         seed, samples = self.seeds[name][0], self.records.samples
         rows = samples[(samples["arm"] == name) & (samples["seed"] == seed)]
         models = {str(model): part for model, part in rows.groupby("model") if model != BEFORE}
@@ -156,8 +160,8 @@ class Results:
 
     def before(self, name: str) -> tuple[int, pd.Series]:
         """
-        Number of seeds whose start is known, and the overall accuracy and tokens of these models that the arm starts
-        from, under its prompts.
+        Return the number of seeds whose start is known, and the overall accuracy and tokens of the models that the arm
+        starts from, with its prompts.
         """
         samples = self.records.samples
         rows = samples[(samples["arm"] == name) & (samples["model"] == BEFORE)]
@@ -165,9 +169,9 @@ class Results:
 
     def phases(self, name: str) -> pd.DataFrame:
         """
-        Mean seconds per update and phase of the first and the last tenth of the updates, empty where none are known.
+        Return mean seconds per update and phase of the first and the last tenth of the updates, empty if unknown.
 
-        Of the training that was the fastest: beside the others, its machine may have done other work.
+        These are from the fastest training: during the others, the machine may have done other work.
         """
         rows = self._updates(name)
         if rows.empty:
@@ -177,18 +181,16 @@ class Results:
         return pd.DataFrame({"early": updates.head(few).mean(), "late": updates.tail(few).mean()}).T
 
     def seconds(self) -> pd.Series:
-        """Of all updates of each training that has a log, by arm and seed."""
+        """Return the seconds of all updates of each training with a log, by arm and seed."""
         return self.records.updates.groupby(TRAINING)[list(PHASES)].sum().sum(axis=1)
 
     def cut_off(self, context: int) -> float:
-        """Share of the vanilla model's correct completions with more tokens than `context`."""
+        """Return the share of the vanilla model's correct completions with more tokens than `context`."""
         rows = self.samples[VANILLA]
         return float((rows.loc[rows["correct"].astype(bool), "tokens"] > context).mean())
 
     def _values(self, name: str, measure: str, benchmark: str | None) -> pd.DataFrame:
-        """
-        `value` of each sample that it is known of, with its benchmark and problem and the `number` of its training.
-        """
+        """Return the known `value` of each sample, with its benchmark and problem and the `number` of its training."""
         rows = self.samples[name]
         if measure == "redundancy":
             values = rows["redundancy"] / rows[list(LABELS)].sum(axis=1)
@@ -200,9 +202,9 @@ class Results:
         return values[values["value"].notna() & (benchmark is None or values["benchmark"] == benchmark)]
 
     def _means(self, name: str, measure: str, benchmark: str | None) -> pd.Series:
-        """Mean of each training, over benchmarks."""
+        """Return the mean of each training, over benchmarks."""
         key = (name, measure, benchmark)
-        if key not in self._known_means:  # each difference needs those of all arms
+        if key not in self._known_means:  # each difference needs the means of all arms
             means = self._values(*key).groupby(["number", "benchmark"])["value"].mean()
             self._known_means[key] = means.groupby(level="number").mean()
         return self._known_means[key]

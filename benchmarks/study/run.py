@@ -1,4 +1,4 @@
-"""Train and evaluate every arm with every seed. What is done is not done again."""
+"""Train and evaluate every arm with every seed. Finished parts are not run again."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from .phases import PhaseTimer
 from .prompted import teach_prompts
 
 
-BETA = 0.001  # of the KL term, so that it can be followed; SAS's
-PROBLEMS = 128  # of each evaluation set, from its first
-SAMPLES = 4  # of each problem
+BETA = 0.001  # of the KL term, so that it is logged; SAS's value
+PROBLEMS = 128  # the number of first problems of each evaluation set
+SAMPLES = 4  # per problem
 VANILLA = "vanilla"
-COMPLETIONS = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]  # of an update
+COMPLETIONS = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]  # per update
 SFT: dict[str, Any] = {
     "learning_rate": TRAINING["learning_rate"],
     "per_device_train_batch_size": 16,
@@ -47,7 +47,7 @@ SFT: dict[str, Any] = {
 def build_trainer(
     arm: Arm, seed: int, output_dir: str, max_steps: int, stage: int = 0, model: Path = testbed.MODEL_DIR
 ) -> EfficientReasoningTrainer:
-    """The trainer of a stage of an arm, from a model of the testbed."""
+    """Build the trainer of a stage of an arm, from a testbed model."""
     updates = round(max_steps * arm.budget / len(arm.stages))
     options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options | arm.stages[stage]
     at_most = options.get("length_reward") == "l1_max"
@@ -73,26 +73,26 @@ def with_prompts(
     at_most: bool = False,
     seed: int = 0,
 ) -> Dataset:
-    """Rows whose prompts say what an arm's do."""
+    """Return the rows with the text that an arm adds to its prompts."""
     rows = rewrite_prompts(rows, None, system_prompt)
     return rows if targets is None else add_token_targets(rows, *targets, at_most=at_most, seed=seed)
 
 
 def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True) -> None:
     """
-    Train and evaluate one arm with one seed, or go on with it; the one that it starts from first.
+    Train and evaluate one arm with one seed, or resume it. The arm that it starts from is run first.
 
     Args:
         arm ([`Arm`]), seed (`int`):
-            What to run.
+            The arm and the seed to run.
         folder (`Path`):
-            Of the study. Writes `model/` (with the trainer's state and `phases.json`) below `ARM/SEED`, and samples:
-            `samples/`, `checkpoints/UPDATE/` where the arm has checkpoints, and `before/` of a model that it starts
-            from, under its own prompts.
+            The folder of the study. In `ARM/SEED` in it, the model is saved to `model/` (with the trainer's state and
+            `phases.json`), and samples to `samples/`, to `checkpoints/UPDATE/` if the arm has checkpoints, and to
+            `before/` for a model that it starts from, with its own prompts.
         max_steps (`int`):
-            Updates of an arm of budget 1.
+            The number of updates of an arm with budget 1.
         wait (`bool`, *optional*, defaults to `True`):
-            For another process that is at it; otherwise a `filelock.Timeout` is raised.
+            Whether to wait for another process that is running it. Otherwise, a `filelock.Timeout` is raised.
     """
     start = testbed.MODEL_DIR
     if arm.start is not None:
@@ -121,7 +121,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
 
 
 def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) -> list[dict[str, float]]:
-    """Train an arm into `folder`. Returns the seconds of the phases of each update, where there are any."""
+    """Train an arm into `folder`. Return the seconds of the phases of each update, if there are any."""
     if arm.method == "distill":
         _distill(folder, seed, max_steps)
     elif arm.method == "prompts":
@@ -132,7 +132,7 @@ def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) 
 
 
 def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> list[dict[str, float]]:
-    """All stages from `model`; the last one ends up in `folder` itself. Returns the seconds of the phases."""
+    """Train all stages from `model`; the last one is saved to `folder` itself. Return the seconds of the phases."""
     phases = []
     for stage in range(len(arm.stages)):
         output = folder if stage + 1 == len(arm.stages) else folder / f"stage-{stage + 1}"
@@ -147,7 +147,7 @@ def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> li
 
 
 def _distill(folder: Path, seed: int, max_steps: int) -> None:
-    """As many samples as a training has, and an update per 16 of those that are kept, three times."""
+    """Sample as many completions as a training does, and make one update per 16 kept ones, for three epochs."""
     problems = max_steps * COMPLETIONS // 4
     arguments = DistillArguments("distill", "testbed", limit=problems, n=4, max_tokens=MAX_COMPLETION_LENGTH)
     distill(arguments, ModelConfig("testbed"), DistillConfig(str(folder), seed=seed, **SFT))
@@ -161,7 +161,7 @@ def evaluate_model(
     targets: tuple[int, int] | None = None,
     at_most: bool = False,
 ) -> pd.DataFrame:
-    """Samples of a model on the testbed's evaluation sets, as far as they are not there."""
+    """Sample a model on the testbed's evaluation sets, except for samples that already exist."""
     benchmarks = {
         name: with_prompts(load_benchmark(f"testbed-{name}").select(range(PROBLEMS)), system_prompt, targets, at_most)
         for name in testbed.EVALUATION_SPLITS
@@ -170,7 +170,7 @@ def evaluate_model(
 
 
 def whole_evaluation() -> int:
-    """Samples of an evaluated model."""
+    """Return all samples of an evaluated model."""
     return PROBLEMS * SAMPLES * len(testbed.EVALUATION_SPLITS)
 
 
@@ -180,17 +180,17 @@ def check_settings(field: str, folder: Path, max_steps: int, but_for: Container[
 
     Args:
         field (`str`), folder (`Path`):
-            What errors call the folder, and the folder. It may hold no study.
+            The name of the folder in error messages, and the folder, which may contain no study.
         max_steps (`int`):
-            Updates of an arm of budget 1.
+            The number of updates of an arm with budget 1.
         but_for (`Container[str]`, *optional*):
-            Arms that may have others.
+            The arms whose settings may differ.
 
     Returns:
-        `dict[str, str]`: of the arms that do, what has changed.
+        `dict[str, str]`: The changes of the arms that differ.
 
     Raises:
-        `ValueError`: something else has changed; names `field` and the settings.
+        `ValueError`: If anything else has changed. The message names `field` and the settings.
     """
     settings, earlier = _settings(max_steps), _recorded(folder)
     changed = [name for name, value in settings.items() if earlier.get(name, value) != value]
@@ -201,7 +201,7 @@ def check_settings(field: str, folder: Path, max_steps: int, but_for: Container[
 
 
 def note_settings(folder: Path, max_steps: int, old: Container[str] = ()) -> None:
-    """Write today's settings beside a study, but for those of old arms, which keep what they were trained with."""
+    """Write today's settings next to a study, except for old arms, which keep those that they were trained with."""
     earlier = _recorded(folder)
     settings = {name: earlier[name] if name in old else value for name, value in _settings(max_steps).items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,14 +217,14 @@ def _recorded(folder: Path) -> dict[str, Any]:
 
 
 def _settings(max_steps: int) -> dict[str, Any]:
-    """As they are read from a file."""
+    """Return the settings as they are read from a file."""
     settings: dict[str, Any] = {"max_steps": max_steps, "beta": BETA, "problems": PROBLEMS, "samples": SAMPLES}
     settings |= {"training": TRAINING, "evaluation": EVALUATION, "max_completion_length": MAX_COMPLETION_LENGTH}
     return json.loads(json.dumps(settings | {arm.name: _described(arm) for arm in ARMS}))
 
 
 def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> str:
-    """Of what [`_described`] tells of an arm; its options one by one."""
+    """Return the changes in what [`_described`] returns for an arm, with its options one by one."""
     before, after = ({**arm, **arm["options"]} for arm in (earlier, now))
     names = [name for name in {**before, **after} if name != "options" and before.get(name) != after.get(name)]
     return ", ".join(
@@ -233,7 +233,7 @@ def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _described(arm: Arm) -> dict[str, Any]:
-    """What an arm trains with; where it appears, and how often it is evaluated, may change."""
+    """Describe how an arm is trained. Where it appears, and how often it is evaluated, may change."""
     described = {name: getattr(arm, name) for name in ("method", "options", "budget", "stages", "targets")}
     return described | {"start": arm.start.name if arm.start else None}
 
@@ -242,17 +242,17 @@ def run_study(
     folder: Path, jobs: list[tuple[Arm, int]], max_steps: int, done: Container[tuple[str, int]] = ()
 ) -> None:
     """
-    Run all jobs that are not done, one after another; those that another process is at are left to it.
+    Run all unfinished jobs, one after another. Jobs that another process is running are left to it.
 
     Args:
         folder (`Path`):
-            For models and samples.
+            The folder for models and samples.
         jobs (`list[tuple[Arm, int]]`):
-            What to run, see [`jobs`].
+            The jobs to run, see [`jobs`].
         max_steps (`int`):
-            Updates of an arm of budget 1. A folder with another number is refused.
+            The number of updates of an arm with budget 1. A folder with another number is refused.
         done (`Container[tuple[str, int]]`, *optional*):
-            Names and seeds of arms that are left out, that of the vanilla model, seed 0, included.
+            The names and seeds of arms to skip, including the vanilla model with seed 0.
     """
     check_settings("output_dir", folder, max_steps)
     note_settings(folder, max_steps)

@@ -1,4 +1,4 @@
-"""Train the model of the testbed from nothing: see `pretrain.py`."""
+"""Train the testbed model from scratch, see `pretrain.py`."""
 
 import argparse
 import sys
@@ -11,14 +11,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from testbed_model.pretrain import Recipe, pretrain
 
 
-SMALLEST = ("--updates", "1")  # for its test
+SMALLEST = ("--updates", "1")  # for tests
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/testbed_model", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for the model and its tokenizer")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--updates", type=int, help="of each stage, to try it out; by default those of the recipe")
+    parser.add_argument("--updates", type=int, help="updates per stage, for a trial run; by default the recipe's")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=False)
     recipe = Recipe(seed=arguments.seed)

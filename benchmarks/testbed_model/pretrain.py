@@ -1,12 +1,12 @@
 """
-Makes the testbed model from nothing: tokenizer and pre-training on written-out traces (`traces.py`).
+Train the testbed model from scratch: tokenizer, and pre-training on written-out traces (`traces.py`).
 
     python benchmarks/testbed_model --output DIR
 
-1. Drill: unrelated lines of arithmetic; only results are trained on, operands are noise that would drown them.
-2. Passes: a problem and one right pass over it, without re-checks, so that half of the tokens are copied operands:
+1. Drill: unrelated lines of arithmetic. Only results are trained on, because operands are noise that would drown them.
+2. Passes: a problem and one correct pass over it, without re-checks, so that half of the tokens are copied operands:
    first with one-digit numbers, then with all. Taking the right operand next is what a small model learns last.
-3. Traces: first pass, re-checks and answer, with scripted slips that carry no loss; some passes.
+3. Traces: first pass, re-checks and answer, with scripted slips that carry no loss, and some passes.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyper-parameters of the pre-training."""
+    """The hyper-parameters of the pre-training."""
 
     vocab_size: int = 512
     hidden_size: int = 128
@@ -75,7 +75,7 @@ class Recipe:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; the thinking tags are single tokens that decoding keeps, as in Qwen3."""
+    """Train a byte-level BPE tokenizer. The thinking tags are single tokens that decoding keeps, as in Qwen3."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -122,7 +122,7 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 
 
 class Corpus:
-    """Endless training examples, as pieces; none holds an evaluation problem."""
+    """An endless source of training examples, as pieces, without any evaluation problem."""
 
     def __init__(self, seed: int):
         taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}
@@ -135,7 +135,7 @@ class Corpus:
         self.sure_writer = TraceWriter(self.rng, SlipRates(0, 0, 0))
 
     def problem(self, easy: bool = False) -> tuple[str, list[int]]:
-        """Prompt up to the open thought, and the terms to add; an easy one has one-digit numbers."""
+        """Return the prompt up to the open thought, and the terms to add. An easy problem has one-digit numbers."""
         expression = next(self.easy_problems if easy else self.problems)["expression"]
         question = self.rng.choice(WORDINGS).format(expression)
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
@@ -148,7 +148,7 @@ class Corpus:
         return self.one_pass(easy=True)
 
     def one_pass(self, easy: bool = False) -> list[Piece]:
-        """One right pass over a problem, or now and then a drill."""
+        """Return one correct pass over a problem or, now and then, a drill."""
         if self.rng.random() < 0.1:
             return self.drill()
         prompt, terms = self.problem(easy)
@@ -157,7 +157,7 @@ class Corpus:
         return [Piece(prompt, trained=False), *write(terms)[1]]
 
     def mixed(self) -> list[Piece]:
-        """Traces and single passes."""
+        """Return a trace or a single pass."""
         return self.scripted_trace() if self.rng.random() < 0.5 else self.one_pass()
 
     def scripted_trace(self) -> list[Piece]:
@@ -165,7 +165,7 @@ class Corpus:
         return self.trace(prompt, terms, self.writer.thought(terms))
 
     def trace(self, prompt: str, terms: list[int], thought: list[Piece]) -> list[Piece]:
-        """A whole trace, or one left at a re-check for a probe's sake."""
+        """Return a whole trace, or one that is cut at a re-check to train probes."""
         text = "".join(piece.text for piece in thought)
         if self.rng.random() < 0.35 and re.search(TRIGGERS, text):
             answered = cut_at_trigger(thought, terms, self.rng)
@@ -175,7 +175,7 @@ class Corpus:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[list[int], list[int]]:
-    """Token ids and labels; the text is tokenized as a whole, labels follow the pieces' spans."""
+    """Return token ids and labels. The text is tokenized as a whole; labels follow the spans of the pieces."""
     text = "".join(piece.text for piece in pieces)
     trained = [flag for piece in pieces for flag in [piece.trained] * len(piece.text)]
     encoding = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
@@ -189,7 +189,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[lis
 def batches(
     tokenizer: PreTrainedTokenizerBase, example: Callable[[], list[Piece]], tokens: int, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Right-padded batches of about `tokens` tokens, of examples of like length: input ids and labels."""
+    """Yield right-padded batches of about `tokens` tokens, of examples of similar length: input ids and labels."""
     while True:
         pool = sorted((encode(tokenizer, example()) for _ in range(512)), key=lambda row: len(row[0]))
         found: list[list] = [[]]
@@ -213,7 +213,7 @@ def train(
     learning_rate: float,
     name: str,
 ) -> None:
-    """AdamW with a short warm-up and a linear decay over the last third."""
+    """Train with AdamW, a short warm-up, and a linear decay over the last third."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     model.train()
     started, seen, total_loss = time.monotonic(), 0, 0.0
@@ -237,7 +237,7 @@ def train(
 
 
 def pretrain(recipe: Recipe, output: Path) -> None:
-    """Run all stages and save model and tokenizer to `output`."""
+    """Run all stages, and save the model and the tokenizer to `output`."""
     torch.manual_seed(recipe.seed)
     corpus = Corpus(recipe.seed)
     tokenizer = train_tokenizer(

@@ -1,13 +1,13 @@
 """
-Reasoning traces that the testbed model is pre-trained on, written out from a problem.
+Write the reasoning traces that the testbed model is pre-trained on, from problems.
 
-A trace is a first pass that takes two numbers at a time (hard for a small model, harder with larger numbers and
-longer chains), then re-checks opened by "Wait" or "Alternatively": one number at a time, in smaller parts (long,
-reliable), or additions before subtractions. There are always re-checks, also of a right answer: this is what
+A trace is a first pass that takes two numbers at a time (hard for a small model, and harder with larger numbers and
+longer chains), followed by re-checks opened by "Wait" or "Alternatively": one number at a time, in smaller parts
+(long, reliable), or additions before subtractions. There are always re-checks, even of a correct answer: this is what
 overthinking looks like.
 
-A trace is a list of pieces. Slips are written into pieces that carry no loss: the model learns how a thought goes on
-after a wrong line, never to write one, so that its own errors are those of its ability.
+A trace is a list of pieces. Slips are written into pieces that carry no loss: the model learns how thinking continues
+after a wrong line, but never to write one, so its own errors reflect its ability.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from step_trl.testbed.problems import never_negative
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a trace; only a `trained` one contributes to the loss."""
+    """A piece of a trace. Only a `trained` piece contributes to the loss."""
 
     text: str
     trained: bool = True
@@ -38,7 +38,7 @@ ANSWER_PROMPT = "\n</think>\n\nThe final answer is"
 
 @dataclass(frozen=True)
 class SlipRates:
-    """Chances of a wrong result in a scripted line."""
+    """The probabilities of a wrong result in a scripted line."""
 
     pair: float = 0.3
     single: float = 0.05
@@ -46,7 +46,7 @@ class SlipRates:
 
 
 def written_sum(numbers: list[int]) -> str:
-    """`[59, -38, 4]` -> `"59 - 38 + 4"`."""
+    """Return `"59 - 38 + 4"` for `[59, -38, 4]`."""
     return str(numbers[0]) + "".join(f" {'-' if n < 0 else '+'} {abs(n)}" for n in numbers[1:])
 
 
@@ -58,7 +58,7 @@ class TraceWriter:
         self.slip_rates = slip_rates
 
     def line(self, numbers: list[int], slip_rate: float, end: str = ".\n\n") -> tuple[int, list[Piece]]:
-        """`"59 - 38 = 21"` and its result, which is wrong with probability `slip_rate`."""
+        """Return `"59 - 38 = 21"` and its result, which is wrong with probability `slip_rate`."""
         result = sum(numbers)
         slipped = self.rng.random() < slip_rate
         if slipped:
@@ -67,7 +67,7 @@ class TraceWriter:
         return result, [Piece(f"{written_sum(numbers)} ="), Piece(f" {result}", trained=not slipped), Piece(end)]
 
     def in_groups(self, terms: list[int], size: int, slip_rate: float) -> tuple[int, list[Piece]]:
-        """`size` terms a line."""
+        """Write `size` terms per line."""
         total, pieces = terms[0], []
         for start in range(1, len(terms), size):
             total, written = self.line([total, *terms[start : start + size]], slip_rate)
@@ -84,7 +84,7 @@ class TraceWriter:
         return self.single([t for t in terms if t >= 0] + [t for t in terms if t < 0])
 
     def parts(self, terms: list[int]) -> tuple[int, list[Piece]]:
-        """Tens and ones of a term one after the other, on one line."""
+        """Write tens and ones of a term one after the other, on one line."""
         total, pieces = terms[0], []
         for term in terms[1:]:
             parts = split_by_digit(term)
@@ -95,7 +95,7 @@ class TraceWriter:
         return total, pieces
 
     def check(self, terms: list[int], previous: int) -> tuple[int, list[Piece]]:
-        """A re-check opened by a trigger word, and what it concludes beside the `previous` result."""
+        """Write a re-check opened by a trigger word, and compare its conclusion with the `previous` result."""
         mixed = terms != sorted(terms, key=lambda t: t < 0)
         method = self.rng.choices(("parts", "single", "reorder"), (4, 4, 3 if mixed else 0))[0]
         result, pieces = {"parts": self.parts, "single": self.single, "reorder": self.reorder}[method](terms)
@@ -105,7 +105,7 @@ class TraceWriter:
         return result, [opening, *pieces, Piece(agrees if result == previous else differs)]
 
     def thought(self, terms: list[int]) -> list[Piece]:
-        """A first pass and two to five re-checks, more of them while the last two results differ."""
+        """Write a first pass and two to five re-checks, more of them while the last two results differ."""
         result, pieces = self.pairs(terms)
         pieces.append(Piece(f"So the answer is {result}.\n\n"))
         wanted, results = self.rng.choice((2, 3, 3, 4)), [result]
@@ -118,7 +118,7 @@ class TraceWriter:
 
 
 def split_by_digit(number: int) -> list[int]:
-    """`-307` -> `[-300, -7]`."""
+    """Return `[-300, -7]` for `-307`."""
     digits = str(abs(number))
     sign = -1 if number < 0 else 1
     parts = [sign * int(digit) * 10 ** (len(digits) - 1 - place) for place, digit in enumerate(digits)]
@@ -126,13 +126,17 @@ def split_by_digit(number: int) -> list[int]:
 
 
 def with_answer(thought: list[Piece], terms: list[int]) -> list[Piece]:
-    """Close the thought and state the true answer, whatever the thought found: its probability is then calibrated."""
+    """Close the thought and state the true answer, whatever the thought found, which calibrates its probability."""
     return [*thought, Piece(f"{ANSWER_PROMPT} \\boxed{{{sum(terms)}}}.")]
 
 
 def cut_at_trigger(thought: list[Piece], terms: list[int], rng: random.Random) -> list[Piece]:
-    """The thought left at a random re-check, before or after the trigger word. Only the answer is trained on: a probe
-    must find the model calibrated, yet the model must not learn to stop early by itself."""
+    """
+    Cut the thought at a random re-check, before or after the trigger word.
+
+    Only the answer is trained on: a probe must find the model calibrated, but the model must not learn to stop early
+    by itself.
+    """
     text = "".join(piece.text for piece in thought)
     triggers = list(re.finditer(TRIGGERS, text))
     trigger = rng.choice(triggers)
@@ -142,7 +146,7 @@ def cut_at_trigger(thought: list[Piece], terms: list[int], rng: random.Random) -
 
 
 def drill(rng: random.Random, lines: int = 12) -> list[Piece]:
-    """Unrelated lines of the kinds that traces are made of; only the results are trained on."""
+    """Return unrelated lines of the kinds that traces consist of. Only the results are trained on."""
     pieces: list[Piece] = []
     while len(pieces) < 2 * lines:
         term = rng.randint(0, 99)

@@ -3,7 +3,7 @@
 #
 #     sbatch recipes/slurm/two_nodes.sh
 #
-# The nodes must reach each other on the ports 8000 (completions) and 51216 (weights). See docs/how-to/eight-gpus.md.
+# The nodes must reach each other on ports 8000 (completions) and 51216 (weights). See docs/how-to/eight-gpus.md.
 #SBATCH --job-name=step-grpo
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -17,7 +17,7 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 server=${nodes[0]}
 trainer=${nodes[1]}
 
-# The endpoints that receive weights have no API key, so the server should listen in the cluster's own network only.
+# No API key protects the endpoints that receive weights, so the server should listen only on the cluster's own network.
 export VLLM_SERVER_DEV_MODE=1
 srun --nodes=1 --ntasks=1 --nodelist="$server" --output="$SLURM_JOB_NAME-$SLURM_JOB_ID-server.log" \
     step-trl serve Qwen/Qwen3-8B --host "$server" --tensor-parallel-size 8 --max-model-len 18432 &

@@ -1,4 +1,4 @@
-"""Advantages of the methods: what each does to the group's advantages, as functions of tensors."""
+"""How the methods change the advantages of a group, as functions of tensors."""
 
 from .semantic_entropy import answer_clusters, cluster_answers, seed_advantages, seed_scale, semantic_entropy
 from .step_selection import select_step_advantages, selection_statistics, step_confidences

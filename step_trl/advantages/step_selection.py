@@ -1,4 +1,4 @@
-"""Step-level advantage selection of SAS (Eq. 3 to 5, arXiv 2604.24003): advantages per completion become per token."""
+"""Step-level advantage selection of SAS (Eq. 3 to 5, arXiv 2604.24003), from completions to tokens."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ Granularity = Literal["step", "token"]
 
 def _step_index(step_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
-    Index `(B, T)` into a table of steps `(B, S + 1)`, whose last column takes the tokens without a step; and S, which
-    is at least 1 so that a table is never empty.
+    Return an index `(B, T)` into a table of steps `(B, S + 1)`, whose last column is for tokens without a step, and S.
+    S is at least 1, so that a table is never empty.
     """
     num_steps = max(1, int(step_ids.max()) + 1) if step_ids.numel() else 1
     return torch.where(step_ids >= 0, step_ids, num_steps), num_steps
 
 
 def _step_lengths(index: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """Tokens of each step `(B, S)`; 0 for steps that a row does not have."""
+    """Return the number of tokens of each step `(B, S)`, 0 for steps that a row does not have."""
     table = index.new_zeros(len(index), num_steps + 1)
     return table.scatter_add_(1, index, torch.ones_like(index))[:, :num_steps]
 
 
 def step_confidences(token_logps: torch.Tensor, step_ids: torch.Tensor) -> torch.Tensor:
     """
-    Mean log-probability of the tokens of each step (Eq. 3).
+    Return the mean log-probability of the tokens of each step (Eq. 3).
 
     Args:
         token_logps (`torch.Tensor` of shape `(B, T)`):
-            Log-probability of each token under the current policy. Anything, also NaN, where `step_ids` is -1.
+            The log-probability of each token under the current policy. Where `step_ids` is -1, values are ignored,
+            even NaN.
         step_ids (`torch.LongTensor` of shape `(B, T)`):
-            Step of each token, -1 for tokens without one.
+            The step of each token, -1 for tokens without a step.
 
     Returns:
-        `torch.Tensor` of shape `(B, S)`: S is the largest number of steps of a row, at least 1; NaN where a row has no
-        such step. At least float32.
+        `torch.Tensor` of shape `(B, S)`: The confidences in at least float32, NaN for steps that a row does not have.
+        S is the largest number of steps of a row, and at least 1.
     """
     index, num_steps = _step_index(step_ids)
     logps = token_logps.to(torch.promote_types(token_logps.dtype, torch.float32))
@@ -52,8 +53,8 @@ def step_confidences(token_logps: torch.Tensor, step_ids: torch.Tensor) -> torch
 def _number_selected(
     num_steps: torch.Tensor, correct: torch.Tensor, ratio: float, failed_step_advantage: float
 ) -> torch.Tensor:
-    """How many of its `num_steps` `(B,)` each completion loses or, where it failed, changes `(B,)`."""
-    # Integers: in floats, ceil((1 - 0.7) * 10) is 4.
+    """Return how many of the `num_steps` `(B,)` of each completion are selected to get another advantage `(B,)`."""
+    # This is computed in integers: in floats, ceil((1 - 0.7) * 10) is 4.
     exact = Fraction(ratio).limit_denominator(10**9)
     top, bottom = exact.numerator, exact.denominator
     lost = -(-top * num_steps // bottom)
@@ -77,14 +78,14 @@ def _validate(ratio: float, selection: str, criterion: str, granularity: str) ->
 
 
 def _confidence_ranks(confidences: torch.Tensor) -> torch.Tensor:
-    """Rank `(B, S)` of each step in ascending order, equal ones by position; steps that are not there (NaN) last."""
+    """Return the rank `(B, S)` of each step in ascending order, ties by position; missing steps (NaN) come last."""
     order = confidences.argsort(dim=1, stable=True)
     positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, positions)
 
 
 def _random_confidences(present: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Uniform noise `(B, S)` in place of confidences, drawn on the generator's device."""
+    """Return uniform noise `(B, S)` instead of confidences, drawn on the generator's device."""
     device = present.device if generator is None else generator.device
     noise = torch.rand(present.shape, generator=generator, device=device).to(present.device)
     return noise.masked_fill(~present, torch.nan)
@@ -109,40 +110,41 @@ def select_step_advantages(
     """
     Give each token the advantage of its completion, except in the steps that SAS selects.
 
-    The N steps of a completion are put in ascending order of confidence, equal ones by position. A correct completion
-    loses the first `ceil(r * N)` of this order: advantage 0 (Eq. 4). In a failed one the last `ceil((1 - r) * N)` get
-    `failed_step_advantage` (Eq. 5); if that is 0, only the last `floor(r * N)` do, the rule of the paper's later
-    version. Tokens without a step keep the advantage of their completion.
+    The N steps of a completion are sorted by ascending confidence, with ties in order of position. In a correct
+    completion, the first `ceil(r * N)` steps get advantage 0 (Eq. 4). In a failed one, the last `ceil((1 - r) * N)`
+    steps get `failed_step_advantage` (Eq. 5). If that is 0, only the last `floor(r * N)` steps do: this is the rule of
+    the paper's later version. Tokens without a step keep the advantage of their completion.
 
     Args:
         advantages (`torch.Tensor` of shape `(B,)`):
-            Advantage of each completion.
+            The advantage of each completion.
         token_logps (`torch.Tensor` of shape `(B, T)`):
-            Log-probability of each token under the current policy. Anything, also NaN, where `step_ids` is -1.
+            The log-probability of each token under the current policy. Where `step_ids` is -1, values are ignored,
+            even NaN.
         step_ids (`torch.LongTensor` of shape `(B, T)`):
-            Step of each token, 0, 1, 2, ... per row, -1 for tokens that are not selected on.
+            The step of each token, 0, 1, 2, ... per row, -1 for tokens without a step.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether the answer is correct.
         ratio (`float`, *optional*, defaults to `0.3`):
-            r, between 0 and 1.
+            The ratio r, between 0 and 1.
         failed_step_advantage (`float`, *optional*, defaults to `1.0`):
-            Advantage of the selected steps of failed completions.
+            The advantage of the selected steps of failed completions.
         selection (`"both"`, `"correct"` or `"failed"`, *optional*, defaults to `"both"`):
-            Which completions are selected on; the others keep their advantage.
+            The completions in which steps are selected. The others keep their advantage.
         criterion (`"confidence"` or `"random"`, *optional*, defaults to `"confidence"`):
-            `"random"` replaces the confidences by uniform noise: as many steps, but any.
+            How steps are selected. `"random"` selects as many steps, but at random.
         granularity (`"step"` or `"token"`, *optional*, defaults to `"step"`):
-            `"token"` makes each token that has a step a step of its own.
+            The unit of selection. `"token"` treats each token of a step as a separate step.
         generator (`torch.Generator`, *optional*):
-            Source of the noise of `criterion="random"`.
+            The random generator for `criterion="random"`.
         selection_bug_compatible (`bool`, *optional*, defaults to `False`):
-            Reproduce a slip of the released code, whatever the ratio: all steps of correct completions get 0, nothing
-            changes in failed ones.
+            Whether to reproduce a bug of the released code: whatever the ratio, all steps of correct completions get
+            0, and nothing changes in failed ones.
         spare_negative (`bool`, *optional*, defaults to `False`):
-            Leave correct completions with a negative advantage as they are. With 0/1 rewards there are none.
+            Whether to leave correct completions with a negative advantage unchanged. With 0/1 rewards there are none.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`: advantages, of the type of `advantages`.
+        `torch.Tensor` of shape `(B, T)`: The advantages, of the same dtype as `advantages`.
     """
     _validate(ratio, selection, criterion, granularity)
     correct = correct.bool()

@@ -1,4 +1,4 @@
-"""Numbers: sampling benchmarks, grading, and the papers' metrics."""
+"""Evaluation: sampling benchmarks, grading, and the papers' metrics."""
 
 from .benchmarks import BENCHMARKS, load_benchmark
 from .chat import ChatError

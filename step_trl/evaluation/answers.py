@@ -1,4 +1,4 @@
-"""What a judge of steps answered: read from its text, and kept on disk."""
+"""Parse the answers of a judge of steps, and cache them on disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .composition import LABELS
 
 
 class AnswerCache:
-    """Answers on disk: one JSON line each, in a file that is only added to."""
+    """Answers on disk: one JSON line each, in an append-only file."""
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "judge.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text() if self.path.exists() else ""
-        # What a killed run left of its last line must not spoil the next one.
+        # A killed run may have left part of a line, which must not corrupt the next one.
         self._prefix = "\n" if text and not text.endswith("\n") else ""
         self._labels: dict[str, list[str] | None] = {}
         for line in text.splitlines():
@@ -30,7 +30,7 @@ class AnswerCache:
         return key in self._labels
 
     def __getitem__(self, key: str) -> list[str] | None:
-        """Labels; `None` where the judge gave none that could be used."""
+        """Return the labels, `None` if the judge gave no valid ones."""
         return self._labels[key]
 
     def add(self, key: str, labels: list[str] | None) -> None:
@@ -41,10 +41,10 @@ class AnswerCache:
 
 def read_labels(answer: str, steps: int) -> list[str]:
     """
-    Labels in a judge's answer: its last JSON object, whatever text surrounds it.
+    Return the labels in a judge's answer: its last JSON object, whatever text surrounds it.
 
     Raises:
-        `ValueError`: it has not one label for each of the steps; says what is wrong, for the judge to read.
+        `ValueError`: If there is not exactly one label for each step. The message tells the judge what is wrong.
     """
     objects = re.findall(r"\{[^{}]*\}", answer)
     try:
@@ -52,7 +52,7 @@ def read_labels(answer: str, steps: int) -> list[str]:
     except ValueError:
         given = None
     if given is None:
-        raise ValueError("It holds no valid JSON object.")
+        raise ValueError("It contains no valid JSON object.")
     if given.keys() != {str(number) for number in range(1, steps + 1)}:
         raise ValueError(f"Its keys are not the numbers 1 to {steps}, each once ({len(given)} keys).")
     labels = [str(given[str(number)]).strip().lower() for number in range(1, steps + 1)]

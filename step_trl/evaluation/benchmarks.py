@@ -2,7 +2,7 @@ r"""
 The benchmarks of both papers, from the hub or from a local folder in the published format, and the testbed's four.
 
 A benchmark is a [`~datasets.Dataset`] with the columns `problem` (id, text), `prompt` (messages), `solution` (text)
-and `grader` (`"math"`, `"choice"` or `"text"`). One of your own needs no more.
+and `grader` (`"math"`, `"choice"` or `"text"`). Your own benchmark needs nothing else.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MATH_PROMPT = "{question}\n\nPlease reason step by step, and put your final answ
 CHOICE_PROMPT = (
     "{question}\n\nPlease reason step by step, and put the letter of your answer, and nothing else, within \\boxed{}."
 )
-# Not in a box: answers such as `} ]` would close it.
+# These answers are not boxed: answers such as `} ]` would close the box.
 TEXT_PROMPT = '{question}\n\nPlease reason step by step, and end with "The answer is", your answer, and nothing else.'
 PROMPTS = {"math": MATH_PROMPT, "choice": CHOICE_PROMPT, "text": TEXT_PROMPT}  # by grader
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPTIONS_SEED = 0  # of the order of GPQA's options
-_SAMPLE_SEED = 0  # of the 500 problems of MMLU
+_OPTIONS_SEED = 0  # for the order of GPQA's options
+_SAMPLE_SEED = 0  # for the 500 problems of MMLU
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
 
@@ -37,21 +37,21 @@ _LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
 @dataclass(frozen=True)
 class Published:
     """
-    How a benchmark is published.
+    The published form of a benchmark.
 
     Attributes:
         source (`str`), split (`str`), configs (`tuple[str, ...]`):
-            Name on the hub, split, and configurations, all of which belong to it; none for a data set without them.
+            The name on the hub, the split, and all configurations of the benchmark, if the data set has any.
         columns (`tuple[str, ...]`):
-            Columns that `read` needs.
+            The columns that `read` needs.
         read (`Callable[[dict], tuple[str, Any] | None]`):
-            Question and solution of a row; `None` for one that does not belong to the benchmark.
+            A function that returns question and solution of a row, or `None` if it is not in the benchmark.
         grader (`str`):
-            `"math"`, `"choice"` or `"text"`.
+            The grader: `"math"`, `"choice"` or `"text"`.
         id_column (`str`, *optional*):
-            Column with an id of the problem; by default its place.
+            The column with the id of the problem. By default, the id is the index of the row.
         size (`int`, *optional*):
-            Number of problems drawn from all, with a fixed seed.
+            The number of problems to draw from all of them, with a fixed seed.
     """
 
     source: str
@@ -74,17 +74,17 @@ def read_problem_answer(row: dict) -> tuple[str, Any]:
 
 
 def read_amc_2023(row: dict) -> tuple[str, Any] | None:
-    """The 40 problems of 2023 among AI-MO's 83 of 2022 and 2023; the year stands in their address only."""
+    """Select the 40 problems of 2023 among AI-MO's 83 of 2022 and 2023. Only the URL contains the year."""
     return read_problem_answer(row) if "2023_AMC" in row["url"] else None
 
 
 def read_olympiad(row: dict) -> tuple[str, Any]:
-    """A list of answers, or of several together, each in dollar signs; all of them are one answer."""
+    """Join the list of answers, each between dollar signs, to a single answer."""
     return row["question"], ", ".join(_DOLLAR.sub("", str(answer)).strip() for answer in row["final_answer"])
 
 
 def read_gpqa(row: dict) -> tuple[str, Any]:
-    """The right option is always published first: the options are put in an order that depends on the problem only."""
+    """Shuffle the options in an order that depends only on the problem: the correct one is always published first."""
     right = row["Correct Answer"]
     options = [right, *(row[f"Incorrect Answer {number}"] for number in (1, 2, 3))]
     random.Random(f"{_OPTIONS_SEED} {row['Record ID']}").shuffle(options)
@@ -92,7 +92,7 @@ def read_gpqa(row: dict) -> tuple[str, Any]:
 
 
 def read_lsat(row: dict) -> tuple[str, Any]:
-    """Five options, A to E, which the published question holds already; `gold` is a list of the right one's place."""
+    """Read five options, A to E, usually part of the question. `gold` is a list with the index of the correct one."""
     question = _LSAT_ENDING.sub("", row["query"]).removeprefix("Q: ")
     if "Answer Choices:" not in question:
         question = with_options(question, [option.split(")", 1)[-1] for option in row["choices"]])
@@ -150,16 +150,17 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
 
     Args:
         name (`str`):
-            One of [`BENCHMARKS`].
+            The name, one of [`BENCHMARKS`].
         source (`str` or `Path`, *optional*):
-            In place of the hub: a local folder with files in the published format, such as a clone of the hub's. A
-            benchmark of several configurations has a folder, or a file, of each one's name there.
+            A local folder to use instead of the hub, with files in the published format, such as a clone of the hub's
+            repository. For a benchmark with several configurations, it contains a folder or a file for each, with its
+            name.
 
     Returns:
-        [`~datasets.Dataset`]: `problem`, `prompt`, `solution`, `grader`.
+        [`~datasets.Dataset`]: The rows, with `problem`, `prompt`, `solution` and `grader`.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"name: {name!r} is no known benchmark. Choose from {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"name: {name!r} is not a known benchmark. Choose from {', '.join(BENCHMARKS)}.")
     if name.startswith(_TESTBED):
         rows = testbed.load_dataset(name.removeprefix(_TESTBED))
         return rows.add_column("problem", [str(place) for place in range(len(rows))]).add_column(
@@ -186,14 +187,14 @@ def _open(name: str, published: Published, config: str | None, source: str | Pat
     if missing:
         raise ValueError(
             f"{name}: {source or published.source} lacks the column {', '.join(missing)}; it has "
-            f"{', '.join(part.column_names)}. Give `source` in the format of {published.source} on the hub."
+            f"{', '.join(part.column_names)}. Set `source` to data in the format of {published.source} on the hub."
         )
     return part
 
 
 def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Dataset:
     if not folder.is_dir():
-        raise FileNotFoundError(f"source: {folder} is no folder. Give one with files in the published format.")
+        raise FileNotFoundError(f"source: {folder} is not a folder. Set a folder with files in the published format.")
     if config is not None:
         files = [file for ending in FILE_FORMATS if (file := folder / f"{config}{ending}").is_file()]
         if files:
@@ -216,7 +217,7 @@ def _read(name: str, published: Published, task: str | None, part: datasets.Data
             continue
         question, solution = read[0], clean_answer(read[1])
         if not question or not solution:
-            raise ValueError(f"{name}: row {place} has no question or no answer. Mend or drop it.")
+            raise ValueError(f"{name}: row {place} has no question or no answer. Fix or drop it.")
         own_id = row.get(published.id_column) if published.id_column else None
         problem = str(place if own_id is None else own_id)
         rows.append(

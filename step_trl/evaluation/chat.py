@@ -1,4 +1,4 @@
-"""Questions to a model behind an OpenAI-compatible endpoint."""
+"""Ask a model behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _FIRST_DELAY, _LONGEST_DELAY = 0.25, 20.0  # seconds between two attempts
 
 
 class ChatError(RuntimeError):
-    """The endpoint refuses a call, or does not answer."""
+    """Raised if the endpoint refuses a call or does not answer."""
 
 
 class ChatClient:
     """
-    Asks one question at a time, and again while the server is down or overwhelmed.
+    Asks one question at a time, and retries while the server is down or overloaded.
 
     Args:
         base_url (`str`):
-            With the path that `/chat/completions` follows; `/v1` where there is none.
+            The address of the server, with the path before `/chat/completions`. The default path is `/v1`.
         model (`str`):
-            Its name there.
+            The name of the model on the server.
         api_key (`str`, *optional*):
-            Sent as bearer token; never shown.
+            The API key. It is sent as a bearer token and never shown.
         options (`Mapping[str, Any]`):
-            Further fields of the request's body; those that are `None` are not sent.
+            Further fields of the request body. Fields that are `None` are not sent.
         timeout (`float`):
-            Seconds for one answer.
+            The time limit for one answer, in seconds.
         retry_window (`float`):
-            Seconds from the first failure of a call until it is given up.
+            The time from the first failure of a call until it is given up, in seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ChatClient:
     ):
         base_url = base_url.rstrip("/")
         if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url: {base_url!r} is no address. Set for instance http://localhost:8000/v1.")
+            raise ValueError(f"base_url: {base_url!r} is not an address. Set, for example, http://localhost:8000/v1.")
         self.url = f"{base_url}{'' if urlsplit(base_url).path else '/v1'}/chat/completions"
         self.model, self.retry_window = model, retry_window
         self.options = {name: value for name, value in options.items() if value is not None}
@@ -57,17 +57,17 @@ class ChatClient:
         self._timeout = aiohttp.ClientTimeout(total=timeout)
 
     def session(self, max_connections: int) -> aiohttp.ClientSession:
-        """For the calls of one event loop, to be closed by the caller."""
+        """Return a session for the calls of one event loop. The caller has to close it."""
         headers = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
         connector = aiohttp.TCPConnector(limit=max_connections)
         return aiohttp.ClientSession(headers=headers, timeout=self._timeout, connector=connector)
 
     async def ask(self, session: aiohttp.ClientSession, content: str) -> str:
         """
-        The model's answer; empty where it gave none.
+        Return the model's answer, empty if it gave none.
 
         Raises:
-            `ChatError`: the server refused the call, or failed for `retry_window`.
+            `ChatError`: If the server refuses the call, or does not answer within `retry_window`.
         """
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], **self.options}
         delay, attempts, failed_at = _FIRST_DELAY, 0, 0.0
@@ -90,15 +90,15 @@ class ChatClient:
             if left <= 0:
                 raise self._error(
                     f"base_url: {self.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
-                    f"(retry_window={self.retry_window:g}), the last one ended with {reason}. Check that the server "
-                    "runs, ask for fewer answers at once, or set a longer `retry_window`."
+                    f"(retry_window={self.retry_window:g}), the last one failed with {reason}. Check that the server "
+                    "is running, ask for fewer answers at once, or set a longer `retry_window`."
                 )
             await asyncio.sleep(min(delay, left))
             delay = min(2 * delay, _LONGEST_DELAY)
 
     def _refusal(self, status: int, reason: str) -> ChatError:
         if status in (401, 403):
-            given = "the one given" if self._api_key else "none was given"
+            given = "a key was given" if self._api_key else "no key was given"
             return self._error(f"api_key: {self.url} refuses the call ({given}; {reason}). Set the server's key.")
         return self._error(
             f"{self.url} refuses the call ({reason}). Check `base_url`, model={self.model!r} and the options "
@@ -113,7 +113,7 @@ class ChatClient:
 
 
 def _answer(text: str) -> str | None:
-    """Empty where the model said nothing, `None` where there is no answer: gateways report errors as successes."""
+    """Return '' if the model said nothing, `None` for no answer at all: some gateways report errors as successes."""
     try:
         return str(json.loads(text)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):

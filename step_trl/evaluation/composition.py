@@ -1,4 +1,4 @@
-"""What the semantic steps of completions are for: forward reasoning, verification, or redundancy."""
+"""Classify the semantic steps of completions as forward reasoning, verification or redundancy."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _CONCLUSION = re.compile(r"(?:So the answer is|This gives) (\d+)")
 
 def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str]:
     """
-    Text of each semantic step. A trigger word opens the step after it; joined, the steps are the completion.
+    Return the text of each semantic step. A trigger word opens a step; joined, the steps are the completion.
 
     Args:
         completion (`str`):
-            Text of a completion.
+            The text of a completion.
         triggers (`Sequence[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            As in [`~step_trl.steps.TriggerSegmenter`], which finds the same ones in token ids.
+            The trigger words, as in [`~step_trl.steps.TriggerSegmenter`], which finds the same ones in token ids.
 
     Returns:
-        `list[str]`: one more than there are triggers; the first one is empty where a trigger opens the completion.
+        `list[str]`: One more step than there are triggers. The first is empty if a trigger opens the completion.
     """
     if isinstance(triggers, str) or not triggers or "" in triggers:
-        raise ValueError(f"triggers: {triggers!r} is no list of words. Set for example {TRIGGERS!r}.")
+        raise ValueError(f"triggers: {triggers!r} is not a list of words. Set, for example, {TRIGGERS!r}.")
     words = "|".join(re.escape(trigger) for trigger in sorted(triggers, key=len))
     starts = [match.start() for match in re.finditer(f"(?<![A-Za-z])(?:{words})(?![A-Za-z])", completion)]
     return [completion[start:end] for start, end in zip([0, *starts], [*starts, len(completion)], strict=True)]
@@ -36,32 +36,32 @@ def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str
 
 def classify_testbed_steps(completion: str, solution: str) -> list[str]:
     """
-    What each step of a testbed model's completion is for, by rule.
+    Classify each step of a testbed model's completion by rules.
 
     A step's conclusion is the last result that it states ("So the answer is 7", "This gives 7") within the thought.
-    What a step is for depends on the conclusions before it only:
+    The label of a step depends only on the conclusions before it:
 
-    - `"forward"`: no step before came to a conclusion;
-    - `"redundancy"`: two or more steps before came to the right conclusion: it was reached, and verified;
-    - `"verification"`: else. It checks a conclusion that is wrong, or right but not yet verified, or disputed by the
-      check that was made of it.
+    - `"forward"`: no earlier step has a conclusion;
+    - `"redundancy"`: two or more earlier steps have the right conclusion, so it was reached and verified;
+    - `"verification"`: all other steps. They check a conclusion that is wrong, or right but not yet verified, or
+      contradicted by the check of it.
 
-    `benchmarks/testbed.py` has no verification of a right conclusion: it counts as redundant each conclusion after the
-    first right one. These are the conclusions of the steps that are redundant here, and those of the steps after the
-    first right conclusion that are verifications here (one of them, where that check agrees). A last step that was
-    cut off before its conclusion has a label, too; `benchmarks/testbed.py` leaves it out.
+    `benchmarks/testbed.py` does not count verifications of a right conclusion: every conclusion after the first right
+    one is redundant there. These are the conclusions of steps that are redundant here, and of verification steps after
+    the first right conclusion (one of them, if that check agrees). A last step that was cut off before its conclusion
+    also has a label here; `benchmarks/testbed.py` leaves it out.
 
     Args:
         completion (`str`):
-            Text of a completion of the testbed model.
+            The text of a completion of the testbed model.
         solution (`str`):
-            The right result.
+            The correct result.
 
     Returns:
-        `list[str]`: one label per semantic step.
+        `list[str]`: One label per semantic step.
     """
     if not re.fullmatch(r"\s*-?\d+\s*", solution):
-        raise ValueError(f"solution: {solution!r} is no integer. Only problems of the testbed are classified by rule.")
+        raise ValueError(f"solution: {solution!r} is not an integer. Only testbed problems are classified by rules.")
     thought_end = len(completion.partition("</think>")[0])
     labels, concluded, right, start = [], 0, 0, 0
     for step in split_steps(completion):
@@ -76,16 +76,16 @@ def classify_testbed_steps(completion: str, solution: str) -> list[str]:
 
 def composition(labels: pd.DataFrame) -> pd.DataFrame:
     """
-    Share of the steps that have each label, per benchmark, and overall (the mean over benchmarks).
+    Compute the share of steps with each label, per benchmark and overall (the mean over benchmarks).
 
     Args:
         labels ([`~pandas.DataFrame`]):
-            Result of [`StepJudge.label`], or `benchmark` and `label` of any other rows of one step each. Where it has
-            a column `model`, the shares are per model.
+            The result of [`StepJudge.label`], or any other rows of one step each with `benchmark` and `label`. If
+            there is a column `model`, the shares are per model.
 
     Returns:
-        [`~pandas.DataFrame`]: indexed by `benchmark` (or `model` and `benchmark`) in the order of the rows,
-        `"overall"` last, with `forward`, `verification`, `redundancy` and `unknown`, which sum to 1.
+        [`~pandas.DataFrame`]: The shares `forward`, `verification`, `redundancy` and `unknown`, which sum to 1. The
+        index is `benchmark` (or `model` and `benchmark`) in the order of the rows, with `"overall"` last.
     """
     columns = [*LABELS, UNKNOWN]
     missing = [column for column in ("benchmark", "label") if column not in labels]
@@ -93,7 +93,7 @@ def composition(labels: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"labels: there is no column {' and '.join(missing)}. Pass the result of `StepJudge.label`.")
     strange = sorted(set(labels["label"]) - set(columns))
     if strange:
-        raise ValueError(f"labels: {strange[0]!r} is no label. Use {', '.join(columns)}.")
+        raise ValueError(f"labels: {strange[0]!r} is not a label. Use {', '.join(columns)}.")
     if labels.empty:
         raise ValueError("labels: there are no rows. Pass at least one step.")
     if "model" in labels:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _ROWS_PER_FILE = 256
-_SECONDS_PER_FILE = 15.0  # at most this long is lost when the process is killed
+_SECONDS_PER_FILE = 15.0  # a killed process loses at most the samples of this time
 
 
 def evaluate(
@@ -59,45 +59,48 @@ def evaluate(
         model (`str`, `Path`, [`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`Engine`]):
             The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
-            Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
-            `problem` (an id, by default the place), `grader` (by default `"math"`) and `target_tokens` (what the
-            prompt asks for, see [`~step_trl.token_targets.add_token_targets`]).
+            Names for [`load_benchmark`], or a mapping from names to rows with `prompt` (messages) and `solution`, and
+            optionally `problem` (an id, by default the index), `grader` (by default `"math"`) and `target_tokens` (the
+            length that the prompt asks for, see [`~step_trl.token_targets.add_token_targets`]).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            With a chat template. Needed for a model that is already loaded.
+            A tokenizer with a chat template. Required for a model that is already loaded.
         n (`int`, *optional*, defaults to `1`):
-            Samples per problem.
+            The number of samples per problem.
         seeds (`Sequence[int]`, *optional*):
-            One per sample; 0, 1, ... by default. What is drawn for a sample depends on its seed, its benchmark and its
-            problem only, so that two models are compared on the same draws.
+            One seed per sample, by default 0, 1, ... The random draws of a sample depend only on its seed, benchmark
+            and problem, so that two models are compared on the same draws.
         temperature (`float`), top_p (`float`), top_k (`int`), min_p (`float`), max_tokens (`int`):
-            Sampling and budget of a completion. SAS evaluates with top-p 0.95 and 8,192 tokens, Step-GRPO with top-p
-            0.9 and 32,768, both at temperature 0.6.
+            The sampling parameters and the maximum number of tokens of a completion. SAS evaluates with top-p 0.95 and
+            8,192 tokens, Step-GRPO with top-p 0.9 and 32,768, both at temperature 0.6.
         callbacks (`Sequence[TruncationCallback]`, *optional*):
-            Truncate completions at inference time, as [`~step_trl.rollout.ConfidenceTruncation`] does (DEER).
+            Callbacks that truncate completions at inference time, such as [`~step_trl.rollout.ConfidenceTruncation`]
+            (DEER).
         triggers (`Sequence[str]`, *optional*):
-            Words that open a semantic step, for the column `steps`.
+            The words that open a semantic step, for the column `steps`.
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            Whether a completion without `</think>` is wrong. Otherwise all of its text is graded, as for models that
-            do not think.
+            Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded, as needed for
+            models that do not think.
         max_in_flight (`int`, *optional*, defaults to `64`):
-            Completions under way at once.
+            The number of completions to generate at once.
         save_to (`str` or `Path`, *optional*):
-            Folder for the samples, written as they are made, every 256 of them or 15 seconds. What is there is not
-            sampled again; other settings, or another model, are refused, and a second process at the same time.
+            The folder for the samples, which are saved after every 256 samples or 15 seconds. Samples that it already
+            contains are not sampled again. Other settings, another model, and a second process at the same time are
+            refused.
         name (`str`, *optional*):
-            What the model is called in `save_to`, so that another one is refused. By default a name with a fingerprint
-            of the weights, or the engine's `repr`.
+            The name of the model in `save_to`, by which another model is recognised and refused. By default, a name
+            with a fingerprint of the weights, or the engine's `repr`.
         on_sample (`Callable[[Rollout], None]`, *optional*):
-            Told each completion that ends.
+            A function that is called with each finished completion.
 
     Returns:
-        [`~pandas.DataFrame`]: `benchmark`, `problem` (id, text), `sample` (0 to n - 1), `correct` (bool), `tokens`,
-        `steps`, `exit` (bool: a callback ended the thought), `finish_reason` (`"eos"` or `"length"`), `completion`
-        (text), and `sampled_tokens` (with those of probes and discarded ones); `target_tokens` where rows have it.
+        [`~pandas.DataFrame`]: One row per sample, with `benchmark`, `problem` (id, text), `sample` (0 to n - 1),
+        `correct` (bool), `tokens`, `steps`, `exit` (bool: whether a callback stopped the thinking), `finish_reason`
+        (`"eos"` or `"length"`), `completion` (text), `sampled_tokens` (including those of probes and discarded ones),
+        and `target_tokens` if the rows have it.
     """
     seeds = list(range(n)) if seeds is None else list(seeds)
     if len(seeds) != n or len(set(seeds)) != n or n < 1:
-        raise ValueError(f"seeds: {seeds} are not {n} different ones, one per sample. Set n, or as many seeds.")
+        raise ValueError(f"seeds: {seeds} are not {n} different seeds, one per sample. Set n, or as many seeds.")
     problems = _problems(benchmarks)
     engine = _engine(model, tokenizer)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, min_p)
@@ -139,13 +142,13 @@ def evaluate(
             finally:
                 made.flush()
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
-    # The same types whether rows were read or made.
+    # The types must not depend on whether rows were read or sampled.
     samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
     return order[KEY].astype({"benchmark": "str", "problem": "str"}).merge(samples, on=KEY, validate="one_to_one")
 
 
 class _Samples:
-    """Completions that have ended, graded and stored a number at a time."""
+    """Finished completions, which are graded and stored in batches."""
 
     def __init__(
         self,
@@ -199,9 +202,9 @@ class _Samples:
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
-    """`benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if there is one."""
+    """Return `benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if any rows have it."""
     if isinstance(benchmarks, str):
-        raise ValueError(f"benchmarks: {benchmarks!r} is one name. Pass a list, such as [{benchmarks!r}].")
+        raise ValueError(f"benchmarks: {benchmarks!r} is a single name. Pass a list, such as [{benchmarks!r}].")
     if not isinstance(benchmarks, Mapping):
         benchmarks = {name: load_benchmark(name) for name in benchmarks}
     parts = []
@@ -218,7 +221,7 @@ def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame
         targets = [TARGET_COLUMN] * (TARGET_COLUMN in part)
         parts.append(part[["benchmark", "problem", "prompt", "solution", "grader", *targets]])
     if not parts:
-        raise ValueError("benchmarks: there are none. Name at least one.")
+        raise ValueError("benchmarks: is empty. Name at least one.")
     return pd.concat(parts, ignore_index=True)
 
 
@@ -230,13 +233,13 @@ def _engine(
         model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", device_map="auto")
     if isinstance(model, nn.Module):
         if tokenizer is None:
-            raise ValueError("tokenizer: is missing. Pass the tokenizer of a model that is already loaded.")
+            raise ValueError("tokenizer: is missing. A model that is already loaded needs its tokenizer.")
         return TransformersEngine(cast("PreTrainedModel", model), tokenizer)
     return model
 
 
 def _name_of(model: str | Path | PreTrainedModel | PeftModel | Engine, engine: Engine) -> str:
-    """Which model it is: with a fingerprint of its weights where they are at hand, as training changes them."""
+    """Return the name of the model, with a fingerprint of its weights if available, since training changes them."""
     if isinstance(engine, TransformersEngine):
         digest = hashlib.blake2b(digest_size=8)
         for name, parameter in engine.model.named_parameters():

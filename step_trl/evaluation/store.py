@@ -1,4 +1,4 @@
-"""Samples on disk, as they are made: an interrupted evaluation resumes where it stopped."""
+"""Save samples to disk as they are finished, so that an interrupted evaluation resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY = ["benchmark", "problem", "sample"]
 
 
 def read_samples(folder: str | Path) -> pd.DataFrame:
-    """All rows that a folder holds, in the order in which they were added."""
+    """Return all rows in a folder, in the order in which they were added."""
     parts = [pd.read_parquet(path) for path in _paths(Path(folder))]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
 
@@ -27,20 +27,20 @@ def _paths(folder: Path) -> list[Path]:
 
 class SampleStore:
     """
-    Rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
+    The rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
 
-    A context manager: while it is open, the folder is its own.
+    This is a context manager. While it is open, no other process can use the folder.
 
     Args:
         folder (`str` or `Path`):
-            Made if it is not there.
+            The folder. It is created if it does not exist.
         settings (`Mapping[str, Any]`):
-            What must not change between two runs, as JSON has it. Under `"benchmarks"`, a mapping of fingerprints, to
-            which later runs may add.
+            The settings that must not change between two runs, as JSON values. `"benchmarks"` is a mapping of
+            fingerprints, to which later runs may add.
 
     Raises:
-        `ValueError`: another process writes there, or the folder holds samples of other settings; names each that
-            differs.
+        `ValueError`: If another process writes to the folder, or if it contains samples with other settings. The
+            message names each setting that differs.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
@@ -54,7 +54,7 @@ class SampleStore:
             self._lock.acquire()
         except Timeout:
             raise ValueError(
-                f"save_to: another process evaluates into {self.folder}. Wait for it, or set another folder."
+                f"save_to: another process is writing to {self.folder}. Wait for it, or set another folder."
             ) from None
         try:
             path = self.folder / "settings.json"
@@ -75,7 +75,7 @@ class SampleStore:
         differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
         lines = [f"{key}: {earlier.get(key)!r}, now {settings.get(key)!r}" for key in differing if key != "benchmarks"]
         lines += [
-            f"benchmarks: the problems of {name} are others"
+            f"benchmarks: the problems of {name} have changed"
             for name, fingerprint in settings["benchmarks"].items()
             if known.get(name, fingerprint) != fingerprint
         ]
@@ -86,11 +86,11 @@ class SampleStore:
         return settings | {"benchmarks": known | settings["benchmarks"]}
 
     def read(self) -> pd.DataFrame:
-        """See [`read_samples`]."""
+        """Call [`read_samples`] for the folder."""
         return read_samples(self.folder)
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Write a file of rows, whole or not at all."""
+        """Write the rows to a new file atomically."""
         paths = _paths(self.folder)
         number = 1 + int(paths[-1].stem.split("-")[1]) if paths else 0
         _replace(self.folder / f"samples-{number:06d}.parquet", rows.to_parquet(index=False))

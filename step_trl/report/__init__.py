@@ -1,4 +1,4 @@
-"""Pictures and tables: figures of evaluation and training, and the papers' results table."""
+"""Reports: figures of evaluations and trainings, and the papers' results table."""
 
 from ..monitor.trace import render_rollout
 from .figures import (

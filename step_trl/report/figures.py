@@ -1,4 +1,4 @@
-"""Pictures of results, all in one style."""
+"""Figures of results, all in the same style."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ COLORS = (
     "#111111",
     "#6a6ad4",
 )
-# Others than the models'.
+# These differ from the models' colours.
 LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """
-    Models that no other one beats: none is at least as accurate with at most as many tokens, and better in one.
+    Return the models on the Pareto front: no other model is as good in both accuracy and tokens, and better in one.
 
     Args:
         points (`Mapping[str, tuple[float, float]]`):
-            Model name to tokens and accuracy.
+            A mapping from model names to tokens and accuracy.
 
     Returns:
-        `list[str]`: from the fewest tokens to the most.
+        `list[str]`: The names, from the fewest tokens to the most.
     """
     front: list[str] = []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
@@ -65,15 +65,15 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
     """
-    Accuracy against mean tokens, one colour per model: a large point overall, a small mark per benchmark.
+    Plot accuracy against mean tokens, with one colour per model: a large point overall, a small marker per benchmark.
 
     A dashed line joins the models on the [`pareto_front`] of the overall values.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Where to draw.
+            The axes to draw on.
         tables (`Mapping[str, DataFrame]`):
-            Model name to the result of [`~step_trl.evaluation.summarize`].
+            A mapping from model names to the results of [`~step_trl.evaluation.summarize`].
     """
     for color, (name, table) in zip(cycle(COLORS), tables.items(), strict=False):
         benchmarks, overall = table.drop("overall"), table.loc["overall"]
@@ -92,25 +92,25 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)
-    # Beside the axes: points may lie anywhere in them.
+    # The legend is outside the axes, because points may be anywhere inside.
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
 
 
 def plot_training(axes: Axes, histories: Mapping[str, History], key: str, label: str) -> None:
     """
-    One logged quantity over training steps, such as `"entropy"`, or `"kl"` (logged for a `beta` above 0).
+    Plot a logged metric over training steps, such as `"entropy"`, or `"kl"` (logged if `beta` is above 0).
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Where to draw.
+            The axes to draw on.
         histories (`Mapping[str, Sequence[Mapping[str, float]]]`):
-            Model name to `trainer.state.log_history`.
+            A mapping from model names to `trainer.state.log_history`.
         key (`str`):
-            Metric of the log.
+            The name of the logged metric.
         label (`str`):
-            What it is, for the axis.
+            The label of the axis.
     """
-    # The first colour is the vanilla model's, which is not trained.
+    # The first colour is for the vanilla model, which is not trained.
     for color, (name, history) in zip(cycle(COLORS[1:]), histories.items(), strict=False):
         _plot_history(axes, history, key, color, name)
     axes.set(xlabel="update", ylabel=label)
@@ -123,18 +123,18 @@ def plot_training_dynamics(
     length: str = "completions/mean_length",
 ) -> Axes:
     """
-    Accuracy (left axis) and length (right axis) of the rollouts of one training.
+    Plot accuracy (left axis) and length (right axis) of the rollouts of one training.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Where to draw.
+            The axes to draw on.
         history (`Sequence[Mapping[str, float]]`):
-            `trainer.state.log_history`, or the result of [`read_history`].
+            The history: `trainer.state.log_history`, or the result of [`read_history`].
         accuracy (`str`), length (`str`):
-            Metrics of the log.
+            The names of the logged metrics.
 
     Returns:
-        [`~matplotlib.axes.Axes`]: the right axis.
+        [`~matplotlib.axes.Axes`]: The right axis.
     """
     for key in (accuracy, length):
         if not any(entry.get(key) is not None for entry in history):
@@ -164,13 +164,13 @@ def _plot_history(axes: Axes, history: History, key: str, color: str, label: str
 
 def plot_composition(axes: Axes, shares: pd.DataFrame) -> None:
     """
-    What the steps of completions are for: one bar per model (below the name of each benchmark), stacked by label.
+    Plot the composition of steps: one bar per model (below the name of each benchmark), stacked by label.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Where to draw; about 0.25 inches of height per row of `shares`, and per benchmark, are enough.
+            The axes to draw on. About 0.25 inches of height per row of `shares`, and per benchmark, are enough.
         shares ([`~pandas.DataFrame`]):
-            Result of [`~step_trl.evaluation.composition`], or some rows of it.
+            The result of [`~step_trl.evaluation.composition`], or some of its rows.
     """
     if shares.index.nlevels > 1:
         groups = {str(name): rows.droplevel("benchmark") for name, rows in shares.groupby("benchmark", sort=False)}
@@ -206,7 +206,7 @@ def _stack(axes: Axes, place: float, row: pd.Series) -> None:
     for label, color in LABEL_COLORS.items():
         share = row.get(label, 0.0)
         axes.barh(place, share, 0.8, left, color=color)
-        # A narrower part has no room for its number.
+        # Narrower parts have no room for their number.
         if share >= 0.07:
             axes.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize="small")
         left += share
@@ -214,16 +214,16 @@ def _stack(axes: Axes, place: float, row: pd.Series) -> None:
 
 def plot_semantic_density(axes: Axes, samples_by_model: Mapping[str, pd.DataFrame]) -> None:
     """
-    Tokens per semantic step of each completion (Step-GRPO, eq. 9), one box per model.
+    Plot tokens per semantic step of each completion (Step-GRPO, eq. 9), one box per model.
 
-    A box spans the middle half of the completions, with the median in it; whiskers end at the last completion within
-    1.5 box lengths, and those beyond are not shown.
+    A box spans the middle half of the completions and shows the median. Whiskers end at the last completion within 1.5
+    box lengths; completions beyond that are not shown.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Where to draw.
+            The axes to draw on.
         samples_by_model (`Mapping[str, DataFrame]`):
-            Model name to the result of [`~step_trl.evaluation.evaluate`].
+            A mapping from model names to the results of [`~step_trl.evaluation.evaluate`].
     """
     densities = [(samples["tokens"] / samples["steps"]).to_numpy() for samples in samples_by_model.values()]
     boxes = axes.boxplot(densities, showfliers=False, patch_artist=True, widths=0.5, medianprops={"color": "black"})
@@ -242,15 +242,15 @@ def evaluation_report(
     path: Path, tables: Mapping[str, pd.DataFrame], samples: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
     """
-    The picture of an evaluation: accuracy against tokens, and semantic density.
+    Draw the figure of an evaluation: accuracy against tokens, and semantic density.
 
     Args:
         path (`Path`):
-            PNG to write.
+            The PNG file to write.
         tables (`Mapping[str, DataFrame]`):
-            As in [`plot_accuracy_against_tokens`].
+            See [`plot_accuracy_against_tokens`].
         samples (`Mapping[str, DataFrame]`, *optional*):
-            As in [`plot_semantic_density`], which is left out without.
+            See [`plot_semantic_density`]. Without samples, this panel is left out.
     """
     with matplotlib.rc_context(STYLE):
         panels = 1 if samples is None else 2
@@ -264,13 +264,13 @@ def evaluation_report(
 
 def training_report(path: Path, histories: Mapping[str, History], accuracy: str) -> None:
     """
-    The picture of trainings: a panel for the dynamics of each, and one for entropy and for KL where all logged them.
+    Draw the figure of trainings: the dynamics of each, and entropy and KL if all trainings logged them.
 
     Args:
         path (`Path`):
-            PNG to write.
+            The PNG file to write.
         histories (`Mapping`), accuracy (`str`):
-            As in [`plot_training`] and [`plot_training_dynamics`].
+            See [`plot_training`] and [`plot_training_dynamics`].
     """
     labels = {"entropy": "entropy, nats", "kl": "KL from the reference, nats"}
     metrics = [
@@ -291,7 +291,7 @@ def training_report(path: Path, histories: Mapping[str, History], accuracy: str)
 
 
 def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
-    """Each row takes the whole width of the figure, so that no place in it stays empty."""
+    """Create the panels. Each row takes the whole width of the figure, so that there are no empty places."""
     lengths = [number // rows + (row < number % rows) for row in range(rows)]
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     return [
@@ -303,15 +303,15 @@ def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
 
 def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, History], reward: str) -> None:
     """
-    The demo's picture: accuracy against tokens, and accuracy and length of the rollouts over training.
+    Draw the demo's figure: accuracy against tokens, and accuracy and length of the rollouts over training.
 
     Args:
         path (`Path`):
-            PNG to write.
+            The PNG file to write.
         tables (`Mapping[str, DataFrame]`), histories (`Mapping`):
-            As in [`plot_accuracy_against_tokens`] and [`plot_training`].
+            See [`plot_accuracy_against_tokens`] and [`plot_training`].
         reward (`str`):
-            Key of the accuracy in the histories.
+            The name of the accuracy metric in the histories.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 3.6), layout="constrained")

@@ -1,4 +1,4 @@
-"""The papers' results table, from summaries."""
+"""Create the papers' results table from summaries."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pandas as pd
 
 def results_frame(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> pd.DataFrame:
     """
-    One row per model; accuracy in percent and tokens of each benchmark and overall, then CR and AES.
+    Create a table with one row per model: accuracy in percent and tokens per benchmark and overall, then CR and AES.
 
     Args:
         tables (`Mapping[str, DataFrame]`):
-            Model name to the result of [`~step_trl.evaluation.summarize`].
+            A mapping from model names to the results of [`~step_trl.evaluation.summarize`].
         intervals (`bool`, *optional*, defaults to `False`):
-            With half the width of the interval behind each number.
+            Whether to add half the width of its interval to each number.
 
     Returns:
-        [`~pandas.DataFrame`] of text, with columns `(benchmark, measure)`.
+        [`~pandas.DataFrame`]: The table as text, with columns `(benchmark, measure)`.
     """
     rows = {}
     for model, table in tables.items():
@@ -47,7 +47,7 @@ def _number(table: pd.DataFrame, benchmark, measure: str, scale: float, digits: 
 
 
 def markdown_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:
-    """[`results_frame`] in GitHub's Markdown."""
+    """Return the table of [`results_frame`] in GitHub's Markdown."""
     frame = results_frame(tables, intervals)
     head = ["", *(f"{benchmark} {label}" for benchmark, label in frame.columns)]
     lines = [[_escaped(model), *row] for model, row in zip(frame.index, frame.to_numpy().tolist())]
@@ -59,11 +59,11 @@ def markdown_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) 
 
 def budgets_table(table: pd.DataFrame) -> str:
     """
-    One line per benchmark and budget, in GitHub's Markdown: what lengths were, of those that prompts asked for.
+    Return a table in GitHub's Markdown that compares lengths with the token budgets that prompts ask for.
 
     Args:
         table (`DataFrame`):
-            Result of [`~step_trl.evaluation.summarize`] with `deviation` and `over_target`.
+            The result of [`~step_trl.evaluation.summarize`], with `deviation` and `over_target`.
     """
     lines = ["| | Acc | Tok | distance from target | above target |", "| --- | ---: | ---: | ---: | ---: |"]
     for benchmark in table.index:
@@ -79,6 +79,6 @@ def _escaped(cell: object) -> str:
 
 
 def latex_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:
-    """[`results_frame`] in LaTeX, for the `booktabs` package."""
+    """Return the table of [`results_frame`] in LaTeX, for the `booktabs` package."""
     frame = results_frame(tables, intervals)
     return frame.to_latex(escape=True, multicolumn_format="c", column_format="l" + "r" * frame.shape[1])

@@ -1,11 +1,12 @@
 """
-The math accuracy reward, with a time limit that holds.
+The math accuracy reward, with a reliable time limit.
 
-math-verify limits its time by a SIGALRM handler of the calling process: this works in the main thread only, and not in
-the middle of C code (`9^{9^{9^9}}` is one such call). So grading runs in child processes (`grading.py`) that the
-kernel ends. They are plain `subprocess` children that speak JSON lines: unlike `multiprocessing`'s they never import
-the parent's `__main__` (notebooks, scripts without a main guard) nor torch, and unlike a forked process they hold
-nothing of CUDA. They start when first needed and stay for the next call.
+math-verify limits its run time with a SIGALRM handler in the calling process. This works only in the main thread, and
+cannot interrupt C code (such as a call for `9^{9^{9^9}}`). So grading runs in child processes (`grading.py`), which
+the kernel kills after the time limit. They are plain `subprocess` children that exchange JSON lines: unlike
+`multiprocessing` children, they never import the parent's `__main__` (notebooks, scripts without a main guard) or
+torch, and unlike forked processes, they hold no CUDA state. They start when first needed and are kept for later
+calls.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},  # its own folder is no place to import from
-            start_new_session=True,  # Ctrl-C is for the parent
+            env={**os.environ, "PYTHONSAFEPATH": "1"},  # do not import from the script's own folder
+            start_new_session=True,  # Ctrl-C should only reach the parent
         )
         self.replies = cast("IO[str]", self.process.stdout)
         self.ready = False
@@ -48,7 +49,7 @@ class _Worker:
     def ask(self, task: int, request: Sequence[Any]) -> None:
         self.task = task
         requests = cast("IO[str]", self.process.stdin)
-        with contextlib.suppress(BrokenPipeError):  # it died just now: reading finds the end of its replies
+        with contextlib.suppress(BrokenPipeError):  # the worker just died: reading its replies will notice
             requests.write(json.dumps(request) + "\n")
             requests.flush()
 
@@ -56,18 +57,18 @@ class _Worker:
         self.process.kill()
         self.process.wait()
         self.replies.close()
-        with contextlib.suppress(BrokenPipeError):  # a request was still in the buffer
+        with contextlib.suppress(BrokenPipeError):  # a request is still in the buffer
             cast("IO[str]", self.process.stdin).close()
 
 
 class _Pool:
-    """Workers that outlive a call. Calls from several threads take turns."""
+    """Workers that are kept between calls. Calls from several threads take turns."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Start anew without touching the workers: in a forked child they belong to the parent."""
+        """Drop the workers without stopping them: in a forked child, they belong to the parent."""
         self.workers: list[_Worker] = []
         self.lock = threading.Lock()
 
@@ -81,7 +82,7 @@ class _Pool:
             try:
                 return self._ask(requests, min(workers, len(requests)), killed)
             except BaseException:
-                self.close()  # an unread reply would be taken for the next call's
+                self.close()  # the next call would read the replies of this one
                 raise
 
     def _ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
@@ -114,11 +115,11 @@ class _Pool:
                         self._replace(key.data)
                         selector.register(self.workers[key.data].replies, selectors.EVENT_READ, key.data)
                     else:
-                        raise RuntimeError("A grading worker ended while it started; see standard error.")
+                        raise RuntimeError("A grading worker exited while it was starting; see standard error.")
         return [replies[task] for task in range(len(requests))]
 
     def _prepare(self, workers: int) -> None:
-        """Start workers up to this number, and new ones for those that died between calls."""
+        """Start workers up to this number, and replace those that died between calls."""
         for slot, worker in enumerate(self.workers):
             if worker.process.poll() is not None:
                 self._replace(slot)
@@ -139,17 +140,17 @@ def grade_all(
     pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: int | None = None, strict_latex: bool = False
 ) -> list[Grade]:
     """
-    Grade pairs of answer text and solution, equal pairs once, each within a time limit.
+    Grade pairs of answer text and solution, each within a time limit. Equal pairs are graded once.
 
     Args:
         pairs (`Sequence[tuple[str, str]]`):
-            Text of the answer without the thought, and solution.
+            The text of each answer without the thought, and its solution.
         timeout (`float`, *optional*, defaults to `5.0`):
-            Seconds that one pair may take.
+            The time limit for one pair, in seconds.
         workers (`int`, *optional*):
-            Most processes to use at once. Defaults to the number of cores, at most 4.
+            The maximum number of processes to use at once. Defaults to the number of cores, at most 4.
         strict_latex (`bool`, *optional*, defaults to `False`):
-            As in [`math_accuracy_reward`].
+            See [`math_accuracy_reward`].
     """
     workers = _number_of_workers(timeout, workers)
     grades = {pair: compare_integers(*pair) for pair in pairs}
@@ -204,15 +205,15 @@ def _number_of_workers(timeout: float, workers: int | None) -> int:
 
 
 def is_correct(text: str, solution: str, timeout: float = 5.0) -> bool:
-    """Whether `text` (without a thought) answers a problem whose solution is `solution`."""
+    """Return whether `text` (without a thought) answers a problem with this `solution`."""
     return grade_all([(text, solution)], timeout)[0].correct
 
 
 def answer_text(completion: str | list[dict], require_end_of_thinking: bool = False) -> str:
-    """The part of a completion that is graded: what follows the thought."""
+    """Return the part of a completion that is graded: the text after the thought."""
     message = {"content": completion} if isinstance(completion, str) else completion[-1]
     _, tag, answer = (message.get("content") or "").rpartition(END_OF_THINKING)
-    # TRL moves a closed thought out of the content for the chat templates whose responses it can parse.
+    # If TRL can parse the responses of a chat template, it moves a closed thought out of the content.
     closed = tag or message.get("reasoning_content")
     return answer if closed or not require_end_of_thinking else ""
 
@@ -229,32 +230,33 @@ def math_accuracy_reward(
     **kwargs,
 ) -> list[float]:
     r"""
-    Reward function that is 1.0 where the answer equals the solution by math-verify, else 0.0.
+    Return 1.0 for completions whose answer equals the solution according to math-verify, and 0.0 for others.
 
-    Like TRL's `accuracy_reward`, with these differences: only the text after the last `</think>` is graded,
-    "Answer: 42" counts without LaTeX, answers such as `\frac43` and bare LaTeX values as solutions are understood, an
-    unreadable solution gives 0.0 and not `None` (its share is logged), and the time limit holds in any thread and
-    against any input.
+    This reward works like TRL's `accuracy_reward`, with these differences: only the text after the last `</think>` is
+    graded; "Answer: 42" counts without LaTeX; answers such as `\frac43` and solutions that are bare LaTeX values are
+    understood; a solution that cannot be parsed gives 0.0 instead of `None` (the share of these is logged); and the
+    time limit holds in any thread and for any input.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
-            Completions, plain or as messages.
+            The completions, as text or as messages.
         solution (`list[str]`):
-            Solution of each completion's problem.
+            The solution of each completion's problem.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
-            Whether a completion without `</think>` is wrong; otherwise all of its text is graded.
+            Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded.
         strict_latex (`bool`, *optional*, defaults to `False`):
             Whether an answer such as `\frac43` or `\boxed{42.}`, which LaTeX typesets as `\frac{4}{3}` and 42, is
-            wrong, as it is to TRL's `accuracy_reward`.
+            wrong, as in TRL's `accuracy_reward`.
         timeout (`float`, *optional*, defaults to `5.0`):
-            Seconds that one completion may take. One that takes longer is wrong.
+            The time limit for one completion, in seconds. A completion that takes longer is wrong.
         workers (`int`, *optional*):
-            Most processes to grade in at once. Defaults to the number of cores, at most 4.
+            The maximum number of grading processes. Defaults to the number of cores, at most 4.
         log_metric (`callable`, *optional*):
-            Passed by TRL, which logs the mean. Receives `accuracy/unparsed_solutions`, `accuracy/unparsed_answers`
-            and `accuracy/timeouts` of each completion, 0 or 1.
+            The function for logging metrics, passed by TRL, which logs the means. It receives
+            `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and `accuracy/timeouts` of each completion, 0
+            or 1.
         **kwargs:
-            Ignored: other columns and what else TRL passes.
+            Other columns and arguments that TRL passes. They are ignored.
 
     Example:
     ```python

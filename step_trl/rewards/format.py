@@ -1,4 +1,4 @@
-"""The format reward: one closed thought, then an answer."""
+"""The format reward: one closed thought, followed by an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _THINK, _END_THINK = "<think>", "</think>"
 
 
 def _text(completion: str | list[dict]) -> str:
-    """Text of a completion; of a conversation, what the assistant wrote."""
+    """Return the text of a completion, or what the assistant wrote in a conversation."""
     if isinstance(completion, str):
         return completion
     return "".join(message["content"] or "" for message in completion if message["role"] == "assistant")
@@ -22,18 +22,18 @@ def _is_well_formed(text: str) -> bool:
 
 def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[float]:
     """
-    Reward function that is 1.0 where the completion is one thought, closed by `</think>`, and an answer, else 0.0.
+    Return 1.0 for completions that consist of one thought, closed by `</think>`, and an answer, and 0.0 for others.
 
-    Neither thought nor answer may be blank, and there is one `</think>`. A `<think>` may only stand at the very start,
-    where it is optional: many chat templates put it into the prompt.
+    Neither the thought nor the answer may be blank, and there must be exactly one `</think>`. A `<think>` is allowed
+    only at the very start, where it is optional: many chat templates put it into the prompt.
 
     Args:
         completions (`list[str]` or `list[list[dict]]`):
-            Texts, or conversations of which the assistant's messages are read.
+            The completions as text, or as conversations, of which only the assistant's messages are read.
         **kwargs:
-            What TRL passes to reward functions and this one does not use.
+            Further arguments that TRL passes to reward functions. They are ignored.
 
     Returns:
-        `list[float]`: 1.0 or 0.0 for each completion.
+        `list[float]`: The reward of each completion, 1.0 or 0.0.
     """
     return [float(_is_well_formed(_text(completion))) for completion in completions]

@@ -1,9 +1,9 @@
 """
-Whether a text answers a problem rightly, by math-verify; as a script, the worker that `correctness.py` starts.
+Grade answers with math-verify. As a script, this is the worker that `correctness.py` starts.
 
-The worker reads one JSON line `[text, solution, timeout, strict_latex]` at a time from its standard input and writes
-one back: the grade, or the answer of the text where the solution is null. It is run by path, so that it imports
-nothing but math-verify: 0.4 s and 60 MB instead of torch's several seconds.
+The worker reads one JSON line `[text, solution, timeout, strict_latex]` at a time from standard input and writes one
+back: the grade, or the answer of the text if the solution is null. It is run by its path, so that it imports only
+math-verify: 0.4 s and 60 MB instead of torch's several seconds.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ MEMORY_LIMIT = 2 * 1024**3
 
 
 def _extraction(**latex: Any) -> tuple[LatexExtractionConfig, ExprExtractionConfig]:
-    """A box before all else, as in TRL's `accuracy_reward`, and DAPO's "Answer: 42" without LaTeX."""
+    """Look for a box first, as in TRL's `accuracy_reward`, and accept DAPO's "Answer: 42" without LaTeX."""
     return (
         LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False, **latex),
         ExprExtractionConfig(try_extract_without_anchor=False),
     )
 
 
-# As TRL does: only solutions are repaired, such as `sqrt(3)`. Answers are read by LaTeX's own rules, see `as_typeset`.
+# As in TRL, only solutions are repaired, such as `sqrt(3)`. Answers are read by LaTeX's own rules, see `as_typeset`.
 ANSWERS, SOLUTIONS = _extraction(normalization_config=NormalizationConfig(units=True)), _extraction()
 ANCHOR = re.compile(r"(?<!\\)\$|\\\(|\\\[|\\boxed|(?i:answer)")
 INTEGER = r"(0|-?[1-9][0-9]{0,14})"
-# Nothing around the box that could be LaTeX of its own: only math-verify's pattern for a bare box can match.
+# There is nothing around the box that could be LaTeX, so only math-verify's pattern for a bare box can match.
 BOXED_INTEGER = re.compile(rf"[^\\${{}}\[]*\\boxed\{{{INTEGER}\}}[^\\${{}}\[]*")
 # A root's degree belongs to its command.
 COMMAND = r"\\(?:[dtc]?frac|[dt]?binom|sqrt\s*\[[^\]]*\]|sqrt)(?![a-zA-Z])"
@@ -57,9 +57,9 @@ class Grade(NamedTuple):
         answer_parsed (`bool`, *optional*, defaults to `True`):
             Whether an answer was found in the text.
         solution_parsed (`bool`, *optional*, defaults to `True`):
-            Whether the solution could be read; if not, nothing is correct.
+            Whether the solution could be parsed; if not, no answer is correct.
         killed (`bool`, *optional*, defaults to `False`):
-            Whether grading ran into the limit of time or memory; then it counts as not correct.
+            Whether grading exceeded its time or memory limit; the answer then counts as not correct.
     """
 
     correct: bool
@@ -77,9 +77,9 @@ def boxed_integer(text: str) -> str | None:
 
 def compare_integers(text: str, solution: str) -> Grade | None:
     r"""
-    Decide a text whose only LaTeX is one `\boxed{integer}`, for an integer solution; `None` for all others.
+    Grade a text whose only LaTeX is one `\boxed{integer}`, if the solution is an integer. Return `None` for others.
 
-    Both are exact integers to math-verify as well, so its verdict is the same one.
+    math-verify also treats both as exact integers, so its verdict would be the same.
     """
     integer = boxed_integer(text)
     if integer is None or not re.fullmatch(INTEGER, solution):
@@ -89,23 +89,23 @@ def compare_integers(text: str, solution: str) -> Grade | None:
 
 def as_typeset(text: str) -> str:
     r"""
-    Write LaTeX as math-verify reads it, without changing what it typesets.
+    Rewrite LaTeX so that math-verify can parse it, without changing how it is typeset.
 
-    Arguments without braces get them: `\frac43` becomes `\frac{4}{3}` and `11\sqrt2` becomes `11\sqrt{2}`. A full stop
-    at the end of a formula goes, as in `$42.$` and `\boxed{42.}`.
+    Arguments without braces get braces: `\frac43` becomes `\frac{4}{3}` and `11\sqrt2` becomes `11\sqrt{2}`. A full
+    stop at the end of a formula is removed, as in `$42.$` and `\boxed{42.}`.
     """
     return brace_arguments(FULL_STOP.sub("", text))
 
 
 def brace_arguments(text: str) -> str:
     r"""
-    Put braces around the arguments of fractions, binomial coefficients and roots, as `\frac 59` has none.
+    Put braces around the arguments of fractions, binomial coefficients and roots, which are missing in `\frac 59`.
 
-    An argument without braces is one token, as in TeX: `\frac123` is a half, times 3.
+    An argument without braces is one token, as in TeX: `\frac123` is one half times 3.
     """
     written = []
-    missing = 0  # arguments that the last command still takes
-    outside: list[int] = []  # how many it still takes behind each brace that is open
+    missing = 0  # the number of arguments that the last command still needs
+    outside: list[int] = []  # the same, after the end of each open brace
     for token in TOKEN.findall(text):
         if re.fullmatch(COMMAND, token):
             missing = 1 if token.startswith(r"\sqrt") else 2
@@ -125,15 +125,15 @@ def brace_arguments(text: str) -> str:
 
 
 def parse_answer(text: str, strict_latex: bool = False) -> list:
-    r"""Read an answer; `strict_latex` leaves out [`as_typeset`]."""
+    r"""Parse an answer. `strict_latex` skips [`as_typeset`]."""
     text = text if strict_latex else as_typeset(text)
     return parse(text, ANSWERS, extraction_mode="first_match", parsing_timeout=None)
 
 
-@lru_cache(maxsize=1024)  # the completions of a group share it
+@lru_cache(maxsize=1024)  # shared by the completions of a group
 def parse_solution(solution: str) -> list:
     r"""
-    Read a solution. A bare value is boxed first: math-verify would find `2` in `2\sqrt{3}` and nothing in `B`.
+    Parse a solution. A bare value is boxed first: math-verify would find `2` in `2\sqrt{3}` and nothing in `B`.
     """
     if ANCHOR.search(solution):
         return parse(as_typeset(solution), parsing_timeout=None)
@@ -147,11 +147,11 @@ def grade(text: str, solution: str, strict_latex: bool = False) -> Grade:
 
     Args:
         text (`str`):
-            What the model answered, without its thought.
+            The model's answer, without its thought.
         solution (`str`):
             The value, or a text that contains it as LaTeX.
         strict_latex (`bool`, *optional*, defaults to `False`):
-            Accept no more LaTeX in an answer than TRL's `accuracy_reward` does, see [`math_accuracy_reward`].
+            Whether to accept only the LaTeX that TRL's `accuracy_reward` accepts, see [`math_accuracy_reward`].
     """
     expected = parse_solution(solution)
     if not expected:
@@ -176,11 +176,11 @@ def extract(text: str) -> str | None:
 
 
 def main() -> None:
-    """Grade standard input line by line; the kernel ends this process when one line takes too long."""
-    # Without a Python handler SIGALRM kills, also in the middle of C code, and also when the parent is gone.
+    """Grade standard input line by line. The kernel kills this process if a line takes too long."""
+    # Without a Python handler, SIGALRM kills the process, even inside C code, and even if the parent is gone.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
-    with contextlib.suppress(ValueError):  # a lower hard limit is in force already
+    with contextlib.suppress(ValueError):  # a lower hard limit is already set
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, resource.getrlimit(resource.RLIMIT_AS)[1]))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     replies, sys.stdout = sys.stdout, sys.stderr

@@ -1,4 +1,4 @@
-"""Rewards that are relative to a group need whole groups."""
+"""Reshape the tensors of a batch into whole groups, for rewards that are relative to a group."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import torch
 
 def whole_groups(name: str, values: torch.Tensor, num_generations: int) -> torch.Tensor:
     """
-    Values `(B,)` of completions as `(B / G, G)`; groups of G = `num_generations` follow each other.
+    Return the values `(B,)` of completions as `(B / G, G)`; groups of G = `num_generations` follow each other.
 
     Raises:
-        `ValueError`: these are no whole groups. The error calls the values `name`.
+        `ValueError`: If the completions are not whole groups. The error message calls the values `name`.
     """
     if len(values) % num_generations:
         raise ValueError(
-            f"{name}: {len(values)} completions are no whole number of groups of num_generations={num_generations}. "
-            "Call after the gather, with all completions of each group."
+            f"{name}: {len(values)} completions are not whole groups of num_generations={num_generations}. "
+            "Pass all completions of each group, gathered from all processes."
         )
     return values.view(-1, num_generations)
 
@@ -24,18 +24,18 @@ def by_group(
     name: str, values: torch.Tensor, correct: torch.Tensor, num_generations: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Values, as floats, and correctness, each `(B / G, G)`.
+    Return the values, as floats, and the correctness, each `(B / G, G)`.
 
     Args:
         name (`str`):
-            What an error calls the values.
+            The name of the values in error messages.
         values (`torch.Tensor` of shape `(B,)`), correct (`torch.Tensor` of shape `(B,)`):
-            Of completions; groups of `num_generations` follow each other.
+            The values and the correctness of each completion, ordered in groups of `num_generations`.
         num_generations (`int`):
-            G, completions per group.
+            The number G of completions per group.
 
     Raises:
-        `ValueError`: these are no whole groups.
+        `ValueError`: If the completions are not whole groups.
     """
     groups = whole_groups(name, values, num_generations)
     groups = groups.to(torch.promote_types(groups.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Rewards for completions that are short for their group. All work on groups, after the gather."""
+"""Rewards for completions that are short for their group. All need whole groups, gathered from all processes."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .groups import by_group
 
 def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generations: int) -> torch.Tensor:
     """
-    Length term of Kimi k1.5 (arXiv 2501.12599), to be added to the correctness with a weight.
+    Compute the length term of Kimi k1.5 (arXiv 2501.12599), to be added to the correctness with a weight.
 
-    `lam = 0.5 - (length - min) / (max - min)`, with the extremes of the whole group, right and wrong. Correct
-    completions get `lam`, the others `min(0, lam)`; 0 for all of a group of equal lengths.
+    With `lam = 0.5 - (length - min) / (max - min)`, where min and max are over the whole group, right and wrong,
+    correct completions get `lam` and the others `min(0, lam)`. If all lengths of a group are equal, all get 0.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion; groups of `num_generations` follow each other.
+            The number of tokens of each completion, ordered in groups of `num_generations`.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between -0.5 and 0.5.
+        `torch.Tensor` of shape `(B,)`: The rewards, between -0.5 and 0.5.
     """
     tokens, right = by_group("lengths", lengths, correct, num_generations)
     shortest, longest = tokens.amin(1, keepdim=True), tokens.amax(1, keepdim=True)
@@ -36,7 +36,7 @@ def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generat
 
 
 def _top_groups(right: torch.Tensor, top_ratio: float) -> torch.Tensor:
-    """The groups `(B / G, 1)` of the largest share of correct ones; of equal ones the earlier."""
+    """Return a mask `(B / G, 1)` of the groups with the most correct completions; earlier groups win ties."""
     wanted = Fraction(top_ratio).limit_denominator(10**9) * len(right)
     order = right.sum(1).argsort(descending=True, stable=True)
     top = torch.zeros_like(right[:, :1])
@@ -52,27 +52,28 @@ def grpo_lambda_reward(
     alpha: float = 0.1,
 ) -> torch.Tensor:
     """
-    Reward of GRPO-lambda (arXiv 2505.18086): only the groups that do best are asked to be short.
+    Compute the reward of GRPO-lambda (arXiv 2505.18086): only the best groups are rewarded for being short.
 
-    The groups are ranked by their share of correct completions. In the first `floor(top_ratio * number of groups)` of
-    them, but at least one, a correct completion gets `1 - alpha * sigmoid((length - mean) / std)`; in the others 1.
-    Wrong ones get 0 everywhere. Mean and (population) standard deviation are those of the group's correct completions;
-    where these are equally long, or there is only one, the sigmoid is that of 0. Equal shares rank by position.
+    The groups are ranked by their share of correct completions, ties by position. In the first
+    `floor(top_ratio * number of groups)` groups, and at least in one, a correct completion gets
+    `1 - alpha * sigmoid((length - mean) / std)`; in the other groups, it gets 1. Wrong completions always get 0. The
+    mean and the (population) standard deviation are those of the group's correct completions; if these have equal
+    lengths, or there is only one, the sigmoid is that of 0.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion of the global batch; groups of `num_generations` follow each other.
+            The number of tokens of each completion of the global batch, ordered in groups of `num_generations`.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         top_ratio (`float`, *optional*, defaults to `0.2`):
-            Share of the groups whose lengths count, greater than 0 and at most 1.
+            The share of groups whose lengths count, greater than 0 and at most 1.
         alpha (`float`, *optional*, defaults to `0.1`):
-            Most that length can cost.
+            The largest penalty for length.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and 1, including the correctness.
     """
     if not 0 < top_ratio <= 1:
         raise ValueError(f"top_ratio: {top_ratio} is not in (0, 1]. Set a share of the groups, for example 0.2.")
@@ -82,7 +83,7 @@ def grpo_lambda_reward(
 
 
 def _relative_length(tokens: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """`sigmoid((length - mean) / std)` `(B / G, G)` of the correct completions, over those of their group."""
+    """Return `sigmoid((length - mean) / std)` `(B / G, G)`, relative to the correct completions of each group."""
     number = right.sum(1, keepdim=True).clamp(min=1)
     mean = torch.where(right, tokens, 0).sum(1, keepdim=True) / number
     deviation = torch.where(right, tokens - mean, 0)
@@ -98,26 +99,27 @@ def train_efficiently_reward(
     alpha: float = 0.1,
 ) -> torch.Tensor:
     """
-    Reward of "Training language models to reason efficiently" (arXiv 2502.04463).
+    Compute the reward of "Training language models to reason efficiently" (arXiv 2502.04463).
 
     A correct completion gets `1 - alpha * sigmoid((length - mean) / std)`, with the mean and (population) standard
-    deviation of the correct completions of its group; where these are equally long, or there is only one, the sigmoid
-    is that of 0. Wrong completions get 0, and so do those that were cut off, which do not count in mean and deviation.
+    deviation of the correct completions of its group. If these have equal lengths, or there is only one, the sigmoid
+    is that of 0. Wrong completions get 0. So do completions that were cut off, which do not count in mean and
+    deviation.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion; groups of `num_generations` follow each other.
+            The number of tokens of each completion, ordered in groups of `num_generations`.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         ended (`torch.BoolTensor` of shape `(B,)`, *optional*):
-            Whether the completion ended with the EOS token. By default all did.
+            Whether each completion ended with the EOS token. By default, all did.
         alpha (`float`, *optional*, defaults to `0.1`):
-            Most that length can cost.
+            The largest penalty for length.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and 1, including the correctness.
     """
     tokens, right = by_group(
         "lengths", lengths, correct if ended is None else correct.bool() & ended.bool(), num_generations
@@ -135,31 +137,31 @@ def lapo_discovery_reward(
     decay: float = 100,
 ) -> torch.Tensor:
     """
-    Reward of LAPO's first stage (arXiv 2507.15758, eq. 2, 4 and 5): of a length that is usual for the problem.
+    Compute the reward of LAPO's first stage (arXiv 2507.15758, eq. 2, 4 and 5), for lengths usual for the problem.
 
-    A correct completion gets `1 + weight` where its length lies between two quantiles of the lengths of the correct
-    completions of its group (interpolated linearly), and less outside of them, down to 1 at a distance of `decay`
-    tokens. Wrong ones get 0.
+    A correct completion gets `1 + weight` if its length is between two quantiles of the lengths of the correct
+    completions of its group (with linear interpolation). Outside of them it gets less, down to 1 at a distance of
+    `decay` tokens. Wrong completions get 0.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion; groups of `num_generations` follow each other.
+            The number of tokens of each completion, ordered in groups of `num_generations`.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         weight (`float`, *optional*, defaults to `0.7`):
-            Most that length earns.
+            The largest reward for length.
         low (`float`, *optional*, defaults to `0.3`), high (`float`, *optional*, defaults to `0.7`):
-            The quantiles.
+            The two quantiles.
         decay (`float`, *optional*, defaults to `100`):
-            Tokens.
+            The distance in tokens at which length earns nothing.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and `1 + weight`, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and `1 + weight`, including the correctness.
     """
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"low, high: {low} and {high} are no two quantiles. Set 0 <= low <= high <= 1.")
+        raise ValueError(f"low, high: {low} and {high} are not valid quantiles. Set 0 <= low <= high <= 1.")
     tokens, right = by_group("lengths", lengths, correct, num_generations)
     shortest, longest = (
         torch.where(right, tokens, torch.nan).nanquantile(quantile, dim=1, keepdim=True) for quantile in (low, high)
@@ -170,20 +172,20 @@ def lapo_discovery_reward(
 
 def s_grpo_reward(correct: torch.Tensor, num_generations: int, decay: float = 0.5) -> torch.Tensor:
     """
-    Reward of S-GRPO (arXiv 2505.07686): the earliest right exit from a thought earns most.
+    Compute the reward of S-GRPO (arXiv 2505.07686): the earliest correct exit from a thought earns most.
 
-    A right completion gets `decay ** (number of right ones up to it - 1)`, a wrong one 0.
+    A correct completion gets `decay ** (number of correct ones up to it - 1)`, a wrong one 0.
 
     Args:
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right; groups of `num_generations` follow each other, each in the order of its exits.
+            Whether each answer is correct, in groups of `num_generations`, each in the order of its exits.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         decay (`float`, *optional*, defaults to `0.5`):
-            Of the reward, from one right exit to the next.
+            The factor between the rewards of one correct exit and the next.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and 1, including the correctness.
     """
     right = by_group("correct", correct, correct, num_generations)[1]
     return torch.where(right, decay ** (right.cumsum(1) - 1.0), 0).view(-1)

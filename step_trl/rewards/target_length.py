@@ -1,4 +1,4 @@
-"""Rewards for completions that keep to a length that their prompt asks for. Each completion counts for itself."""
+"""Rewards for completions that keep to the length that their prompt asks for, each independent of the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ def _floats(lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor)
     if not len(lengths) == len(correct) == len(targets):
         raise ValueError(
             f"targets: {len(lengths)} lengths, {len(correct)} correct and {len(targets)} targets differ in number. "
-            "Give one target per completion."
+            "Pass one target per completion."
         )
     kind = torch.promote_types(lengths.dtype, torch.float32)
     return lengths.to(kind), correct.to(kind), targets.to(kind)
@@ -19,21 +19,21 @@ def soft_overlong_reward(
     lengths: torch.Tensor, max_completion_length: int, soft_punish_cache: int | None = None
 ) -> torch.Tensor:
     """
-    Punishment of completions near the end of their budget (DAPO, arXiv 2503.14476, eq. 13); TRL's own.
+    Compute TRL's penalty for completions close to the maximum length (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion.
+            The number of tokens of each completion.
         max_completion_length (`int`):
-            The budget.
+            The maximum number of tokens of a completion.
         soft_punish_cache (`int`, *optional*):
-            Last tokens of the budget, over which the punishment grows from 0 to -1. By default a fifth of it, as in
-            DAPO.
+            The number of tokens before the maximum over which the penalty grows from 0 to -1. By default, a fifth of
+            `max_completion_length`, as in DAPO.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: between -1 and 0, to be added to the correctness.
+        `torch.Tensor` of shape `(B,)`: The penalties, between -1 and 0, to be added to the correctness.
     """
-    from trl.rewards import get_soft_overlong_punishment  # takes seconds
+    from trl.rewards import get_soft_overlong_punishment  # takes seconds to import
 
     cache = max_completion_length // 5 if soft_punish_cache is None else soft_punish_cache
     punish = get_soft_overlong_punishment(max_completion_length, cache)
@@ -44,20 +44,20 @@ def l1_exact_reward(
     lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor, alpha: float = 0.0003
 ) -> torch.Tensor:
     """
-    Reward of L1-Exact (arXiv 2503.04697): `correct - alpha * |target - length|`.
+    Compute the reward of L1-Exact (arXiv 2503.04697): `correct - alpha * |target - length|`.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion.
+            The number of tokens of each completion.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         targets (`torch.Tensor` of shape `(B,)`):
-            Tokens that the prompt asks for.
+            The number of tokens that each prompt asks for.
         alpha (`float`, *optional*, defaults to `0.0003`):
-            Cost of a token too many or too few.
+            The cost of each token too many or too few.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards of at most 1, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, at most 1, including the correctness.
     """
     tokens, right, wanted = _floats(lengths, correct, targets)
     return right - alpha * (wanted - tokens).abs()
@@ -67,22 +67,22 @@ def l1_max_reward(
     lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor, alpha: float = 0.0003, delta: float = 0.5
 ) -> torch.Tensor:
     """
-    Reward of L1-Max (arXiv 2503.04697): `correct * clip(delta + alpha / 2 * (target - length), 0, 1)`.
+    Compute the reward of L1-Max (arXiv 2503.04697): `correct * clip(delta + alpha / 2 * (target - length), 0, 1)`.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion.
+            The number of tokens of each completion.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         targets (`torch.Tensor` of shape `(B,)`):
-            Most tokens that the prompt allows.
+            The maximum number of tokens that each prompt allows.
         alpha (`float`, *optional*, defaults to `0.0003`):
-            Twice what a token costs.
+            Twice the cost of a token.
         delta (`float`, *optional*, defaults to `0.5`):
-            Reward of a correct completion of just the target's length.
+            The reward of a correct completion with exactly the target length.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and 1, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and 1, including the correctness.
     """
     tokens, right, wanted = _floats(lengths, correct, targets)
     return right * (delta + alpha / 2 * (wanted - tokens)).clamp(0, 1)
@@ -92,24 +92,24 @@ def lapo_internalization_reward(
     lengths: torch.Tensor, correct: torch.Tensor, targets: torch.Tensor, weight: float = 0.8, sigma: float = 120
 ) -> torch.Tensor:
     """
-    Reward of LAPO's second stage (arXiv 2507.15758, eq. 6 and 7): of the length that the thought's opening states.
+    Compute the reward of LAPO's second stage (arXiv 2507.15758, eq. 6 and 7), for the length that the thought states.
 
     A correct completion gets `1 + weight * exp(-(length - target)^2 / (2 * sigma^2))`, a wrong one 0.
 
     Args:
         lengths (`torch.Tensor` of shape `(B,)`):
-            Tokens of each completion.
+            The number of tokens of each completion.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion's answer is correct.
         targets (`torch.Tensor` of shape `(B,)`):
-            Tokens that the thought's opening states.
+            The number of tokens that the opening of each thought states.
         weight (`float`, *optional*, defaults to `0.8`):
-            Most that length earns.
+            The largest reward for length.
         sigma (`float`, *optional*, defaults to `120`):
-            Tokens.
+            The standard deviation in tokens.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: rewards between 0 and `1 + weight`, the correctness included.
+        `torch.Tensor` of shape `(B,)`: The rewards, between 0 and `1 + weight`, including the correctness.
     """
     tokens, right, wanted = _floats(lengths, correct, targets)
     return right * (1 + weight * torch.exp(-(tokens - wanted).square() / (2 * sigma**2)))

@@ -1,7 +1,7 @@
 """
-The testbed: a tiny reasoning model that overthinks, its tokenizer and its problems, all inside the package.
+The testbed: a tiny reasoning model that overthinks, with its tokenizer and problems. All of it ships with the package.
 
-Every example, test and demo runs on it, without a network and on a CPU. `benchmarks/testbed.py` prints its figures.
+Every example, test and demo runs on it, on a CPU and without a network. `benchmarks/testbed.py` measures it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ __all__ = ["DATA_DIR", "EVALUATION_SPLITS", "MODEL_DIR", "load_dataset", "load_m
 
 
 def load_model() -> PreTrainedModel:
-    """The testbed model: Qwen3 architecture, float32, on the CPU."""
+    """Load the testbed model: Qwen3 architecture, float32, on the CPU."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     has_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of a millisecond
+    logging.disable_progress_bar()  # loading takes a millisecond
     try:
         return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
     finally:
@@ -36,7 +36,7 @@ def load_model() -> PreTrainedModel:
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:
-    """Its tokenizer: byte-level BPE, with a chat template that opens the thought."""
+    """Load the testbed's tokenizer: byte-level BPE, with a chat template that opens the thought."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(MODEL_DIR)
@@ -44,15 +44,15 @@ def load_tokenizer() -> PreTrainedTokenizerBase:
 
 def load_dataset(split: str = "train") -> Dataset:
     """
-    Problems of one split.
+    Load the testbed's problems of one split.
 
     Args:
         split (`str`, *optional*, defaults to `"train"`):
-            `"train"`, or an evaluation split: `"easy"`, `"medium"`, `"hard"`, or `"unseen"`, a family of problems that
-            the model was not trained on.
+            The split: `"train"`, or an evaluation split, which is `"easy"`, `"medium"`, `"hard"`, or `"unseen"`, a
+            family of problems that the model was not trained on.
 
     Returns:
-        [`~datasets.Dataset`]: rows with `prompt` (messages) and `solution` (str).
+        [`~datasets.Dataset`]: The rows, with `prompt` (messages) and `solution` (str).
     """
     from datasets import Dataset
 

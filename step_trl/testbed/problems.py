@@ -1,7 +1,7 @@
 """
 Problems of the testbed: chains of additions and subtractions from the `reasoning-gym` generators.
 
-The splits are frozen as JSONL files beside this module; `reasoning-gym` is needed only to make them anew:
+The splits are frozen as JSONL files next to this module. `reasoning-gym` is needed only to generate them again:
 
     python -m step_trl.testbed.problems
 """
@@ -20,7 +20,7 @@ DATA_DIR = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Split:
-    """Where the problems of one split come from: a `reasoning-gym` generator, its options and a seed."""
+    """The source of the problems of one split: a `reasoning-gym` generator, its options and a seed."""
 
     generator: str
     size: int
@@ -38,7 +38,7 @@ SPLITS = {
     "easy": _chain_sum(256, 2_000_000, terms=(4, 6), digits=(1, 1)),
     "medium": _chain_sum(256, 3_000_000, terms=(3, 4), digits=(2, 2)),
     "hard": _chain_sum(256, 4_000_000, terms=(5, 6), digits=(2, 2)),
-    # Not a family that the model is trained on: other wording, numbers from 0 to 100 in one expression.
+    # The model is not trained on this family: other wording, and numbers from 0 to 100 in the same expression.
     "unseen": Split(
         "basic_arithmetic",
         256,
@@ -63,7 +63,7 @@ def parse_expression(expression: str) -> list[int]:
 
 
 def never_negative(terms: list[int]) -> bool:
-    """Whether every running total is at least 0: the testbed's traces know no negative numbers."""
+    """Return whether every running total is at least 0: the testbed's traces contain no negative numbers."""
     total = 0
     for term in terms:
         total += term
@@ -73,7 +73,7 @@ def never_negative(terms: list[int]) -> bool:
 
 
 def generate(split: Split, exclude: Collection[str] = ()) -> Iterator[dict]:
-    """Endless distinct problems of `split`: `question`, `solution`, `expression`; none with an excluded expression."""
+    """Yield distinct problems (`question`, `solution`, `expression`) endlessly, without the excluded expressions."""
     import reasoning_gym
 
     seen = set(exclude)
@@ -88,7 +88,7 @@ def generate(split: Split, exclude: Collection[str] = ()) -> Iterator[dict]:
 
 
 def freeze(data_dir: Path = DATA_DIR) -> None:
-    """Write every split as JSONL; the evaluation problems come first, so that no training problem repeats one."""
+    """Write every split as JSONL. Evaluation problems are drawn first, so that no training problem repeats one."""
     taken: set[str] = set()
     for name in (*EVALUATION_SPLITS, "train"):
         problems = generate(SPLITS[name], exclude=taken)
@@ -98,7 +98,7 @@ def freeze(data_dir: Path = DATA_DIR) -> None:
 
 
 def read_problems(split: str, data_dir: Path = DATA_DIR) -> list[dict]:
-    """Rows of a frozen split: `question`, `solution`, `expression`."""
+    """Return the rows of a frozen split: `question`, `solution`, `expression`."""
     return [json.loads(line) for line in (data_dir / f"{split}.jsonl").read_text().splitlines()]
 
 

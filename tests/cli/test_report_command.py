@@ -70,5 +70,5 @@ def test_what_is_refused(runs, tmp_path, capsys):
     with refused(capsys, "Evaluate both models on the same benchmarks"):
         report(tmp_path, runs / "vanilla", runs / "other", "--vanilla", "vanilla")
     (tmp_path / "empty").mkdir()
-    with refused(capsys, r"empty holds no trainer_state.json"):
+    with refused(capsys, r"empty contains no trainer_state.json"):
         report(tmp_path, tmp_path / "empty")

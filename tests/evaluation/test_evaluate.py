@@ -167,7 +167,7 @@ def test_a_killed_evaluation_goes_on(engine, benchmarks, tmp_path):
 
 def test_two_processes_do_not_share_a_folder(engine, benchmarks, tmp_path):
     def second(rollout):
-        with pytest.raises(ValueError, match=r"save_to: another process evaluates into"):
+        with pytest.raises(ValueError, match=r"save_to: another process is writing to"):
             evaluate(engine, benchmarks, save_to=tmp_path, **SAMPLING)
 
     rows = evaluate(engine, benchmarks, save_to=tmp_path, on_sample=second, **SAMPLING)
@@ -197,7 +197,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(engine, tokenizer, bench
         with pytest.raises(ValueError, match=rf"save_to: .* other settings \({message}"):
             evaluate(engine, benchmarks, save_to=tmp_path, **SAMPLING | change)
     others = {"easy": benchmarks["unseen"]}
-    with pytest.raises(ValueError, match="the problems of easy are others"):
+    with pytest.raises(ValueError, match="the problems of easy have changed"):
         evaluate(engine, others, save_to=tmp_path, **SAMPLING)
     trained = testbed.load_model()
     with torch.no_grad():
@@ -216,8 +216,8 @@ def test_other_settings_are_refused_and_nothing_is_lost(engine, tokenizer, bench
         ({"n": 2, "seeds": [1]}, "seeds: "),
         ({"n": 2, "seeds": [1, 1]}, "seeds: "),
         ({"n": 0}, "seeds: "),
-        ({"benchmarks": "testbed-easy"}, "benchmarks: 'testbed-easy' is one name"),
-        ({"benchmarks": []}, "benchmarks: there are none"),
+        ({"benchmarks": "testbed-easy"}, "benchmarks: 'testbed-easy' is a single name"),
+        ({"benchmarks": []}, "benchmarks: is empty"),
     ],
 )
 def test_bad_options_are_named(engine, benchmarks, options, message):

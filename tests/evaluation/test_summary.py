@@ -111,7 +111,7 @@ def test_models_are_compared_on_the_same_problems():
     shuffled = vanilla.assign(tokens=tokens / 2).sample(frac=1, random_state=1)
     row = summarize(shuffled, vanilla).loc["easy"]
     assert row["cr_low"] == pytest.approx(0.5) and row["cr_high"] == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="samples, vanilla: 49 and 50 problems"):
+    with pytest.raises(ValueError, match="samples, vanilla: the 49 and 50 problems"):
         summarize(vanilla.iloc[1:], vanilla)
     with pytest.raises(ValueError, match=r"confidence: 1\.5"):
         summarize(vanilla, confidence=1.5)

@@ -17,7 +17,7 @@ HISTORY = [{"step": step, "entropy": step / 10} for step in range(1, 12)]
 
 
 def test_the_folder_of_a_trainer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run: .* holds no trainer_state\.json"):
+    with pytest.raises(FileNotFoundError, match=r"run: .* contains no trainer_state\.json"):
         read_history(tmp_path)
     for step in (2, 10):
         folder = tmp_path / f"checkpoint-{step}"

@@ -270,7 +270,7 @@ def test_interrupted_call_leaves_no_stale_reply(pool, monkeypatch):
 
 def test_broken_installation_is_an_error(pool, monkeypatch):
     monkeypatch.setattr(correctness.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="while it started"):
+    with pytest.raises(RuntimeError, match="while it was starting"):
         is_correct(r"\boxed{\frac{1}{2}}", "0.5")
 
 
