@@ -43,9 +43,10 @@ from step_trl.rollout import (
     SamplingParams,
 )
 from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
-from step_trl.rollout.truncation import THINK_END, GoOn, Outcome
+from step_trl.rollout.truncation import GoOn, Outcome
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+from step_trl.text import THINK_END
 
 
 GROUP_SIZE = 8  # completions of one prompt

@@ -28,9 +28,9 @@ import httpx
 from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+from step_trl.text import TRIGGERS
 
 
-TRIGGERS = ("Wait", "Alternatively")
 Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # path, most tokens, seed
 SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for its test
 

@@ -1,10 +1,14 @@
-"""Text of tokens, and text that is safe to show."""
+"""Tags and words that mark reasoning, the text of tokens, and text that is safe to display."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 
+
+THINK_START, THINK_END = "<think>", "</think>"
+# Words that open a semantic step, by default.
+TRIGGERS = ("Wait", "Alternatively")
 
 # Control characters would be dropped or obeyed where they are shown. In their place come their pictures, all but tab
 # and newline.

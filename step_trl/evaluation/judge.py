@@ -17,9 +17,10 @@ import aiohttp
 import pandas as pd
 
 from ..rollout.event_loop import cancel, run_to_end
+from ..text import TRIGGERS
 from .answers import AnswerCache, read_labels
 from .chat import ChatClient
-from .composition import TRIGGERS, UNKNOWN, split_steps
+from .composition import UNKNOWN, split_steps
 from .store import KEY
 
 

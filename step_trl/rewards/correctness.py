@@ -22,11 +22,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any, cast
 
+from ..text import THINK_END
 from . import grading
 from .grading import Grade, compare_integers
-
-
-END_OF_THINKING = "</think>"
 
 
 class _Worker:
@@ -171,7 +169,7 @@ def is_correct(text: str, solution: str, timeout: float = 5.0) -> bool:
 def answer_text(completion: str | list[dict], require_end_of_thinking: bool = False) -> str:
     """The part of a completion that is graded: what follows the thought."""
     message = {"content": completion} if isinstance(completion, str) else completion[-1]
-    _, tag, answer = (message.get("content") or "").rpartition(END_OF_THINKING)
+    _, tag, answer = (message.get("content") or "").rpartition(THINK_END)
     # TRL moves a closed thought out of the content for the chat templates whose responses it can parse.
     closed = tag or message.get("reasoning_content")
     return answer if closed or not require_end_of_thinking else ""

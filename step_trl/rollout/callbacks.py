@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..text import THINK_END, TRIGGERS
 from .engines import AbandonRule, Generation
-from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
+from .truncation import Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
 
 
 CLOSING = f"\n{THINK_END}\n\n"
@@ -85,7 +86,8 @@ class ConfidenceTruncation(TruncationCallback):
     """
 
     tokenizer: PreTrainedTokenizerBase
-    triggers: Sequence[str] = ("Wait", "Alternatively")
+    _: KW_ONLY
+    triggers: Sequence[str] = TRIGGERS
     threshold: float = 0.95
     answer_prompt: str = f"\n{THINK_END}\n\nThe final answer is"
     max_probe_tokens: int = 20
@@ -188,7 +190,8 @@ class AnswerConsistency(TruncationCallback):
     """
 
     tokenizer: PreTrainedTokenizerBase
-    triggers: Sequence[str] = ("Wait", "Alternatively")
+    _: KW_ONLY
+    triggers: Sequence[str] = TRIGGERS
     every: int | None = None
     window: int = 3
     answer_prompt: str = ConfidenceTruncation.answer_prompt
@@ -204,7 +207,7 @@ class AnswerConsistency(TruncationCallback):
         # The same probe, of which another thing is asked.
         self._probing = ConfidenceTruncation(
             self.tokenizer,
-            self.triggers,
+            triggers=self.triggers,
             answer_prompt=self.answer_prompt,
             max_probe_tokens=self.max_probe_tokens,
             early_rejection=False,

@@ -15,10 +15,11 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter, TriggerSegmenter
+from ..text import THINK_END
 from .engines import Engine, Generation
 from .event_loop import cancel, rare_garbage_collections, run_to_end
 from .records import Rollout, SamplingParams
-from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
+from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 from .watch import Watch
 
 

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter
+from ..text import THINK_END
 from .callbacks import RandomCut
 from .dynamic import DynamicTruncatedRollout
 from .engines import Engine
 from .records import Rollout, SamplingParams
-from .truncation import THINK_END
 
 
 def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:

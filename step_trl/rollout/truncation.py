@@ -16,8 +16,6 @@ from typing import Literal
 from .engines import AbandonRule, Generation
 
 
-THINK_END = "</think>"
-
 Outcome = Literal["exit", "declined", "abandoned"]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..data import problem_text
-from ..rollout.truncation import THINK_END
+from ..text import THINK_END
 
 
 THINK_START = THINK_END.replace("/", "")

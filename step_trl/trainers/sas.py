@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..advantages import select_step_advantages, step_confidences
-from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter, Segmenter
+from ..text import THINK_END
 from .efficient import EfficientReasoningTrainer
 from .sas_config import SASConfig, StepSelection
 

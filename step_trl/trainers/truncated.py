@@ -58,17 +58,17 @@ class TruncatedRolloutMixin(EfficientReasoningTrainer):
         args = self.args
         return ConfidenceTruncation(
             self._tokenizer,
-            args.triggers,
-            args.confidence_threshold,
-            args.answer_prompt,
-            args.max_probe_tokens,
-            args.max_probes,
-            args.keep_trigger,
-            args.keep_probe_answer,
-            args.require_probe_end,
-            args.skip_probe_tokens,
-            args.exit_margin,
-            args.early_rejection,
+            triggers=args.triggers,
+            threshold=args.confidence_threshold,
+            answer_prompt=args.answer_prompt,
+            max_probe_tokens=args.max_probe_tokens,
+            max_probes=args.max_probes,
+            keep_trigger=args.keep_trigger,
+            keep_probe_answer=args.keep_probe_answer,
+            require_probe_end=args.require_probe_end,
+            skip_probe_tokens=args.skip_probe_tokens,
+            exit_margin=args.exit_margin,
+            early_rejection=args.early_rejection,
         )
 
     def _truncated_rollouts(self, prompt_ids: list[list[int]], num_generations: int) -> list[Rollout]:
