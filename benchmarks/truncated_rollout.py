@@ -43,6 +43,7 @@ from step_trl.rollout import (
     SamplingParams,
 )
 from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
+from step_trl.rollout.records import RolloutBuilder
 from step_trl.rollout.truncation import GoOn, Outcome
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
@@ -76,7 +77,7 @@ SMALLEST = (
 class Paused:
     """A rollout of [`LockStepRollout`] that waits at a trigger."""
 
-    rollout: Rollout
+    rollout: RolloutBuilder
     seed: int
     boundary: Boundary
     probe: Probe
@@ -106,7 +107,7 @@ class LockStepRollout:
         return rollouts
 
     async def _rounds(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
-        rollouts = [Rollout(prompt) for prompt in prompts]
+        rollouts = [RolloutBuilder(prompt) for prompt in prompts]
         running, unfinished = list(zip(rollouts, seeds)), []
         while running:
             stopped = await asyncio.gather(*(self._to_next_probe(rollout, seed) for rollout, seed in running))
@@ -119,11 +120,11 @@ class LockStepRollout:
                 elif answer.finish_reason != "eos":
                     unfinished.append(pause.rollout)
         await asyncio.gather(*map(self._finish_answer, unfinished))
-        return rollouts
+        return [rollout.build({}) for rollout in rollouts]
 
-    async def _to_next_probe(self, rollout: Rollout, seed: int) -> Paused | None:
+    async def _to_next_probe(self, rollout: RolloutBuilder, seed: int) -> Paused | None:
         """Sample on to the next trigger of the open thought; `None` where the rollout has come to its end."""
-        path, stop = rollout.completion_ids, self.callback.triggers
+        path, stop = rollout.path_ids, self.callback.triggers
         while len(path) < self.max_tokens:
             segment = await self.engine.generate(
                 [*rollout.prompt_ids, *path],
@@ -162,7 +163,7 @@ class LockStepRollout:
         outcome: Outcome = "exit" if rollout.truncated else "declined"
         confidence = self.callback.confidence(answer)
         rollout.probes.append(
-            ProbeRecord(len(rollout.completion_ids), answer.token_ids, answer.logprobs, outcome, confidence)
+            ProbeRecord(len(rollout.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
         )
         rollout.sampled_tokens += tokens
         if rollout.truncated:
@@ -172,10 +173,10 @@ class LockStepRollout:
             rollout.discarded_tokens += tokens
         return rollout.truncated
 
-    async def _finish_answer(self, rollout: Rollout) -> None:
+    async def _finish_answer(self, rollout: RolloutBuilder) -> None:
         """An answer that is longer than its probe goes on as it began."""
-        if (remaining := self.max_tokens - len(rollout.completion_ids)) > 0:
-            path = [*rollout.prompt_ids, *rollout.completion_ids]
+        if (remaining := self.max_tokens - len(rollout.path_ids)) > 0:
+            path = [*rollout.prompt_ids, *rollout.path_ids]
             answer = await self.engine.generate(path, max_tokens=remaining, temperature=0.0)
             rollout.append(answer, greedy=True)
             rollout.sampled_tokens += len(answer.token_ids)
