@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from ..data import problem_text
+from ..files import atomic_write
 from ..text import THINK_END
 
 
@@ -85,10 +85,8 @@ class SolutionLengths(TrainerCallback):
 
     def _save(self, folder: Path, state) -> None:
         if state.is_world_process_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f".{FILE}"
-            beside.write_text(json.dumps(self._tokens))
-            os.replace(beside, folder / FILE)
+            with atomic_write(folder / FILE) as partial:
+                partial.write_text(json.dumps(self._tokens))
 
 
 def state_length(prompt_ids: list[int], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
