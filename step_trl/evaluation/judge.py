@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pandas as pd
 
 from ..rollout.event_loop import cancel, run_to_end
@@ -23,6 +22,9 @@ from .chat import ChatClient
 from .composition import UNKNOWN, split_steps
 from .store import KEY
 
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -216,19 +218,19 @@ class StepJudge:
 
         async def ask(job: _Job) -> None:
             async with places:
-                self._cache.add(job.key, await self._ask(http, job))
+                self._cache.add(job.key, await self._ask(client, job))
 
-        async with self.chat.session(self.max_concurrent) as http:
+        async with self.chat.session() as client:
             tasks = [asyncio.create_task(ask(job)) for job in jobs]
             try:
                 await asyncio.gather(*tasks)
             finally:
                 await cancel(*tasks)
 
-    async def _ask(self, http: aiohttp.ClientSession, job: _Job) -> list[str] | None:
+    async def _ask(self, client: AsyncOpenAI, job: _Job) -> list[str] | None:
         content = job.content
         for _ in range(self.max_attempts):
-            answer = await self.chat.ask(http, content)
+            answer = await self.chat.ask(client, content)
             try:
                 return read_labels(answer, job.steps)
             except ValueError as error:
