@@ -1,4 +1,4 @@
-"""Numbers: sampling benchmarks, grading, and the papers' metrics."""
+"""Evaluation: benchmarks, sampling, grading and the metrics of the papers."""
 
 from .benchmarks import BENCHMARKS, load_benchmark
 from .chat import ChatError

@@ -1,4 +1,4 @@
-"""Pictures and tables: figures of evaluation and training, and the papers' results table."""
+"""Figures of evaluations and trainings, tables of results, and rollouts as HTML."""
 
 from .figures import (
     demo_report,
