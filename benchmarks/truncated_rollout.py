@@ -124,7 +124,7 @@ class LockStepRollout:
 
     async def _to_next_probe(self, rollout: RolloutBuilder, seed: int) -> Paused | None:
         """Sample on to the next trigger of the open thought; `None` where the rollout has come to its end."""
-        path, stop = rollout.path_ids, self.callback.triggers
+        path, stop = rollout.completion_ids, self.callback.triggers
         while len(path) < self.max_tokens:
             segment = await self.engine.generate(
                 [*rollout.prompt_ids, *path],
@@ -163,7 +163,7 @@ class LockStepRollout:
         outcome: Outcome = "exit" if rollout.truncated else "declined"
         confidence = self.callback.confidence(answer)
         rollout.probes.append(
-            ProbeRecord(len(rollout.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
+            ProbeRecord(len(rollout.completion_ids), answer.token_ids, answer.logprobs, outcome, confidence)
         )
         rollout.sampled_tokens += tokens
         if rollout.truncated:
@@ -175,8 +175,8 @@ class LockStepRollout:
 
     async def _finish_answer(self, rollout: RolloutBuilder) -> None:
         """An answer that is longer than its probe goes on as it began."""
-        if (remaining := self.max_tokens - len(rollout.path_ids)) > 0:
-            path = [*rollout.prompt_ids, *rollout.path_ids]
+        if (remaining := self.max_tokens - len(rollout.completion_ids)) > 0:
+            path = [*rollout.prompt_ids, *rollout.completion_ids]
             answer = await self.engine.generate(path, max_tokens=remaining, temperature=0.0)
             rollout.append(answer, greedy=True)
             rollout.sampled_tokens += len(answer.token_ids)

@@ -104,34 +104,27 @@ class DynamicTruncatedRollout:
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
+        own_seeds = [None] * len(prompts) if seeds is None else seeds
+        own_budgets = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
+        rows = list(zip(prompts, own_seeds, own_budgets, strict=True))
         with rare_garbage_collections():
-            return run_to_end(
-                self._gather(
-                    prompts,
-                    [None] * len(prompts) if seeds is None else seeds,
-                    [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets,
-                    on_rollout,
-                )
-            )
+            return run_to_end(self._gather(rows, on_rollout))
 
     async def _gather(
         self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int | None],
-        budgets: Sequence[int],
+        rows: Sequence[tuple[Sequence[int], int | None, int]],
         on_rollout: Callable[[int, Rollout], None] | None,
     ) -> list[Rollout]:
-        slots = asyncio.Semaphore(self.max_in_flight or max(1, len(prompts)))
+        slots = asyncio.Semaphore(self.max_in_flight or max(1, len(rows)))
 
-        async def run_in_slot(index: int, prompt_ids: Sequence[int], seed: int | None, budget: int) -> Rollout:
+        async def run_in_slot(index: int) -> Rollout:
             async with slots:
-                rollout = await _RunningRollout(self, prompt_ids, seed, budget).run()
+                rollout = await _RunningRollout(self, *rows[index]).run()
             if on_rollout is not None:
                 on_rollout(index, rollout)
             return rollout
 
-        rows = zip(prompts, seeds, budgets, strict=True)
-        tasks = [asyncio.ensure_future(run_in_slot(index, *row)) for index, row in enumerate(rows)]
+        tasks = [asyncio.ensure_future(run_in_slot(index)) for index in range(len(rows))]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -153,7 +146,7 @@ class _BoundaryDetector:
 
     def detect(self, rollout: RolloutBuilder, new_tokens: int, remaining: int) -> Boundary | None:
         """Return the boundary at the end of the path, if there is one."""
-        path_ids = rollout.path_ids
+        path_ids = rollout.completion_ids
         trigger_start = self._trigger_start(path_ids, new_tokens)
         at_position = self.next_position == len(path_ids)
         self._advance_position(len(path_ids))
@@ -193,7 +186,7 @@ class _RunningRollout:
 
     @property
     def remaining(self) -> int:
-        return self.budget - len(self.rollout.path_ids)
+        return self.budget - len(self.rollout.completion_ids)
 
     async def run(self) -> Rollout:
         async with self.owner.engine.for_rollout(self.rollout.prompt_ids) as self.engine:
@@ -207,7 +200,7 @@ class _RunningRollout:
 
     def _detect_boundaries(self, new_tokens: int) -> list[tuple[_BoundaryDetector, Boundary]]:
         """Find the boundaries at the end of the path. There are none once the thought has ended."""
-        tail = self.rollout.path_ids[-new_tokens - len(THINK_END) :]
+        tail = self.rollout.completion_ids[-new_tokens - len(THINK_END) :]
         if self.detectors and self.owner.think_end.boundaries(tail):
             self.detectors = []
         found = [(detector, detector.detect(self.rollout, new_tokens, self.remaining)) for detector in self.detectors]
@@ -253,7 +246,7 @@ class _RunningRollout:
     async def _probe(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
         answer = await self.engine.generate(
-            self.prompt + self.rollout.path_ids[:end] + array("q", probe.prompt_ids),
+            self.prompt + self.rollout.completion_ids[:end] + array("q", probe.prompt_ids),
             max_tokens=probe.max_tokens,
             stop=probe.stop,
             temperature=0.0,
@@ -287,7 +280,7 @@ class _RunningRollout:
 
     async def _sample(self, greedy: bool = False) -> Generation:
         """Continue the path up to the next possible boundary."""
-        path_ids, sampling = self.rollout.path_ids, self.owner.sampling
+        path_ids, sampling = self.rollout.completion_ids, self.owner.sampling
         positions = [detector.next_position for detector in self.detectors if detector.next_position is not None]
         triggers = dict.fromkeys(word for detector in self.detectors for word in detector.callback.triggers)
         segment = await self.engine.generate(

@@ -116,3 +116,12 @@ def check_call(prompt_ids: Sequence[int], max_tokens: int, stop: Sequence[str], 
         raise ValueError(f"stop: {stop!r} is not a sequence of non-empty strings. Pass for example ('Wait',).")
     if temperature < 0:
         raise ValueError(f"temperature: {temperature} is negative. Set it to 0 (greedy) or more.")
+
+
+def check_length(prompt_length: int, max_tokens: int, max_length: int, limit: str) -> None:
+    """Raise `ValueError` if prompt and completion together exceed `max_length`, which is called `limit`."""
+    if prompt_length + max_tokens > max_length:
+        raise ValueError(
+            f"max_tokens: {max_tokens} after a prompt of {prompt_length} tokens exceeds {limit} of {max_length}. Set "
+            f"it to at most {max_length - prompt_length}."
+        )

@@ -1,4 +1,4 @@
-"""Forward passes and sampling over the sequences of a [`RowTable`], with a row cache or without a cache."""
+"""Forward passes over the sequences of a [`RowTable`], with a row cache or without a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
-from .sampling import sample, uniforms
 from .scheduler import EngineStats
 
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MAX_PREFILL_TOKENS = 8192
 
 
-def make_model_runner(model: PreTrainedModel, stats: EngineStats) -> ModelRunner:
+def make_model_runner(model: PreTrainedModel, stats: EngineStats) -> CachedModelRunner | UncachedModelRunner:
     """Return the runner for a model. Raises `ValueError` for models that are not causal language models."""
     if model.config.is_encoder_decoder or not model.can_generate():
         raise ValueError(
@@ -61,39 +60,16 @@ def _forward_parameters(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(inspect.signature(base.forward).parameters)
 
 
-class ModelRunner:
-    """Computes logits and samples tokens; subclasses differ in what they cache."""
+class UncachedModelRunner:
+    """
+    Computes whole sequences for each token, padded on the right. This works for any causal model: what it keeps of a
+    sequence does not depend on later tokens.
+    """
 
     def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats):
         self.model = model
         self.stats = stats
         self._parameters = parameters
-
-    def sample(self, rows: RowTable) -> tuple[np.ndarray, np.ndarray]:
-        """Sample one token of every running sequence. Returns token ids and log-probabilities, (N,) each."""
-        rows.reserve(int(rows.state["known"][: rows.num_active].max()) + 1)
-        state = rows.state[: rows.num_active]
-        random_numbers = torch.from_numpy(uniforms(state["seed"], state["known"] - state["start"]))
-        logits = self.decode(rows)
-        options = rows.sampling_options(self.model.device)
-        ids, logprobs = sample(logits, options, random_numbers.to(logits.device))
-        return ids.cpu().numpy(), logprobs.cpu().numpy()
-
-    def new_cache(self) -> RowCache:
-        raise NotImplementedError
-
-    def prefill(self, rows: RowTable) -> None:
-        raise NotImplementedError
-
-    def decode(self, rows: RowTable) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class UncachedModelRunner(ModelRunner):
-    """
-    Computes whole sequences for each token, padded on the right. This works for any causal model: what it keeps of a
-    sequence does not depend on later tokens.
-    """
 
     def new_cache(self) -> RowCache:
         return RowCache()
@@ -126,11 +102,13 @@ class UncachedModelRunner(ModelRunner):
         return self.model(**arguments).logits[torch.arange(len(known)), torch.from_numpy(place)]
 
 
-class CachedModelRunner(ModelRunner):
+class CachedModelRunner:
     """Computes only the tokens that are not in the [`RowCache`] yet."""
 
     def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats, cache_name: str):
-        super().__init__(model, parameters, stats)
+        self.model = model
+        self.stats = stats
+        self._parameters = parameters
         self._cache_name = cache_name
         self._attention = model.config._attn_implementation
         if self.new_cache().masks(torch.zeros(1, 1, dtype=torch.long), 1) and self._attention not in ("sdpa", "eager"):

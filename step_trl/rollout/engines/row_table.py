@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .row_cache import RowCache
-from .sampling import SamplingOptions
+from .sampling import SamplingOptions, sample, uniforms
 
 
 # State of a slot: `tokens` holds `known` tokens of its sequence, and the cache the first `cached` of them.
@@ -109,11 +109,14 @@ class RowTable:
         self.state["active"][slot] = False
         self.state["used"][slot] = self._tick_clock()
 
-    def sampling_options(self, device: torch.device) -> SamplingOptions:
-        """Options of the running sequences, cached until one of them starts or ends."""
-        if self._options is None:
-            self._options = SamplingOptions.from_rows(self.state[: self.num_active], device)
-        return self._options
+    def sample(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Sample the next token of the running sequences from logits (N, V). Returns ids and log-probabilities."""
+        state = self.state[: self.num_active]
+        if self._options is None:  # a sequence has started or ended
+            self._options = SamplingOptions.from_rows(state, logits.device)
+        random_numbers = torch.from_numpy(uniforms(state["seed"], state["known"] - state["start"]))
+        ids, logprobs = sample(logits, self._options, random_numbers.to(logits.device))
+        return ids.cpu().numpy(), logprobs.cpu().numpy()
 
     def compact(self) -> None:
         """Move the running sequences to the first slots."""

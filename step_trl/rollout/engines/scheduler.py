@@ -98,6 +98,8 @@ class Scheduler:
             # Last, so that `abort` finds the request in the queue or in the rows even if memory runs out.
             self.waiting.remove(request)
         rows.compact()
+        if rows.num_active:
+            rows.reserve(int(rows.state["known"][: rows.num_active].max()) + 1)  # for the next token
         return started
 
     def _start(self, request: Request, source: int, shared: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
+from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
 from .model_runner import make_model_runner
 from .row_table import RowTable
 from .scheduler import EngineStats, Request, Scheduler
@@ -105,7 +105,7 @@ class TransformersEngine(Engine):
         Without a `seed`, one is drawn from torch's global generator.
         """
         check_call(prompt_ids, max_tokens, stop, temperature)
-        self._check_length(len(prompt_ids), max_tokens)
+        check_length(len(prompt_ids), max_tokens, self._max_length, "the model's max_position_embeddings")
         request = Request(
             prompt=np.asarray(prompt_ids, dtype=np.int64),
             max_tokens=max_tokens,
@@ -135,13 +135,6 @@ class TransformersEngine(Engine):
             )
         self._rows.clear()
 
-    def _check_length(self, prompt_length: int, max_tokens: int) -> None:
-        if prompt_length + max_tokens > self._max_length:
-            raise ValueError(
-                f"max_tokens: {max_tokens} after a prompt of {prompt_length} tokens exceeds the model's "
-                f"max_position_embeddings of {self._max_length}. Set it to at most {self._max_length - prompt_length}."
-            )
-
     async def _work(self) -> None:
         """Run steps while there are requests. The model returns to its own mode before the last caller wakes."""
         try:
@@ -166,7 +159,7 @@ class TransformersEngine(Engine):
             self._runner.prefill(self._rows)
         if not self._rows.num_active:
             return False
-        return self._scheduler.postprocess(*self._runner.sample(self._rows))
+        return self._scheduler.postprocess(*self._rows.sample(self._runner.decode(self._rows)))
 
     def _abort(self, error: Exception | None = None) -> None:
         self._worker = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
+from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
 from .stop_strings import StopStrings
 from .vllm_answers import Choice, Sampled, TokenLogprobs
 
@@ -110,11 +110,7 @@ class VLLMColocatedEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         check_call(prompt_ids, max_tokens, stop, temperature)
-        if len(prompt_ids) + max_tokens > self.max_length:
-            raise ValueError(
-                f"max_tokens: {max_tokens} after a prompt of {len(prompt_ids)} tokens exceeds vLLM's max_model_len of "
-                f"{self.max_length}. Set it to at most {self.max_length - len(prompt_ids)}."
-            )
+        check_length(len(prompt_ids), max_tokens, self.max_length, "vLLM's max_model_len")
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
