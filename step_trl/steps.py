@@ -1,12 +1,13 @@
 """
-Steps of completions: segmenters that map boundaries in the text to token ids, exactly.
+What a step is: segmenters that map boundaries in the text to token ids, exactly.
 
-A segmenter knows the bytes of every token. It joins the bytes of a batch into one buffer, searches that buffer for
-boundaries, and maps each match to the tokens of its first and last byte. Text is neither decoded nor tokenised again,
-so boundaries inside tokens, triggers of several tokens, and characters split over tokens need no special care.
+A segmenter knows the bytes of every token. It joins the bytes of a whole batch into one buffer, searches that buffer
+for the boundary, and maps each match back to the tokens that hold its first and its last byte. Nothing is decoded and
+nothing is tokenised again, so a boundary in the middle of a token, a trigger of several tokens, or a character whose
+bytes are split over tokens need no special care.
 
-The text of a row consists of its unmasked tokens. A special or added token stands for its content (`<|im_end|>`), an
-id outside the vocabulary for no text. Matches never cross the end of a row.
+The text of a row is made of its masked-in tokens only. A special or added token is its own content (`<|im_end|>`), an
+id outside the vocabulary is nothing. Rows never match across their ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ROW_END = b"\xff"
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Map the characters of byte-level BPE to bytes: printable ones to themselves, those from U+0100 on to others."""
+    """The characters that byte-level BPE writes for bytes: printable ones as they are, others from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -55,10 +56,10 @@ def _sentencepiece_bytes(tokens: dict[str, int]) -> Iterator[tuple[int, bytes]]:
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     """
-    Return the bytes of the text of each token id, `b""` for unused ids.
+    Bytes of the text that each token id stands for; `b""` for ids that are not in use.
 
     Byte-level BPE tokens (GPT-2, Llama 3, Qwen) are exact. In SentencePiece-like vocabularies (Llama 2, Gemma, T5) "▁"
-    is a space, even where decoding would strip it from the start of the text, and `<0xNN>` is a byte.
+    is a space, also where decoding would strip it from the start of the text, and `<0xNN>` is a byte.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`):
@@ -78,8 +79,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
         pieces = dict(_sentencepiece_bytes(vocabulary)) | added
     else:
         raise ValueError(
-            f"tokenizer: {type(tokenizer).__name__} with decoder {sorted(decoders)} is not supported, because the "
-            "bytes of its tokens are unknown. Use a fast tokenizer with byte-level BPE or SentencePiece tokens."
+            f"tokenizer: {type(tokenizer).__name__} with decoder {sorted(decoders)} is not supported, since the "
+            "bytes of its tokens are not known. Use a fast tokenizer with byte-level BPE or SentencePiece tokens."
         )
     return [pieces.get(index, b"") for index in range(max(pieces) + 1)]
 
@@ -109,7 +110,7 @@ class _BatchText:
 
 
 class _ByteTable:
-    """Bytes of all tokens in one array. Two more entries stand for "no text" and for the end of a row."""
+    """Bytes of all tokens in one array; two more entries stand for "no text" and for the end of a row."""
 
     def __init__(self, pieces: Sequence[bytes]):
         self.no_text, self.row_end = len(pieces), len(pieces) + 1
@@ -119,7 +120,7 @@ class _ByteTable:
         self.offsets = np.cumsum(self.lengths) - self.lengths
 
     def join(self, token_ids: np.ndarray, mask: np.ndarray) -> _BatchText:
-        """Join the text of `token_ids` `(B, T)` where `mask` `(B, T)` is true."""
+        """Text of `token_ids` `(B, T)` where `mask` `(B, T)` is true."""
         rows, columns = token_ids.shape
         grid = np.full((rows, columns + 1), self.row_end, dtype=np.int64)
         known = mask & (token_ids >= 0) & (token_ids < self.no_text)
@@ -140,16 +141,16 @@ class Segmenter:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the token ids (byte-level BPE, or SentencePiece-like).
         pattern (`re.Pattern[bytes]`):
-            Pattern that closes a step. Matches are found from left to right and do not overlap.
+            What closes a step. Matches are taken from left to right and do not overlap.
         end_text (`str`, *optional*):
-            Text that ends the part of a completion that has steps, such as `"</think>"`. Only [`step_ids`] uses it.
+            Text that ends the part of a completion that has steps, such as `"</think>"`. Only [`step_ids`] heeds it.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, pattern: re.Pattern[bytes], end_text: str | None = None
     ) -> None:
         if end_text == "":
-            raise ValueError("end_text: '' ends every text at once. Set a text such as '</think>', or None.")
+            raise ValueError("end_text: '' ends every text at once. Give a text such as '</think>', or None.")
         self._pattern = pattern
         self._end_pattern = None if end_text is None else re.compile(re.escape(end_text.encode()))
         self._table = _ByteTable(token_bytes(tokenizer))
@@ -159,13 +160,13 @@ class Segmenter:
         if token_ids.ndim != 2 or token_ids.shape != mask.shape:
             raise ValueError(
                 f"token_ids, mask: shapes {tuple(token_ids.shape)} and {tuple(mask.shape)} differ or are not (B, T). "
-                "Pad the rows to one length and pass a mask of the same shape."
+                "Pad the rows to one length and give the mask of the same shape."
             )
         keep = mask.bool().cpu().numpy()
         return self._table.join(token_ids.cpu().numpy(), keep), keep
 
     def _find(self, token_ids: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Find the first token of each boundary's match, and the end of the token that completes it."""
+        """First token of each boundary's match, and the end of the token that completes it."""
         row = np.asarray(token_ids, dtype=np.int64).reshape(1, -1)
         first, last = self._table.join(row, np.ones(row.shape, dtype=bool)).find(self._pattern)
         # a token that completes several matches is one boundary, that of the first of them
@@ -174,56 +175,56 @@ class Segmenter:
 
     def boundaries(self, token_ids: Sequence[int]) -> list[int]:
         """
-        Find the ends of the steps.
+        Where steps end.
 
         Args:
             token_ids (`Sequence[int]`):
                 Token ids of one completion.
 
         Returns:
-            `list[int]`: for each boundary the end (exclusive) of the token that completes it, strictly increasing. A
+            `list[int]`: for each boundary the end, exclusive, of the token that completes it; strictly increasing. A
             token that completes two boundaries counts once.
         """
         return self._find(token_ids)[1]
 
     def spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Split a completion at its [`boundaries`] into ranges of tokens.
+        Steps as ranges of tokens, cut at the [`boundaries`].
 
         Args:
             token_ids (`Sequence[int]`):
                 Token ids of one completion.
 
         Returns:
-            `list[tuple[int, int]]`: start and end (exclusive) of each step. The ranges are non-empty, contiguous and
-            cover all tokens.
+            `list[tuple[int, int]]`: start and end, exclusive, of each step. The ranges are not empty, follow each
+            other and cover all tokens.
         """
         cuts = sorted({0, *self.boundaries(token_ids), len(token_ids)})
         return list(itertools.pairwise(cuts))
 
     def count(self, token_ids: Sequence[int]) -> int:
         """
-        Count the boundaries in the text of one completion, which has `1 + count` semantic steps.
+        Number of boundaries in the text of one completion; it has `1 + count` semantic steps.
 
         Args:
             token_ids (`Sequence[int]`):
                 Token ids of one completion.
 
         Returns:
-            `int`: the number of matches, including several that one token completes.
+            `int`: the number of matches, also of those that one token completes together.
         """
         row = torch.as_tensor(token_ids, dtype=torch.long).reshape(1, -1)
         return int(self.counts(row, torch.ones_like(row)))
 
     def counts(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        Count the boundaries of each row of a batch, see [`count`].
+        [`count`] of each row of a batch.
 
         Args:
             token_ids (`torch.LongTensor` of shape `(B, T)`):
                 Completions, padded.
             mask (`torch.Tensor` of shape `(B, T)`):
-                0 for tokens that do not belong to the text.
+                0 for tokens that are no part of the text.
 
         Returns:
             `torch.LongTensor` of shape `(B,)`: the number of matches.
@@ -235,18 +236,18 @@ class Segmenter:
 
     def step_ids(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """
-        Assign each token of a batch to its step.
+        The step that each token of a batch belongs to.
 
         Args:
             token_ids (`torch.LongTensor` of shape `(B, T)`):
                 Completions, padded.
             mask (`torch.Tensor` of shape `(B, T)`):
-                0 for tokens that do not belong to the text (padding, tokens of an environment). They are removed
-                before the search for boundaries.
+                0 for tokens that are no part of the text (padding, tokens of an environment). They are taken out
+                before boundaries are looked for.
 
         Returns:
-            `torch.LongTensor` of shape `(B, T)`: 0, 1, 2, ... along each row, and -1 where `mask` is 0 and after the
-            start of `end_text`.
+            `torch.LongTensor` of shape `(B, T)`: 0, 1, 2, ... along each row; -1 where `mask` is 0, and from the token
+            on that starts `end_text`.
         """
         text, keep = self._join(token_ids, mask)
         rows, columns = keep.shape
@@ -265,8 +266,9 @@ class TriggerSegmenter(Segmenter):
     """
     Steps that end with a trigger word, the sign that a model starts to check itself.
 
-    A trigger counts if there is no ASCII letter directly before or after it, so "Waiting", "await" and "WaitWait"
-    contain none. Of overlapping triggers the leftmost counts, and the shorter one of two that start together.
+    A trigger counts when no ASCII letter stands directly before or after it, so "Waiting", "await" and "WaitWait" hold
+    none; the start and the end of the text are no letters. Triggers that share characters count once: the leftmost
+    one, the shorter one of two that start together.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -288,23 +290,23 @@ class TriggerSegmenter(Segmenter):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, triggers: Sequence[str] = TRIGGERS) -> None:
         if isinstance(triggers, str) or not triggers or "" in triggers:
-            raise ValueError(f"triggers: {triggers!r} is not a list of words. Set for example {TRIGGERS}.")
+            raise ValueError(f"triggers: {triggers!r} is no list of words. Set for example {TRIGGERS}.")
         words = [re.escape(word) for word in sorted((trigger.encode() for trigger in set(triggers)), key=len)]
-        # The look-behind follows the word: a pattern that starts with a look-behind is twice as slow.
+        # The letter before is looked for behind the word: a pattern that opens with a look-behind is twice as slow.
         whole_words = b"|".join(word + b"(?<![A-Za-z]" + word + b")" for word in words)
         super().__init__(tokenizer, re.compile(b"(?:" + whole_words + b")(?![A-Za-z])"))
 
     def occurrences(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Find the triggers of the [`boundaries`]. `token_ids[:start]` is the path without its trigger.
+        Where the triggers of the [`boundaries`] are: `token_ids[:start]` is the path without its trigger.
 
         Args:
             token_ids (`Sequence[int]`):
                 Token ids of one completion.
 
         Returns:
-            `list[tuple[int, int]]`: for each boundary the index of the first token with a character of its trigger,
-            and the boundary.
+            `list[tuple[int, int]]`: for each boundary the index of the first token that holds a character of its
+            trigger, and the boundary.
         """
         return list(zip(*self._find(token_ids), strict=True))
 
@@ -314,18 +316,18 @@ class DelimiterSegmenter(Segmenter):
     Steps that end with a delimiter, by default a blank line. The token that completes the delimiter belongs to the
     step it closes.
 
-    Delimiters are found as by `str.split`, from left to right and without overlap, so that the boundaries of a prefix
-    do not change when the text continues. `"\n\n\n"` is one delimiter and a newline that opens the next step,
-    `"\n\n\n\n"` is two delimiters. The second one is a separate step if another token completes it.
+    Delimiters are found as `str.split` finds them: from left to right, without overlap, so that the boundaries of a
+    prefix stay when the text goes on. `"\n\n\n"` is one delimiter and a newline that opens the next step, `"\n\n\n\n"`
+    is two; the second makes a step of its own where another token completes it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the token ids.
         delimiter (`str`, *optional*, defaults to `"\n\n"`):
-            Text that closes a step.
+            The text that closes a step.
         end_text (`str`, *optional*):
-            Text that ends the thought, such as `"</think>"`, of one or several tokens. In [`step_ids`], the token of
-            its first character and all later tokens are -1. `boundaries` and `spans` ignore it.
+            Ends the thought, as `"</think>"` does, be it one token or several: in [`step_ids`] all tokens from the one
+            on that holds the first character of its first occurrence are -1. `boundaries` and `spans` do not heed it.
     """
 
     def __init__(

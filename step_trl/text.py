@@ -10,25 +10,26 @@ THINK_START, THINK_END = "<think>", "</think>"
 # Words that open a semantic step, by default.
 TRIGGERS = ("Wait", "Alternatively")
 
-# Terminals drop or obey control characters. Their Unicode pictures replace them, except for tab and newline.
+# Control characters would be dropped or obeyed where they are shown. In their place come their pictures, all but tab
+# and newline.
 _VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def visible(text: str) -> str:
-    """Replace the control characters of model output, for a terminal or a page."""
+    """`text` without control characters: of model output, for a terminal or a page."""
     return text.translate(_VISIBLE)
 
 
 def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:
     """
-    Decode each token. A character whose bytes are split over tokens belongs to the token that completes it.
+    Text of each token. A character whose bytes are split over tokens belongs to the one that completes it.
 
     Args:
         pieces (`Sequence[bytes]`):
-            Bytes of all tokens, from [`~step_trl.steps.token_bytes`].
+            Result of [`~step_trl.steps.token_bytes`].
         token_ids (`Sequence[int]`):
-            Tokens to decode.
+            Tokens.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = [decoder.decode(pieces[i] if 0 <= i < len(pieces) else b"") for i in token_ids]

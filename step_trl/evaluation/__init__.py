@@ -1,4 +1,4 @@
-"""Evaluation: benchmarks, sampling, grading and the metrics of the papers."""
+"""Numbers: sampling benchmarks, grading, and the papers' metrics."""
 
 from .benchmarks import BENCHMARKS, load_benchmark
 from .chat import ChatError

@@ -1,4 +1,4 @@
-"""Answers of a judge of steps: parsing and a cache on disk."""
+"""What a judge of steps answered: read from its text, and kept on disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from .composition import LABELS
 
 
 class AnswerCache:
-    """Answers on disk, one JSON line each, in an append-only file."""
+    """Answers on disk: one JSON line each, in a file that is only added to."""
 
     def __init__(self, folder: str | Path):
         self.path = Path(folder) / "judge.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text() if self.path.exists() else ""
-        # A killed run may have left an incomplete last line.
+        # What a killed run left of its last line must not spoil the next one.
         self._prefix = "\n" if text and not text.endswith("\n") else ""
         self._labels: dict[str, list[str] | None] = {}
         for line in text.splitlines():
@@ -30,7 +30,7 @@ class AnswerCache:
         return key in self._labels
 
     def __getitem__(self, key: str) -> list[str] | None:
-        """Labels, `None` if the judge gave no usable ones."""
+        """Labels; `None` where the judge gave none that could be used."""
         return self._labels[key]
 
     def add(self, key: str, labels: list[str] | None) -> None:
@@ -41,10 +41,10 @@ class AnswerCache:
 
 def read_labels(answer: str, steps: int) -> list[str]:
     """
-    Read the labels in a judge's answer, which are its last JSON object.
+    Labels in a judge's answer: its last JSON object, whatever text surrounds it.
 
     Raises:
-        `ValueError`: the answer lacks a label for a step. The message tells the judge what is wrong.
+        `ValueError`: it has not one label for each of the steps; says what is wrong, for the judge to read.
     """
     objects = re.findall(r"\{[^{}]*\}", answer)
     try:

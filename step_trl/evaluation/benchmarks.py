@@ -1,8 +1,8 @@
 r"""
-Benchmarks of both papers, from the hub or from a local folder in the published format, and those of the testbed.
+The benchmarks of both papers, from the hub or from a local folder in the published format, and the testbed's four.
 
 A benchmark is a [`~datasets.Dataset`] with the columns `problem` (id, text), `prompt` (messages), `solution` (text)
-and `grader` (`"math"`, `"choice"` or `"text"`). Custom benchmarks need no more.
+and `grader` (`"math"`, `"choice"` or `"text"`). One of your own needs no more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MATH_PROMPT = "{question}\n\nPlease reason step by step, and put your final answ
 CHOICE_PROMPT = (
     "{question}\n\nPlease reason step by step, and put the letter of your answer, and nothing else, within \\boxed{}."
 )
-# Without a box, which answers such as `} ]` would close.
+# Not in a box: answers such as `} ]` would close it.
 TEXT_PROMPT = '{question}\n\nPlease reason step by step, and end with "The answer is", your answer, and nothing else.'
 PROMPTS = {"math": MATH_PROMPT, "choice": CHOICE_PROMPT, "text": TEXT_PROMPT}  # by grader
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -37,22 +37,21 @@ _LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
 @dataclass(frozen=True)
 class Published:
     """
-    Published format of a benchmark.
+    How a benchmark is published.
 
     Attributes:
         source (`str`), split (`str`), configs (`tuple[str, ...]`):
-            Name on the hub, split, and the configurations that belong to the benchmark, if there are any.
+            Name on the hub, split, and configurations, all of which belong to it; none for a data set without them.
         columns (`tuple[str, ...]`):
             Columns that `read` needs.
         read (`Callable[[dict], tuple[str, Any] | None]`):
-            Function that returns question and solution of a row, or `None` if the row does not belong to the
-            benchmark.
+            Question and solution of a row; `None` for one that does not belong to the benchmark.
         grader (`str`):
             `"math"`, `"choice"` or `"text"`.
         id_column (`str`, *optional*):
-            Column with the id of the problem, by default its index.
+            Column with an id of the problem; by default its place.
         size (`int`, *optional*):
-            Number of problems to draw, with a fixed seed.
+            Number of problems drawn from all, with a fixed seed.
     """
 
     source: str
@@ -75,17 +74,17 @@ def read_problem_answer(row: dict) -> tuple[str, Any]:
 
 
 def read_amc_2023(row: dict) -> tuple[str, Any] | None:
-    """Read one of the 40 problems of 2023 among AI-MO's 83. Only the URL contains the year."""
+    """The 40 problems of 2023 among AI-MO's 83 of 2022 and 2023; the year stands in their address only."""
     return read_problem_answer(row) if "2023_AMC" in row["url"] else None
 
 
 def read_olympiad(row: dict) -> tuple[str, Any]:
-    """Join the list of answers, each in dollar signs, to one answer."""
+    """A list of answers, or of several together, each in dollar signs; all of them are one answer."""
     return row["question"], ", ".join(_DOLLAR.sub("", str(answer)).strip() for answer in row["final_answer"])
 
 
 def read_gpqa(row: dict) -> tuple[str, Any]:
-    """Shuffle the options by a seed that depends only on the problem, because the right one is published first."""
+    """The right option is always published first: the options are put in an order that depends on the problem only."""
     right = row["Correct Answer"]
     options = [right, *(row[f"Incorrect Answer {number}"] for number in (1, 2, 3))]
     random.Random(f"{_OPTIONS_SEED} {row['Record ID']}").shuffle(options)
@@ -93,7 +92,7 @@ def read_gpqa(row: dict) -> tuple[str, Any]:
 
 
 def read_lsat(row: dict) -> tuple[str, Any]:
-    """Read a question, which usually contains its five options. `gold` lists the index of the right one."""
+    """Five options, A to E, which the published question holds already; `gold` is a list of the right one's place."""
     question = _LSAT_ENDING.sub("", row["query"]).removeprefix("Q: ")
     if "Answer Choices:" not in question:
         question = with_options(question, [option.split(")", 1)[-1] for option in row["choices"]])
@@ -153,14 +152,14 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
         name (`str`):
             One of [`BENCHMARKS`].
         source (`str` or `Path`, *optional*):
-            Local folder with files in the published format, such as a clone of the hub's, to read instead of the hub.
-            For a benchmark of several configurations it contains a folder or a file with the name of each.
+            In place of the hub: a local folder with files in the published format, such as a clone of the hub's. A
+            benchmark of several configurations has a folder, or a file, of each one's name there.
 
     Returns:
         [`~datasets.Dataset`]: `problem`, `prompt`, `solution`, `grader`.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"name: {name!r} is not a known benchmark. Choose from {', '.join(BENCHMARKS)}.")
+        raise ValueError(f"name: {name!r} is no known benchmark. Choose from {', '.join(BENCHMARKS)}.")
     if name.startswith(_TESTBED):
         rows = testbed.load_dataset(name.removeprefix(_TESTBED))
         return rows.add_column("problem", [str(place) for place in range(len(rows))]).add_column(
@@ -187,14 +186,14 @@ def _open(name: str, published: Published, config: str | None, source: str | Pat
     if missing:
         raise ValueError(
             f"{name}: {source or published.source} lacks the column {', '.join(missing)}; it has "
-            f"{', '.join(part.column_names)}. Set `source` to files in the format of {published.source} on the hub."
+            f"{', '.join(part.column_names)}. Give `source` in the format of {published.source} on the hub."
         )
     return part
 
 
 def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Dataset:
     if not folder.is_dir():
-        raise FileNotFoundError(f"source: {folder} is not a folder. Set one with files in the published format.")
+        raise FileNotFoundError(f"source: {folder} is no folder. Give one with files in the published format.")
     if config is not None:
         files = [file for ending in FILE_FORMATS if (file := folder / f"{config}{ending}").is_file()]
         if files:
@@ -217,7 +216,7 @@ def _read(name: str, published: Published, task: str | None, part: datasets.Data
             continue
         question, solution = read[0], clean_answer(read[1])
         if not question or not solution:
-            raise ValueError(f"{name}: row {place} has no question or no answer. Fix or drop it.")
+            raise ValueError(f"{name}: row {place} has no question or no answer. Mend or drop it.")
         own_id = row.get(published.id_column) if published.id_column else None
         problem = str(place if own_id is None else own_id)
         rows.append(

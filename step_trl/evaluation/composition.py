@@ -1,4 +1,4 @@
-"""Purposes of the semantic steps of completions: forward reasoning, verification or redundancy."""
+"""What the semantic steps of completions are for: forward reasoning, verification, or redundancy."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ _CONCLUSION = re.compile(r"(?:So the answer is|This gives) (\d+)")
 
 def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str]:
     """
-    Split a completion into semantic steps. Each trigger word opens a step.
+    Text of each semantic step. A trigger word opens the step after it; joined, the steps are the completion.
 
     Args:
         completion (`str`):
             Text of a completion.
         triggers (`Sequence[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            Trigger words, as in [`~step_trl.steps.TriggerSegmenter`], which finds them in token ids.
+            As in [`~step_trl.steps.TriggerSegmenter`], which finds the same ones in token ids.
 
     Returns:
-        `list[str]`: the steps, one more than there are triggers. The first step is empty if a trigger opens the
-        completion.
+        `list[str]`: one more than there are triggers; the first one is empty where a trigger opens the completion.
     """
     if isinstance(triggers, str) or not triggers or "" in triggers:
-        raise ValueError(f"triggers: {triggers!r} is not a list of words. Set for example {TRIGGERS!r}.")
+        raise ValueError(f"triggers: {triggers!r} is no list of words. Set for example {TRIGGERS!r}.")
     words = "|".join(re.escape(trigger) for trigger in sorted(triggers, key=len))
     starts = [match.start() for match in re.finditer(f"(?<![A-Za-z])(?:{words})(?![A-Za-z])", completion)]
     return [completion[start:end] for start, end in zip([0, *starts], [*starts, len(completion)], strict=True)]
@@ -38,17 +37,20 @@ def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str
 
 def classify_testbed_steps(completion: str, solution: str) -> list[str]:
     """
-    Label the steps of a testbed model's completion by rule.
+    What each step of a testbed model's completion is for, by rule.
 
-    The conclusion of a step is the last result that it states ("So the answer is 7", "This gives 7") within the
-    thought. The label of a step depends only on earlier conclusions:
+    A step's conclusion is the last result that it states ("So the answer is 7", "This gives 7") within the thought.
+    What a step is for depends on the conclusions before it only:
 
-    - `"forward"`: there is no earlier conclusion.
-    - `"redundancy"`: at least two earlier conclusions are right, so the result was reached and verified.
-    - `"verification"`: otherwise. The step checks a conclusion that is wrong, not yet verified, or disputed.
+    - `"forward"`: no step before came to a conclusion;
+    - `"redundancy"`: two or more steps before came to the right conclusion: it was reached, and verified;
+    - `"verification"`: else. It checks a conclusion that is wrong, or right but not yet verified, or disputed by the
+      check that was made of it.
 
-    `benchmarks/testbed.py` counts every conclusion after the first right one as redundant, verifications included. It
-    ignores a last step that was cut off before its conclusion, which has a label here.
+    `benchmarks/testbed.py` has no verification of a right conclusion: it counts as redundant each conclusion after the
+    first right one. These are the conclusions of the steps that are redundant here, and those of the steps after the
+    first right conclusion that are verifications here (one of them, where that check agrees). A last step that was
+    cut off before its conclusion has a label, too; `benchmarks/testbed.py` leaves it out.
 
     Args:
         completion (`str`):
@@ -60,7 +62,7 @@ def classify_testbed_steps(completion: str, solution: str) -> list[str]:
         `list[str]`: one label per semantic step.
     """
     if not re.fullmatch(r"\s*-?\d+\s*", solution):
-        raise ValueError(f"solution: {solution!r} is not an integer. Only testbed problems are labelled by rule.")
+        raise ValueError(f"solution: {solution!r} is no integer. Only problems of the testbed are classified by rule.")
     thought_end = len(completion.partition(THINK_END)[0])
     labels, concluded, right, start = [], 0, 0, 0
     for step in split_steps(completion):
@@ -75,12 +77,12 @@ def classify_testbed_steps(completion: str, solution: str) -> list[str]:
 
 def composition(labels: pd.DataFrame) -> pd.DataFrame:
     """
-    Compute the share of each label among the steps, per benchmark and overall (the mean over benchmarks).
+    Share of the steps that have each label, per benchmark, and overall (the mean over benchmarks).
 
     Args:
         labels ([`~pandas.DataFrame`]):
-            Result of [`StepJudge.label`], or one row per step with `benchmark` and `label`. With a column `model`, the
-            shares are per model.
+            Result of [`StepJudge.label`], or `benchmark` and `label` of any other rows of one step each. Where it has
+            a column `model`, the shares are per model.
 
     Returns:
         [`~pandas.DataFrame`]: indexed by `benchmark` (or `model` and `benchmark`) in the order of the rows,
@@ -92,7 +94,7 @@ def composition(labels: pd.DataFrame) -> pd.DataFrame:
         raise ValueError(f"labels: there is no column {' and '.join(missing)}. Pass the result of `StepJudge.label`.")
     strange = sorted(set(labels["label"]) - set(columns))
     if strange:
-        raise ValueError(f"labels: {strange[0]!r} is not a label. Use {', '.join(columns)}.")
+        raise ValueError(f"labels: {strange[0]!r} is no label. Use {', '.join(columns)}.")
     if labels.empty:
         raise ValueError("labels: there are no rows. Pass at least one step.")
     if "model" in labels:

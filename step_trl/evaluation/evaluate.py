@@ -1,4 +1,4 @@
-"""Sampling and grading of a model on benchmarks, with one tidy row per sample."""
+"""Sample a model on benchmarks and grade its answers: one tidy row per sample."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 _ROWS_PER_FILE = 256
-_SECONDS_PER_FILE = 15.0  # bounds what is lost when the process is killed
+_SECONDS_PER_FILE = 15.0  # at most this long is lost when the process is killed
 
 
 def evaluate(
@@ -58,39 +58,38 @@ def evaluate(
 
     Args:
         model (`str`, `Path`, [`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`Engine`]):
-            Policy: a folder or a name on the hub, a model, or an engine such as [`VLLMServerEngine`].
+            The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
-            Names for [`load_benchmark`], or names with rows of `prompt` (messages) and `solution`, and optionally
-            `problem` (an id, by default the index), `grader` (by default `"math"`) and `target_tokens` (the length
-            that the prompt requests, see [`~step_trl.token_targets.add_token_targets`]).
+            Names for [`load_benchmark`], or name to rows with `prompt` (messages) and `solution`, and optionally
+            `problem` (an id, by default the place), `grader` (by default `"math"`) and `target_tokens` (what the
+            prompt asks for, see [`~step_trl.token_targets.add_token_targets`]).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer with a chat template. Required for a model that is already loaded.
+            With a chat template. Needed for a model that is already loaded.
         n (`int`, *optional*, defaults to `1`):
             Samples per problem.
         seeds (`Sequence[int]`, *optional*):
-            One seed per sample, by default 0, 1, ... The random numbers of a sample depend only on its seed,
-            benchmark and problem, so that models are compared on the same random numbers.
+            One per sample; 0, 1, ... by default. What is drawn for a sample depends on its seed, its benchmark and its
+            problem only, so that two models are compared on the same draws.
         temperature (`float`), top_p (`float`), top_k (`int`), min_p (`float`), max_tokens (`int`):
-            Sampling parameters and budget of a completion. SAS evaluates with top-p 0.95 and 8,192 tokens, Step-GRPO
-            with top-p 0.9 and 32,768, both at temperature 0.6.
+            Sampling and budget of a completion. SAS evaluates with top-p 0.95 and 8,192 tokens, Step-GRPO with top-p
+            0.9 and 32,768, both at temperature 0.6.
         callbacks (`Sequence[TruncationCallback]`, *optional*):
-            Callbacks that truncate completions at inference time, such as
-            [`~step_trl.rollout.ConfidenceTruncation`] (DEER).
+            Truncate completions at inference time, as [`~step_trl.rollout.ConfidenceTruncation`] does (DEER).
         triggers (`Sequence[str]`, *optional*):
             Words that open a semantic step, for the column `steps`.
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            Whether a completion without `</think>` is wrong. Otherwise its whole text is graded, for models that do
-            not think.
+            Whether a completion without `</think>` is wrong. Otherwise all of its text is graded, as for models that
+            do not think.
         max_in_flight (`int`, *optional*, defaults to `64`):
-            Maximum number of concurrent completions.
+            Completions under way at once.
         save_to (`str` or `Path`, *optional*):
-            Folder for the samples, which are written every 256 samples or 15 seconds. Existing samples are not
-            sampled again. Other settings, another model, or a second process at the same time are refused.
+            Folder for the samples, written as they are made, every 256 of them or 15 seconds. What is there is not
+            sampled again; other settings, or another model, are refused, and a second process at the same time.
         name (`str`, *optional*):
-            Name of the model in `save_to`, by which other models are refused. By default its name with a fingerprint
+            What the model is called in `save_to`, so that another one is refused. By default a name with a fingerprint
             of the weights, or the engine's `repr`.
         on_sample (`Callable[[Rollout], None]`, *optional*):
-            Called with each completion that ends.
+            Told each completion that ends.
 
     Returns:
         [`~pandas.DataFrame`]: `benchmark`, `problem` (id, text), `sample` (0 to n - 1), `correct` (bool), `tokens`,
@@ -141,13 +140,13 @@ def evaluate(
             finally:
                 made.flush()
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
-    # Read and new rows must have the same types.
+    # The same types whether rows were read or made.
     samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
     return order[KEY].astype({"benchmark": "str", "problem": "str"}).merge(samples, on=KEY, validate="one_to_one")
 
 
 class _Samples:
-    """Grades and stores completions in batches."""
+    """Completions that have ended, graded and stored a number at a time."""
 
     def __init__(
         self,
@@ -201,7 +200,7 @@ class _Samples:
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
-    """Collect `benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if present."""
+    """`benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if there is one."""
     if isinstance(benchmarks, str):
         raise ValueError(f"benchmarks: {benchmarks!r} is one name. Pass a list, such as [{benchmarks!r}].")
     if not isinstance(benchmarks, Mapping):
@@ -238,7 +237,7 @@ def _engine(
 
 
 def _name_of(model: str | Path | PreTrainedModel | PeftModel | Engine, engine: Engine) -> str:
-    """Identify the model, by a fingerprint of its weights if possible, because training changes them."""
+    """Which model it is: with a fingerprint of its weights where they are at hand, as training changes them."""
     if isinstance(engine, TransformersEngine):
         digest = hashlib.blake2b(digest_size=8)
         for name, parameter in engine.model.named_parameters():
@@ -264,4 +263,4 @@ def _digest(text: str) -> str:
 
 def _draw(seed: int, benchmark: str, problem: str) -> int:
     digest = hashlib.blake2b(json.dumps([seed, benchmark, problem]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2  # below 2**62
+    return int.from_bytes(digest) >> 2  # below 2**62

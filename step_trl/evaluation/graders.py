@@ -1,8 +1,9 @@
 r"""
-Grading of answers: by math-verify, as a letter of several choices, or as a text.
+Whether an answer is right: by math-verify, as a letter of several choices, or as a text.
 
-Only the text after the thought is graded. A letter counts only if it is given as the answer (in a box, after "answer
-is", or alone on the last line), because truncated thoughts and discussions of options contain many letters.
+Only what follows the thought is graded. A letter counts where it is given as the answer (in a box, after "answer is",
+or alone on the last line), never for standing somewhere in the text: a thought that was cut off, or an answer that
+discusses its options, holds many letters.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _MARKS = " \t\r\n*_`$\"'."
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last closed `\boxed{...}`, or `None`. `\{` and `\}` are not braces."""
+    r"""Content of the last `\boxed{...}` that is closed, or `None`; `\{` and `\}` open and close nothing."""
     braces = _ESCAPED.sub("..", text)
     start = text.rfind(r"\boxed{")
     while start >= 0:
@@ -39,7 +40,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def given_answer(text: str) -> str | None:
-    """Return the answer of a text: its last box, else the text after its last "answer is", else `None`."""
+    """What a text gives as its answer: its last box, else what follows its last "answer is", else `None`."""
     boxed = last_boxed(text)
     if boxed is not None:
         return _plain(boxed)
@@ -52,14 +53,14 @@ def last_line(text: str) -> str:
 
 
 def is_choice(text: str, letter: str) -> bool:
-    """Whether the answer is this letter. On the last line it must stand alone."""
+    """Whether the answer is this letter; on a last line it must stand alone."""
     answer = given_answer(text)
     found = _ALONE.fullmatch(last_line(text)) if answer is None else _LETTER.match(answer)
     return found is not None and found[1] == letter
 
 
 def is_text(text: str, solution: str) -> bool:
-    """Whether the answer, or else the last line, is this text, ignoring case, spaces and surrounding marks."""
+    """Whether the answer, or else the last line, is this text, but for case, spaces and marks around it."""
     if re.fullmatch(r"\([A-Z]\)", solution):
         return is_choice(text, solution[1])
     answer = given_answer(text)
@@ -67,7 +68,7 @@ def is_text(text: str, solution: str) -> bool:
 
 
 def _plain(answer: str) -> str:
-    """Remove the marks and fonts of LaTeX and Markdown."""
+    """Without the marks and the fonts of LaTeX and Markdown."""
     while (plain := _WRAPPER.sub(r"\1", answer)) != answer:
         answer = plain
     return answer.replace("\\", "").replace("**", "").strip(_MARKS)
@@ -100,11 +101,11 @@ def grade(
 
     Args:
         grader (`"math"`, `"choice"` or `"text"`):
-            Name of the grader.
+            How.
         completions (`Sequence[str]`), solutions (`Sequence[str]`):
-            Completions, and the solutions of their problems: letters for `"choice"`.
+            Whole completions, and the solution of each one's problem: a letter for `"choice"`.
         needs_end_of_thinking (`bool`):
-            Whether a completion without `</think>` is wrong. Otherwise its whole text is graded.
+            Whether a completion without `</think>` is wrong; otherwise all of its text is graded.
     """
     texts = [answer_text(completion, needs_end_of_thinking) for completion in completions]
     return GRADERS[grader](texts, solutions)

@@ -1,4 +1,4 @@
-"""Metrics of the papers: Pass@1, compression rate and the accuracy-efficiency score."""
+"""The papers' metrics: Pass@1, compression rate and the accuracy-efficiency score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 
 def pass_at_1(correct: Sequence[Sequence[bool]]) -> float:
     """
-    Compute the mean over problems of the share of correct samples.
+    Mean over problems of the share of correct samples.
 
     Args:
         correct (`Sequence[Sequence[bool]]`):
@@ -24,13 +24,13 @@ def pass_at_1(correct: Sequence[Sequence[bool]]) -> float:
 
 def compression_rate(tokens: Mapping[str, float], vanilla_tokens: Mapping[str, float]) -> float:
     """
-    Compute the mean over tasks of the tokens relative to the vanilla model (Step-GRPO, eq. 8).
+    Mean over tasks of the tokens used relative to the vanilla model (Step-GRPO, eq. 8); lower is shorter.
 
     Args:
         tokens (`Mapping[str, float]`):
             Mean tokens per completion of each task.
         vanilla_tokens (`Mapping[str, float]`):
-            Mean tokens per completion of the vanilla model on the same tasks.
+            The same of the vanilla model, for the same tasks.
 
     Returns:
         `float`: 1.0 for equal lengths.
@@ -53,14 +53,14 @@ def accuracy_efficiency_score(
     gamma: float = 5,
 ) -> float:
     """
-    Compute the accuracy-efficiency score (AES) as in SAS: saved tokens plus gained or minus lost accuracy.
+    Accuracy-efficiency score (AES) as SAS uses it: tokens saved, plus accuracy gained or less accuracy lost.
 
     With dL = (base_tokens - tokens) / base_tokens and dA = (accuracy - base_accuracy) / base_accuracy, the score is
     alpha * dL + beta * dA if dA >= 0, else alpha * dL - gamma * |dA|.
 
     Args:
         accuracy (`float`), base_accuracy (`float`):
-            Accuracy of the model and of the model of reference, in the same unit.
+            Of the model and of the one it is compared with, in any one unit.
         tokens (`float`), base_tokens (`float`):
             Mean tokens per completion.
         alpha (`float`), beta (`float`), gamma (`float`):

@@ -1,4 +1,4 @@
-"""Samples on disk, written during an evaluation, so that an interrupted one resumes where it stopped."""
+"""Samples on disk, as they are made: an interrupted evaluation resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KEY = ["benchmark", "problem", "sample"]
 
 
 def read_samples(folder: str | Path) -> pd.DataFrame:
-    """Read all rows of a folder in the order in which they were added."""
+    """All rows that a folder holds, in the order in which they were added."""
     parts = [pd.read_parquet(path) for path in _paths(Path(folder))]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
 
@@ -28,20 +28,20 @@ def _paths(folder: Path) -> list[Path]:
 
 class SampleStore:
     """
-    Rows of an evaluation in a folder: a growing number of Parquet files, and `settings.json`.
+    Rows of an evaluation in a folder: Parquet files that are added one after another, and `settings.json`.
 
-    This is a context manager that locks the folder.
+    A context manager: while it is open, the folder is its own.
 
     Args:
         folder (`str` or `Path`):
-            Folder, which is created if necessary.
+            Made if it is not there.
         settings (`Mapping[str, Any]`):
-            Settings that must not change between runs, JSON-serialisable. `"benchmarks"` maps names to fingerprints,
-            and later runs may add to it.
+            What must not change between two runs, as JSON has it. Under `"benchmarks"`, a mapping of fingerprints, to
+            which later runs may add.
 
     Raises:
-        `ValueError`: another process writes to the folder, or its samples have other settings. The message lists the
-            differences.
+        `ValueError`: another process writes there, or the folder holds samples of other settings; names each that
+            differs.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]):
@@ -77,7 +77,7 @@ class SampleStore:
         differing = [key for key in {**earlier, **settings} if earlier.get(key) != settings.get(key)]
         lines = [f"{key}: {earlier.get(key)!r}, now {settings.get(key)!r}" for key in differing if key != "benchmarks"]
         lines += [
-            f"benchmarks: the problems of {name} differ"
+            f"benchmarks: the problems of {name} are others"
             for name, fingerprint in settings["benchmarks"].items()
             if known.get(name, fingerprint) != fingerprint
         ]
@@ -88,11 +88,11 @@ class SampleStore:
         return settings | {"benchmarks": known | settings["benchmarks"]}
 
     def read(self) -> pd.DataFrame:
-        """Read all rows, see [`read_samples`]."""
+        """See [`read_samples`]."""
         return read_samples(self.folder)
 
     def add(self, rows: pd.DataFrame) -> None:
-        """Write a file of rows."""
+        """Write a file of rows, whole or not at all."""
         paths = _paths(self.folder)
         number = 1 + int(paths[-1].stem.split("-")[1]) if paths else 0
         with atomic_write(self.folder / f"samples-{number:06d}.parquet") as partial:

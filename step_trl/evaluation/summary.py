@@ -1,4 +1,4 @@
-"""Summary of samples: the measures of the papers' tables, with intervals."""
+"""Samples to the numbers of the papers' tables, with intervals."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ def summarize(
     seed: int = 0,
 ) -> pd.DataFrame:
     """
-    Compute accuracy, tokens, steps, compression rate and AES per benchmark and overall, with bootstrap intervals.
+    Accuracy, tokens, steps, compression rate and AES per benchmark, and overall, with bootstrap intervals.
 
-    Accuracy is the mean over problems of the share of correct samples, which is Pass@1 over n samples. Overall values
-    are means over benchmarks. The overall AES is that of the overall accuracy and tokens. Intervals are percentiles
-    over resamples of the problems of each benchmark (not of the samples of a problem), the same for both models.
+    Accuracy is the mean over problems of the share of correct samples, which is Pass@1 over n samples. Overall is the
+    mean over benchmarks; its AES is that of the overall accuracy and tokens. The intervals are percentiles over
+    resamples of the problems of each benchmark (not of the samples of a problem), the same problems for both models.
 
     Args:
         samples ([`~pandas.DataFrame`]):
             Result of [`evaluate`].
         vanilla ([`~pandas.DataFrame`], *optional*):
-            Samples of the vanilla model on the same problems. `cr` and `aes` are relative to it.
+            The same of the vanilla model on the same problems; `cr` and `aes` are relative to it.
         confidence (`float`, *optional*, defaults to `0.95`):
-            Confidence level of the intervals.
+            Of the intervals.
         resamples (`int`, *optional*, defaults to `2000`):
             Number of resamples.
         seed (`int`, *optional*, defaults to `0`):
-            Seed of the resamples.
+            Of the resamples.
 
     Returns:
         [`~pandas.DataFrame`]: indexed by benchmark, `"overall"` last, with `accuracy` (0..1), `tokens`, `steps`, `cr`
-        and `aes`, each followed by its `_low` and `_high`. `aes` is NaN if the vanilla model solves no problem.
-        Samples with `target_tokens` add `deviation`, the mean absolute difference relative to the target, and
-        `over_target`, the share of completions above it.
+        and `aes`, each followed by its `_low` and `_high`. `aes` is NaN where the vanilla model solves nothing, since
+        it is relative to that. Where prompts ask for a length (samples have `target_tokens`), also `deviation`, the
+        mean absolute distance from it relative to it, and `over_target`, the share of completions above it.
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence: {confidence} is not between 0 and 1. Set for example 0.95.")
+        raise ValueError(f"confidence: {confidence} is no share of the resamples. Set for instance 0.95.")
     own = _by_problem(samples)
     base = None if vanilla is None else _by_problem(vanilla)[list(MEASURES.values())]
     if base is not None and not own.index.sort_values().equals(base.index.sort_values()):
         raise ValueError(
-            f"samples, vanilla: {len(own)} and {len(base)} problems are not the same. Evaluate both models on "
+            f"samples, vanilla: {len(own)} and {len(base)} problems are not the same ones. Evaluate both models on "
             "the same benchmarks."
         )
     generator = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _means(problems: pd.DataFrame, places: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the means over the problems at `places` `(R, P)`, of all problems first, then of the resamples."""
+    """Mean over the problems at `places` `(R, P)`: that of all first, then of the resamples."""
     for column in problems:
         yield str(column), problems[column].to_numpy()[places].mean(axis=1)
 
@@ -113,7 +113,7 @@ def _with_ratios(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _overall(benchmarks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     keys = dict.fromkeys(key for benchmark in benchmarks for key in benchmark)
-    # Not all benchmarks have all measures, such as the distance from a target.
+    # Of those that have it: a benchmark may ask for no length.
     means = {key: np.mean([one[key] for one in benchmarks if key in one], axis=0) for key in keys}
     if "aes" in means:
         means["aes"] = _scores(means)

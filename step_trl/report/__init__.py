@@ -1,4 +1,4 @@
-"""Figures of evaluations and trainings, tables of results, and rollouts as HTML."""
+"""Pictures and tables: figures of evaluation and training, and the papers' results table."""
 
 from .figures import (
     demo_report,

@@ -1,4 +1,4 @@
-"""Figures of results, all in one style."""
+"""Pictures of results, all in one style."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ COLORS = (
     "#111111",
     "#6a6ad4",
 )
-# Different from the colours of models.
+# Others than the models'.
 LABEL_COLORS = {"forward": "#7fb7be", "verification": "#f0c97d", "redundancy": "#c97b84", "unknown": "#dddddd"}
 
 
 def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """
-    Find the models on the Pareto front of few tokens and high accuracy.
+    Models that no other one beats: none is at least as accurate with at most as many tokens, and better in one.
 
     Args:
         points (`Mapping[str, tuple[float, float]]`):
             Model name to tokens and accuracy.
 
     Returns:
-        `list[str]`: the models, from the fewest tokens to the most.
+        `list[str]`: from the fewest tokens to the most.
     """
     front: list[str] = []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
@@ -65,13 +65,13 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
 
 def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame]) -> None:
     """
-    Plot accuracy against mean tokens, with one colour per model, a large point overall and a small mark per benchmark.
+    Accuracy against mean tokens, one colour per model: a large point overall, a small mark per benchmark.
 
     A dashed line joins the models on the [`pareto_front`] of the overall values.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Axes to draw on.
+            Where to draw.
         tables (`Mapping[str, DataFrame]`):
             Model name to the result of [`~step_trl.evaluation.summarize`].
     """
@@ -92,25 +92,25 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
         axes.scatter([], [], s=18, marker=marker, color="#999999", label=str(benchmark))
     axes.set(xlabel="mean tokens per completion", ylabel="accuracy")
     axes.set_xlim(left=0)
-    # Beside the axes, because points may be anywhere in them.
+    # Beside the axes: points may lie anywhere in them.
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
 
 
 def plot_training(axes: Axes, histories: Mapping[str, History], key: str, label: str) -> None:
     """
-    Plot one logged metric over training steps, such as `"entropy"`, or `"kl"` (logged for a `beta` above 0).
+    One logged quantity over training steps, such as `"entropy"`, or `"kl"` (logged for a `beta` above 0).
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Axes to draw on.
+            Where to draw.
         histories (`Mapping[str, Sequence[Mapping[str, float]]]`):
             Model name to `trainer.state.log_history`.
         key (`str`):
-            Metric to plot.
+            Metric of the log.
         label (`str`):
-            Label of the axis.
+            What it is, for the axis.
     """
-    # The first colour belongs to the vanilla model, which is not trained.
+    # The first colour is the vanilla model's, which is not trained.
     for color, (name, history) in zip(cycle(COLORS[1:]), histories.items(), strict=False):
         _plot_history(axes, history, key, color, name)
     axes.set(xlabel="update", ylabel=label)
@@ -123,15 +123,15 @@ def plot_training_dynamics(
     length: str = "completions/mean_length",
 ) -> Axes:
     """
-    Plot accuracy (left axis) and length (right axis) of the rollouts of one training.
+    Accuracy (left axis) and length (right axis) of the rollouts of one training.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Axes to draw on.
+            Where to draw.
         history (`Sequence[Mapping[str, float]]`):
             `trainer.state.log_history`, or the result of [`read_history`].
         accuracy (`str`), length (`str`):
-            Metrics to plot.
+            Metrics of the log.
 
     Returns:
         [`~matplotlib.axes.Axes`]: the right axis.
@@ -147,7 +147,7 @@ def plot_training_dynamics(
         side.set_ylabel(label, color=color)
         side.tick_params(axis="y", colors=color)
     axes.set_xlabel("update")
-    # One grid only, because two would cross.
+    # The lines of one grid would cross those of the other.
     other.grid(False)
     other.spines["right"].set_visible(True)
     other.set_ylim(bottom=0)
@@ -164,13 +164,13 @@ def _plot_history(axes: Axes, history: History, key: str, color: str, label: str
 
 def plot_composition(axes: Axes, shares: pd.DataFrame) -> None:
     """
-    Plot the labels of the steps of completions: one stacked bar per model (below the name of each benchmark).
+    What the steps of completions are for: one bar per model (below the name of each benchmark), stacked by label.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Axes to draw on, with about 0.25 inches of height per row of `shares` and per benchmark.
+            Where to draw; about 0.25 inches of height per row of `shares`, and per benchmark, are enough.
         shares ([`~pandas.DataFrame`]):
-            Result of [`~step_trl.evaluation.composition`], or some of its rows.
+            Result of [`~step_trl.evaluation.composition`], or some rows of it.
     """
     if shares.index.nlevels > 1:
         groups = {str(name): rows.droplevel("benchmark") for name, rows in shares.groupby("benchmark", sort=False)}
@@ -206,7 +206,7 @@ def _stack(axes: Axes, place: float, row: pd.Series) -> None:
     for label, color in LABEL_COLORS.items():
         share = row.get(label, 0.0)
         axes.barh(place, share, 0.8, left, color=color)
-        # Narrower parts have no room for a number.
+        # A narrower part has no room for its number.
         if share >= 0.07:
             axes.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize="small")
         left += share
@@ -214,14 +214,14 @@ def _stack(axes: Axes, place: float, row: pd.Series) -> None:
 
 def plot_semantic_density(axes: Axes, samples_by_model: Mapping[str, pd.DataFrame]) -> None:
     """
-    Plot the tokens per semantic step of each completion (Step-GRPO, eq. 9), one box per model.
+    Tokens per semantic step of each completion (Step-GRPO, eq. 9), one box per model.
 
-    A box spans the middle half of the completions and contains the median. Whiskers end at the last completion within
-    1.5 box lengths. Outliers are not shown.
+    A box spans the middle half of the completions, with the median in it; whiskers end at the last completion within
+    1.5 box lengths, and those beyond are not shown.
 
     Args:
         axes ([`~matplotlib.axes.Axes`]):
-            Axes to draw on.
+            Where to draw.
         samples_by_model (`Mapping[str, DataFrame]`):
             Model name to the result of [`~step_trl.evaluation.evaluate`].
     """
@@ -242,15 +242,15 @@ def evaluation_report(
     path: Path, tables: Mapping[str, pd.DataFrame], samples: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
     """
-    Draw the report of an evaluation: accuracy against tokens, and semantic density.
+    The picture of an evaluation: accuracy against tokens, and semantic density.
 
     Args:
         path (`Path`):
-            PNG file to write.
+            PNG to write.
         tables (`Mapping[str, DataFrame]`):
             As in [`plot_accuracy_against_tokens`].
         samples (`Mapping[str, DataFrame]`, *optional*):
-            Samples for [`plot_semantic_density`], which is omitted without them.
+            As in [`plot_semantic_density`], which is left out without.
     """
     with matplotlib.rc_context(STYLE):
         panels = 1 if samples is None else 2
@@ -264,11 +264,11 @@ def evaluation_report(
 
 def training_report(path: Path, histories: Mapping[str, History], accuracy: str) -> None:
     """
-    Draw the report of trainings: a panel for the dynamics of each, and panels for entropy and KL if all logged them.
+    The picture of trainings: a panel for the dynamics of each, and one for entropy and for KL where all logged them.
 
     Args:
         path (`Path`):
-            PNG file to write.
+            PNG to write.
         histories (`Mapping`), accuracy (`str`):
             As in [`plot_training`] and [`plot_training_dynamics`].
     """
@@ -291,7 +291,7 @@ def training_report(path: Path, histories: Mapping[str, History], accuracy: str)
 
 
 def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
-    """Divide the figure into panels. Each row has its full width, so that no space remains empty."""
+    """Each row takes the whole width of the figure, so that no place in it stays empty."""
     lengths = [number // rows + (row < number % rows) for row in range(rows)]
     parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
     return [
@@ -303,11 +303,11 @@ def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
 
 def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, History], reward: str) -> None:
     """
-    Draw the report of the demo: accuracy against tokens, and accuracy and length of the rollouts over training.
+    The demo's picture: accuracy against tokens, and accuracy and length of the rollouts over training.
 
     Args:
         path (`Path`):
-            PNG file to write.
+            PNG to write.
         tables (`Mapping[str, DataFrame]`), histories (`Mapping`):
             As in [`plot_accuracy_against_tokens`] and [`plot_training`].
         reward (`str`):

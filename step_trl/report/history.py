@@ -1,4 +1,4 @@
-"""Logs of trainers, from their output folders or from Weights & Biases."""
+"""What a trainer logged, from its output folder or from Weights & Biases."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any
 
 
 History = Sequence[Mapping[str, float]]
-WANDB = "wandb:"  # prefix of runs on a W&B server
-# A run's file is a LevelDB log: blocks of this size with records in one or several pieces. Each piece has a header of
-# checksum, length and kind (1 whole, 2 first, 3 middle, 4 last). The header of the file has the same length.
+WANDB = "wandb:"  # before a run that is on a W&B server
+# A run's file is a LevelDB log: blocks of this size, in which records lie in one or several pieces, each behind a
+# header of checksum, length and kind (1 whole, 2 first, 3 middle, 4 last); the file has a header as long.
 _BLOCK, _HEADER = 32768, 7
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
     """
-    Read the log of a trainer.
+    What a trainer logged.
 
     Args:
         run (`str` or `Path`):
-            Output folder of a trainer, whose latest checkpoint is read if training did not finish. Or the folder of a
-            W&B run on this machine, `wandb/run-...` or `wandb/offline-run-...`, which may still be running. Or
-            `"wandb:entity/project/run"` for a run on the W&B server.
+            The output folder of a trainer, of which the latest checkpoint is read where training did not come to its
+            end; or the folder of a W&B run on this machine, `wandb/run-...` or `wandb/offline-run-...`, which may be
+            under way; or `"wandb:entity/project/run"`, for a run on the W&B server.
 
     Returns:
-        `list[dict[str, float]]`: entries as in `trainer.state.log_history`. From W&B, without values that are not
-        numbers, TRL's profile, and the totals at the end of a training.
+        `list[dict[str, float]]`: as `trainer.state.log_history`; from W&B, without what is no number, TRL's profile,
+        and the totals at the end of a training.
     """
     if str(run).startswith(WANDB):
         import wandb
@@ -49,7 +49,7 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
 
 
 def _as_logged(rows: Iterator[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Revert the names of transformers' `WandbCallback`, and W&B's texts for numbers that JSON lacks."""
+    """Undo what transformers' `WandbCallback` does to names, and W&B to numbers that JSON does not have."""
     history = []
     for row in rows:
         entry = {
@@ -73,17 +73,17 @@ def _history_records(path: Path) -> Iterator[dict[str, Any]]:
     for content in _records(path.read_bytes()):
         record = Record.FromString(content)
         if record.WhichOneof("record_type") == "history":
-            # Tables, pictures and histograms have nested keys.
+            # Parts of a table, a picture or a histogram have nested keys.
             items = [item for item in record.history.item if len(item.nested_key) < 2]
             yield {item.key or item.nested_key[0]: json.loads(item.value_json) for item in items}
 
 
 def _records(log: bytes) -> Iterator[bytes]:
-    """Yield the records of a LevelDB log, up to the first incomplete one."""
+    """Records of a LevelDB log, up to the first that is not yet whole."""
     place, record = _HEADER, b""
     while place + _HEADER <= len(log):
         left = _BLOCK - place % _BLOCK
-        if left < _HEADER:  # a block ends with padding if no header fits
+        if left < _HEADER:  # the end of a block is empty where no header fits
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", log, place)

@@ -1,8 +1,8 @@
 """
-A rollout as HTML: its text in steps, with triggers, probes, the exit and the credit of each step.
+A rollout as a picture: its text in steps, with triggers, probes, exit and the credit of each step, as HTML.
 
-The HTML is self-contained: it has no script, loads nothing, and scopes its styles to one class, so that a page can
-contain several traces. It follows the reader's light or dark scheme.
+The HTML stands alone: no script, nothing from the network, and every style below one class, so that traces share a
+page with each other and with anything else. It follows the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ _VERDICTS = {
 @dataclass(frozen=True)
 class Trace:
     """
-    A rendered rollout. Notebooks display it, and `wandb.Html(trace.html)` logs it.
+    What [`render_rollout`] makes. A notebook shows it by itself; `wandb.Html(trace.html)` logs it.
 
     Attributes:
         html (`str`):
-            Fragment of a page. The completion's text is in the elements of class `text`.
+            The picture, as a fragment of a page. The completion's text is in the elements of class `text`.
         title (`str`):
-            Title of the page.
+            Its title.
     """
 
     html: str
@@ -102,7 +102,7 @@ class Trace:
         return self.html
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a complete page to `path`."""
+        """Write a whole page to `path`."""
         page = _PAGE.format(title=_escaped(self.title or "Rollout"), html=self.html)
         Path(path).write_text(page, encoding="utf-8", errors="replace")
 
@@ -121,25 +121,25 @@ def render_rollout(
     title: str = "",
 ) -> Trace:
     """
-    Render one completion: its steps with their confidence, trigger words, probes, injected tokens and exit.
+    Show one completion: its steps with their confidence, its trigger words, probes, injected tokens and exit.
 
     Args:
         rollout ([`Rollout`]):
-            Completion to render.
+            The completion.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of its token ids.
+            Of its token ids.
         segmenter ([`TriggerSegmenter`] or [`DelimiterSegmenter`], *optional*):
-            Segmenter of the steps, by default [`TriggerSegmenter`]. For SAS, `DelimiterSegmenter(tokenizer,
-            end_text="</think>")`, for which the text after the thought is not a step.
+            What a step is, by default [`TriggerSegmenter`]. SAS's is `DelimiterSegmenter(tokenizer,
+            end_text="</think>")`: what follows the thought is then no step.
         advantage (`float`, *optional*), selected_advantages (`Sequence[float]` of shape `(T,)`, *optional*):
-            Advantage of the completion, and of each token after [`select_step_advantages`]. Colours distinguish steps
-            that kept their advantage, dropped to 0, or got a reward. Pass both or neither.
+            The completion's advantage, and that of each of its tokens as [`select_step_advantages`] gives it: colours
+            tell which steps kept theirs, which dropped to 0, and which got a reward. Both or neither.
         token_logps (`Sequence[float]` of shape `(T,)`, *optional*):
-            Log-probabilities for the confidences, by default those of the rollout. NaN is ignored.
+            Log-probabilities to take confidences from, by default those of the rollout. NaN is left out.
         problem (`str`, *optional*), solution (`str`, *optional*):
-            Problem and solution, which are displayed above the completion.
+            What was asked, and the right answer. They stand above the completion.
         correct (`bool`, *optional*):
-            Whether the completion's answer is correct.
+            Whether the completion's answer is right.
         title (`str`, *optional*):
             Heading.
 
@@ -183,7 +183,7 @@ def render_rollout(
 
 @dataclass(frozen=True)
 class _Token:
-    """One token. `marks` are CSS classes, `credit` is the kind of credit and the advantage, `after` is HTML."""
+    """`marks` are CSS classes; `credit` is what became of the advantage, and the advantage; `after` is HTML."""
 
     text: str
     logp: float
@@ -223,7 +223,7 @@ def _credits(
     if advantage is None or selected is None:
         raise ValueError("advantage, selected_advantages: only one of them is given. Give both, or neither.")
     own = float(advantage)
-    # Tolerates the rounding of a Python number to float32.
+    # A number of Python and its float32 in a tensor are the same advantage.
     return [
         ("kept" if math.isclose(value, own, rel_tol=1e-6) else "dropped" if value == 0 else "rewarded", value)
         for value in _per_token("selected_advantages", selected, rollout)
@@ -231,14 +231,14 @@ def _credits(
 
 
 def _notes(rollout: Rollout, pieces: Sequence[bytes]) -> defaultdict[int, list[str]]:
-    """Render the probes and the exit, by their position in the completion."""
+    """HTML of the probes and of the exit, by their place in the text."""
     end = len(rollout.completion_ids)
     if rollout.truncated:
         exits = [probe.position for probe in rollout.probes if probe.outcome == "exit"]
         end = rollout.injected.index(True) if True in rollout.injected else min([*exits, end])
     notes: defaultdict[int, list[str]] = defaultdict(list)
     for number, probe in enumerate(rollout.probes, 1):
-        # If the exit removes its trigger, the position of its probe is after the end of the thought.
+        # An exit that takes back its trigger leaves a probe behind the end of the thought.
         notes[min(probe.position, end)].append(_probe(number, probe, pieces))
     if rollout.truncated:
         notes[end].append('<span class="exit">exit</span>')
@@ -278,7 +278,7 @@ def _step(step_id: int, tokens: Sequence[_Token]) -> str:
         f'<span class="{marks}">{_escaped("".join(token.text for token in run))}</span>{after}'
         for (marks, after), run in groupby(tokens, key=lambda token: (token.marks, token.after))
     )
-    # Hide line breaks at the ends of steps, which are separated anyway.
+    # Steps stand apart anyway: line breaks at their ends, shown, would be holes.
     body = re.sub(r"(^<span [^>]*>)?(?<!\n)(\n+)((?(1)|</span>$))", r'\1<span class="edge">\2</span>\3', body)
     return (
         f'<div class="step {credit or "plain"}"><div class="label">{label}</div><div class="body">{body}</div></div>'

@@ -84,7 +84,7 @@ def test_at_budgets(tmp_path, source, capsys):
     assert len(read_samples(budgets)) == 24
     exact, without_system_prompt = [text for text in asked if text != "--at-most"], asked[:4]
     for other in (exact, without_system_prompt):
-        with refused(capsys, "the problems of gsm8k@60 differ"):
+        with refused(capsys, "the problems of gsm8k@60 are others"):
             run(budgets, source, *other)
     with refused(capsys, "at_most: there are no token_targets"):
         run(tmp_path / "other", source, "--at-most")

@@ -147,7 +147,7 @@ def test_the_testbed_has_four():
 def test_what_is_wrong_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"name: 'gsm9k' .*gsm8k, math500"):
         load_benchmark("gsm9k")
-    with pytest.raises(FileNotFoundError, match=r"source: .*nowhere is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"source: .*nowhere is no folder"):
         load_benchmark("math500", tmp_path / "nowhere")
     write_jsonl(tmp_path / "columns" / "test.jsonl", [{"question": "?", "answer": "1"}])
     with pytest.raises(ValueError, match="lacks the column problem; it has question, answer"):

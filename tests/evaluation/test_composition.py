@@ -77,7 +77,7 @@ def test_odd_traces():
     assert classify_testbed_steps(cut, "5") == ["forward", "verification", "redundancy"]
     after = "So the answer is 5.</think> This gives 5. Wait, This gives 5. Wait"
     assert classify_testbed_steps(after, "5") == ["forward", "verification", "verification"]
-    with pytest.raises(ValueError, match=r"solution: '\\\\pi' is not an integer"):
+    with pytest.raises(ValueError, match=r"solution: '\\\\pi' is no integer"):
         classify_testbed_steps("So the answer is 5.", "\\pi")
 
 
@@ -123,7 +123,7 @@ def test_shares_by_hand():
         ("a", "easy"),
         ("a", "overall"),
     ]
-    with pytest.raises(ValueError, match="labels: 'Forward' is not a label"):
+    with pytest.raises(ValueError, match="labels: 'Forward' is no label"):
         composition(labels.replace("forward", "Forward"))
     with pytest.raises(ValueError, match="no column benchmark"):
         composition(labels[["label"]])
@@ -423,7 +423,7 @@ def test_paths_of_endpoints(tmp_path, base_url, url):
 
 
 def test_values_that_are_refused(samples, tmp_path):
-    with pytest.raises(ValueError, match=r"prompt: \{steps\} is missing"):
+    with pytest.raises(ValueError, match=r"prompt: \{steps\} does not stand in it"):
         StepJudge("http://localhost", "m", cache=tmp_path, prompt="{problem}")
     with pytest.raises(ValueError, match="max_concurrent: 0"):
         StepJudge("http://localhost", "m", cache=tmp_path, max_concurrent=0)
@@ -431,5 +431,5 @@ def test_values_that_are_refused(samples, tmp_path):
         StepJudge("localhost:8000", "m", cache=tmp_path)
     with pytest.raises(ValueError, match="samples: there is no column question"):
         StepJudge("http://localhost", "m", cache=tmp_path).label(samples.drop(columns="question"))
-    with pytest.raises(ValueError, match="triggers: 'Wait' is not a list"):
+    with pytest.raises(ValueError, match="triggers: 'Wait' is no list"):
         split_steps("", "Wait")
