@@ -17,6 +17,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
+import pandas as pd
+
+from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, SamplingParams
 from step_trl.rollout.engines import Engine, VLLMColocatedEngine, VLLMServer, VLLMServerEngine
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
@@ -90,12 +93,17 @@ def main() -> None:
                     row = measure(contender, prompts)
                     if number > 0:  # the first round is a warm-up
                         rows[name].append(row)
-            print(f"\n{count} rollouts\n\n| | seconds | seconds / server, plain | tokens/s | exits |")
-            print("|---|---:|---:|---:|---:|")
+            table = {}
             for name, own in rows.items():
                 ratios = [row[0] / plain[0] for row, plain in zip(own, rows["server, plain"])]
                 seconds, speed, exits = (statistics.median(column) for column in zip(*own))
-                print(f"| {name} | {seconds:.2f} | {statistics.median(ratios):.2f} | {speed:.0f} | {exits:.2f} |")
+                table[name] = {
+                    "seconds": f"{seconds:.2f}",
+                    "seconds / server, plain": f"{statistics.median(ratios):.2f}",
+                    "tokens/s": f"{speed:.0f}",
+                    "exits": f"{exits:.2f}",
+                }
+            print(f"\n{count} rollouts\n\n{to_markdown(pd.DataFrame.from_dict(table, orient='index'))}")
 
 
 if __name__ == "__main__":

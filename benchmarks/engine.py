@@ -20,9 +20,11 @@ import statistics
 import time
 from collections.abc import Callable
 
+import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
+from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import TransformersEngine
 from step_trl.testbed import load_dataset, load_model, load_tokenizer
@@ -113,13 +115,15 @@ def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: 
 
 def print_table(speeds: dict[str, list[float]], reference: str) -> None:
     """Print the table. Ratios are computed within each round, then their median is taken."""
-    width = max(map(len, speeds))
-    print(f"| {'contender':{width}} | tokens/s | range       | ratio |")
-    print(f"| {'-' * width} | -------: | ----------: | ----: |")
+    rows = {}
     for name, values in speeds.items():
         ratio = statistics.median(own / other for own, other in zip(values, speeds[reference]))
-        spread = f"{min(values):.0f}-{max(values):.0f}"
-        print(f"| {name:{width}} | {statistics.median(values):8.0f} | {spread:>11} | {ratio:5.2f} |")
+        rows[name] = {
+            "tokens/s": f"{statistics.median(values):.0f}",
+            "range": f"{min(values):.0f}-{max(values):.0f}",
+            "ratio": f"{ratio:.2f}",
+        }
+    print(to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("contender")))
 
 
 def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: int) -> None:
@@ -163,23 +167,21 @@ def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int)
             if index:
                 seconds[name].append(time.perf_counter() - started)
             declined = [len(p.token_ids) for r in records for p in r.probes if p.outcome != "exit"]
-            rows[name] = (
-                engine.stats.forwards - before.forwards,
-                engine.stats.sampled_tokens - before.sampled_tokens,
-                sum(len(r.completion_ids) for r in records),
-                sum(r.truncated for r in records) / count,
-                statistics.fmean(declined) if declined else float("nan"),
-            )
-    print(f"\n{count} rollouts, {rounds} rounds")
-    width = max(map(len, contenders))
-    print(f"| {'rollout':{width}} | seconds | ratio | forwards | sampled | kept  | exits | tokens/declined probe |")
-    print(f"| {'-' * width} | ------: | ----: | -------: | ------: | ----: | ----: | --------------------: |")
-    for name, (forwards, sampled, kept, exits, declined_tokens) in rows.items():
-        ratio = statistics.median(own / other for own, other in zip(seconds[name], seconds["no probes"]))
-        print(
-            f"| {name:{width}} | {statistics.median(seconds[name]):7.2f} | {ratio:5.2f} | {forwards:8} | {sampled:7} "
-            f"| {kept:5} | {exits:5.2f} | {declined_tokens:21.1f} |"
-        )
+            rows[name] = {
+                "forwards": str(engine.stats.forwards - before.forwards),
+                "sampled": str(engine.stats.sampled_tokens - before.sampled_tokens),
+                "kept": str(sum(len(r.completion_ids) for r in records)),
+                "exits": f"{sum(r.truncated for r in records) / count:.2f}",
+                "tokens/declined probe": f"{statistics.fmean(declined) if declined else float('nan'):.1f}",
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("rollout")
+    ratios = {
+        name: statistics.median(own / other for own, other in zip(values, seconds["no probes"]))
+        for name, values in seconds.items()
+    }
+    table.insert(0, "seconds", [f"{statistics.median(seconds[name]):.2f}" for name in table.index])
+    table.insert(1, "ratio", [f"{ratios[name]:.2f}" for name in table.index])
+    print(f"\n{count} rollouts, {rounds} rounds\n{to_markdown(table)}")
 
 
 def main() -> None:

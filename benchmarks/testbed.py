@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from step_trl import testbed
 from step_trl.evaluation import evaluate
 from step_trl.rollout import ConfidenceTruncation
+from step_trl.text import THINK_END
 
 
 EVALUATION = {"max_tokens": 512, "temperature": 0.6, "top_p": 0.9}
@@ -28,7 +29,7 @@ SMALLEST = ("--problems", "1")  # for tests
 
 def conclusions(completion: str) -> list[int]:
     """Return the results that the thought states, one for each semantic step with a conclusion."""
-    thought = completion.partition("</think>")[0]
+    thought = completion.partition(THINK_END)[0]
     return [int(number) for number in re.findall(r"(?:So the answer is|This gives) (\d+)", thought)]
 
 

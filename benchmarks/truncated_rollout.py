@@ -43,9 +43,11 @@ from step_trl.rollout import (
     SamplingParams,
 )
 from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
-from step_trl.rollout.truncation import THINK_END, GoOn, Outcome
+from step_trl.rollout.records import RolloutBuilder
+from step_trl.rollout.truncation import GoOn, Outcome
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+from step_trl.text import THINK_END
 
 
 GROUP_SIZE = 8  # completions of one prompt
@@ -75,7 +77,7 @@ SMALLEST = (
 class Paused:
     """A rollout of [`LockStepRollout`] that waits at a trigger."""
 
-    rollout: Rollout
+    rollout: RolloutBuilder
     seed: int
     boundary: Boundary
     probe: Probe
@@ -105,7 +107,7 @@ class LockStepRollout:
         return rollouts
 
     async def _rounds(self, prompts: Sequence[list[int]], seeds: Sequence[int]) -> list[Rollout]:
-        rollouts = [Rollout(prompt) for prompt in prompts]
+        rollouts = [RolloutBuilder(prompt) for prompt in prompts]
         running, unfinished = list(zip(rollouts, seeds)), []
         while running:
             stopped = await asyncio.gather(*(self._to_next_probe(rollout, seed) for rollout, seed in running))
@@ -118,9 +120,9 @@ class LockStepRollout:
                 elif answer.finish_reason != "eos":
                     unfinished.append(pause.rollout)
         await asyncio.gather(*map(self._finish_answer, unfinished))
-        return rollouts
+        return [rollout.build({}) for rollout in rollouts]
 
-    async def _to_next_probe(self, rollout: Rollout, seed: int) -> Paused | None:
+    async def _to_next_probe(self, rollout: RolloutBuilder, seed: int) -> Paused | None:
         """Sample to the next trigger of the open thought. Return `None` if the rollout has ended."""
         path, stop = rollout.completion_ids, self.callback.triggers
         while len(path) < self.max_tokens:
@@ -171,7 +173,7 @@ class LockStepRollout:
             rollout.discarded_tokens += tokens
         return rollout.truncated
 
-    async def _finish_answer(self, rollout: Rollout) -> None:
+    async def _finish_answer(self, rollout: RolloutBuilder) -> None:
         """Continue an answer that is longer than its probe."""
         if (remaining := self.max_tokens - len(rollout.completion_ids)) > 0:
             path = [*rollout.prompt_ids, *rollout.completion_ids]

@@ -24,13 +24,15 @@ from dataclasses import dataclass
 
 import aiohttp
 import httpx
+import pandas as pd
 
+from step_trl.report.tables import to_markdown
 from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.testbed import MODEL_DIR, load_dataset, load_tokenizer
+from step_trl.text import TRIGGERS
 
 
-TRIGGERS = ("Wait", "Alternatively")
 Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # tokens so far, maximum number of tokens, seed
 SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for tests
 
@@ -162,17 +164,21 @@ def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) ->
 
 def print_table(title: str, rows: dict[str, list[Row]]) -> None:
     """Print the table. Ratios of wall time are relative to the first contender, within each round."""
-    width = max(map(len, rows))
     reference = next(iter(rows.values()))
-    print(f"\n{title}")
-    print(f"| {'':{width}} | seconds | ratio | tokens | tokens/s | client CPU, µs per token |")
-    print(f"| {'-' * width} | ------: | ----: | -----: | -------: | -----------------------: |")
+    table = {}
     for name, runs in rows.items():
         seconds = statistics.median(row.seconds for row in runs)
         ratio = statistics.median(own.seconds / first.seconds for own, first in zip(runs, reference))
         speed = statistics.median(row.tokens / row.seconds for row in runs)
         cpu = statistics.median(row.cpu_seconds / row.tokens for row in runs) * 1e6
-        print(f"| {name:{width}} | {seconds:7.2f} | {ratio:5.2f} | {runs[-1].tokens:6} | {speed:8.0f} | {cpu:24.0f} |")
+        table[name] = {
+            "seconds": f"{seconds:.2f}",
+            "ratio": f"{ratio:.2f}",
+            "tokens": str(runs[-1].tokens),
+            "tokens/s": f"{speed:.0f}",
+            "client CPU, µs per token": f"{cpu:.0f}",
+        }
+    print(f"\n{title}\n{to_markdown(pd.DataFrame.from_dict(table, orient='index'))}")
 
 
 def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> None:

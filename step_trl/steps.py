@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .text import TRIGGERS
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -286,13 +288,9 @@ class TriggerSegmenter(Segmenter):
     ```
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, triggers: Sequence[str] = ("Wait", "Alternatively")
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, triggers: Sequence[str] = TRIGGERS) -> None:
         if isinstance(triggers, str) or not triggers or "" in triggers:
-            raise ValueError(
-                f"triggers: {triggers!r} is not a list of words. Set, for example, ('Wait', 'Alternatively')."
-            )
+            raise ValueError(f"triggers: {triggers!r} is not a list of words. Set, for example, {TRIGGERS}.")
         words = [re.escape(word) for word in sorted((trigger.encode() for trigger in set(triggers)), key=len)]
         # The letter before the word is checked after matching the word: a pattern that starts with a look-behind is
         # twice as slow.

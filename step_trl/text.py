@@ -1,10 +1,14 @@
-"""The text of tokens, and text that is safe to display."""
+"""Tags and words that mark reasoning, the text of tokens, and text that is safe to display."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
 
+
+THINK_START, THINK_END = "<think>", "</think>"
+# Words that open a semantic step, by default.
+TRIGGERS = ("Wait", "Alternatively")
 
 # A terminal or a page would drop or interpret control characters. Except for tab and newline, they are replaced by
 # visible symbols.

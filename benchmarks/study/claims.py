@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
+
+from step_trl.report.tables import to_markdown
+
 from .results import Difference, Results
 
 
@@ -189,17 +193,19 @@ def choice_lines(results: Results) -> list[str]:
     return lines
 
 
-def order_lines(results: Results, method: str, others: Sequence[str]) -> list[str]:
-    """Return a Markdown table of how the other arms of a table differ from its method, with their intervals."""
-    lines = [f"| against `{method}` | accuracy, points | tokens | by the intervals |", "|---|---:|---:|---|"]
+def order_table(results: Results, method: str, others: Sequence[str]) -> str:
+    """Compare other arms of a table with its method, and say what their intervals mean, as a Markdown table."""
+    rows = {}
     for name in others:
         accuracy, tokens = (results.difference(name, method, measure) for measure in ("accuracy", "tokens"))
         sides = ((accuracy, "more accurate", "less accurate"), (tokens, "longer", "shorter"))
         said = [above if found.low > 0 else below for found, above, below in sides if found.low * found.high > 0]
-        lines.append(
-            f"| {results.marked(name)} | {_interval(accuracy, 100)} | {_interval(tokens, 1)} | {', '.join(said)} |"
-        )
-    return lines
+        rows[results.marked(name)] = {
+            "accuracy, points": _interval(accuracy, 100),
+            "tokens": _interval(tokens, 1),
+            "by the intervals": ", ".join(said),
+        }
+    return to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"against `{method}`"))
 
 
 def _numbers(found: Difference, measure: str) -> str:

@@ -8,17 +8,24 @@ from pathlib import Path
 import pandas as pd
 
 from step_trl.report import markdown_table
+from step_trl.report.tables import to_markdown
 
 from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
-from .claims import choice_lines, claim_lines, order_lines
+from .claims import choice_lines, claim_lines, order_table
 from .pictures import draw
 from .records import PHASES, Records
 from .results import OLD, Results
 from .run import SAMPLES, VANILLA
 
 
-_MEASURES = {"accuracy": (100, 1), "tokens": (1, 0), "steps": (1, 2), "cr": (1, 2), "aes": (1, 2)}
-_HEAD = ["", "seeds", "accuracy, %", "tokens", "steps", "CR", "AES", "± accuracy", "± tokens"]
+# Column, scale and digits of each measure.
+_MEASURES = {
+    "accuracy": ("accuracy, %", 100, 1),
+    "tokens": ("tokens", 1, 0),
+    "steps": ("steps", 1, 2),
+    "cr": ("CR", 1, 2),
+    "aes": ("AES", 1, 2),
+}
 
 
 def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, str] | None = None) -> None:
@@ -68,14 +75,14 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
         lines += ["## Choices", "", "Another choice against the one that the other arms make:", "", *choices, ""]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
-        lines += [f"## {title}", "", *_overall_rows(results, tables, members), ""]
+        lines += [f"## {title}", "", _overall_table(results, tables, members), ""]
         if (method := METHODS.get(title)) in tables:
             others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
-            lines += ["Each against the paper's method:", "", *order_lines(results, method, others), ""]
+            lines += ["Each against the paper's method:", "", order_table(results, method, others), ""]
     if started := [arm for arm in done if results.before(arm.name)[0]]:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
-    lines += [*_phase_rows(results, [arm for arm in done if not arm.sweep]), ""]
+    lines += [_phase_table(results, [arm for arm in done if not arm.sweep]), ""]
     lines += ["## By benchmark", "", markdown_table({results.marked(name): rows for name, rows in tables.items()}), ""]
     for name in draw(results, tables, done, page):
         lines += [f"![{name}]({name}.png)", ""]
@@ -116,18 +123,18 @@ def _chance(results: Results) -> str:
     )
 
 
-def _overall_rows(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
-    lines = [f"| {' | '.join(_HEAD)} |", "|---" + "|---:" * (len(_HEAD) - 1) + "|"]
+def _overall_table(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> str:
+    rows = {}
     for name in (VANILLA, *(arm.name for arm in arms)):
-        row = tables[name].loc["overall"]
-        cells = [results.marked(name), str(len(results.seeds[name]))]
-        for measure, (scale, digits) in _MEASURES.items():
-            low, high = (f"{scale * row[f'{measure}_{end}']:.{digits}f}" for end in ("low", "high"))
-            cells.append(f"{scale * row[measure]:.{digits}f} [{low}, {high}]")
-        spreads = (100 * results.spread(name, "accuracy"), results.spread(name, "tokens"))
-        cells += ["–" if pd.isna(spread) else f"{spread:.1f}" for spread in spreads]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        overall = tables[name].loc["overall"]
+        row = rows[results.marked(name)] = {"seeds": str(len(results.seeds[name]))}
+        for measure, (column, scale, digits) in _MEASURES.items():
+            value, low, high = (f"{scale * overall[f'{measure}{end}']:.{digits}f}" for end in ("", "_low", "_high"))
+            row[column] = f"{value} [{low}, {high}]"
+        for measure, scale in (("accuracy", 100), ("tokens", 1)):
+            spread = scale * results.spread(name, measure)
+            row[f"± {measure}"] = "–" if pd.isna(spread) else f"{spread:.1f}"
+    return to_markdown(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
@@ -137,24 +144,23 @@ def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequen
         "fine-tuned on its own right completions behind such words, with lengths drawn at random. Each is evaluated "
         "under the prompts that it is trained with.",
         "",
-        "| | seeds before | accuracy before, % | tokens before | seeds after | accuracy after, % | tokens after |",
-        "|---" + "|---:" * 6 + "|",
     ]
+    rows = {}
     for arm in arms:
         seeds, before = results.before(arm.name)
         after = tables[arm.name].loc["overall"]
-        cells = [
-            f"{number} | {100 * row['accuracy']:.1f} | {row['tokens']:.0f}"
-            for number, row in ((seeds, before), (len(results.seeds[arm.name]), after))
-        ]
-        lines.append(f"| {results.marked(arm.name)} | {' | '.join(cells)} |")
-    return lines
+        row = rows[results.marked(arm.name)] = {}
+        for when, number, overall in (("before", seeds, before), ("after", seeds, after)):
+            row[f"seeds {when}"] = str(number)
+            row[f"accuracy {when}, %"] = f"{100 * overall['accuracy']:.1f}"
+            row[f"tokens {when}"] = f"{overall['tokens']:.0f}"
+    return [*lines, to_markdown(pd.DataFrame.from_dict(rows, orient="index"))]
 
 
-def _phase_rows(results: Results, arms: Sequence[Arm]) -> list[str]:
-    lines = [f"| | | {' | '.join(PHASES)} | sum |", "|---|---" + "|---:" * (len(PHASES) + 1) + "|"]
+def _phase_table(results: Results, arms: Sequence[Arm]) -> str:
+    rows = []
     for arm in arms:
         for time, row in results.phases(arm.name).iterrows():
-            cells = [results.marked(arm.name), time, *(f"{value:.2f}" for value in (*row, row.sum()))]
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            seconds = {phase: f"{value:.2f}" for phase, value in zip((*PHASES, "sum"), (*row, row.sum()))}
+            rows.append({"": results.marked(arm.name), "time": time, **seconds})
+    return to_markdown(pd.DataFrame(rows, columns=["", "time", *PHASES, "sum"]).set_index(""))

@@ -23,7 +23,7 @@ from step_trl.cli.recipe import DistillConfig
 from step_trl.data import build_prompt
 from step_trl.evaluation import evaluate
 from step_trl.rollout import RandomCut
-from step_trl.rollout.truncation import THINK_END
+from step_trl.text import THINK_END
 from step_trl.token_targets import ask_for_tokens
 from step_trl.trainers.lapo import state_length
 

@@ -13,6 +13,7 @@ import pandas as pd
 from step_trl import testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
 from step_trl.evaluation.composition import LABELS
+from step_trl.files import atomic_write
 from step_trl.report import read_history
 from step_trl.token_targets import TARGET_COLUMN
 
@@ -93,12 +94,9 @@ def read_records(page: Path) -> Records:
 
 
 def write_records(records: Records, page: Path) -> None:
-    page.mkdir(parents=True, exist_ok=True)
     for name in ("samples", "updates"):
-        path = page / f"{name}.parquet"
-        unfinished = path.with_suffix(".unfinished")
-        getattr(records, name).to_parquet(unfinished, compression="zstd", index=False)
-        unfinished.rename(path)
+        with atomic_write(page / f"{name}.parquet") as partial:
+            getattr(records, name).to_parquet(partial, compression="zstd", index=False)
 
 
 def collect_records(folder: Path) -> Records:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Container
 from pathlib import Path
@@ -20,6 +19,7 @@ from step_trl.cli.distill import distill
 from step_trl.cli.recipe import DistillArguments, DistillConfig
 from step_trl.data import rewrite_prompts
 from step_trl.evaluation import evaluate, load_benchmark
+from step_trl.files import atomic_write
 from step_trl.token_targets import add_token_targets
 from step_trl.trainers import METHODS, EfficientReasoningTrainer
 
@@ -103,13 +103,11 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
     with FileLock(own / "lock", timeout=-1 if wait else 0):
         model = own / "model"
         if not model.exists():
-            unfinished = own / "unfinished"
-            shutil.rmtree(unfinished, ignore_errors=True)
-            began = time.perf_counter()
-            phases = _make_model(arm, seed, unfinished, max_steps, start)
-            seconds = time.perf_counter() - began
-            (unfinished / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
-            unfinished.rename(model)
+            with atomic_write(model) as partial:
+                began = time.perf_counter()
+                phases = _make_model(arm, seed, partial, max_steps, start)
+                seconds = time.perf_counter() - began
+                (partial / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
         asked = arm.targets and (sum(arm.targets) // 2,) * 2
         prompts = (arm.stages[-1].get("system_prompt"), asked, arm.options.get("length_reward") == "l1_max")
         if arm.start is not None:

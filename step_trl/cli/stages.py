@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from ..files import atomic_write
 from ..rollout.engines.adapters import is_adapter, merge_adapter
 from ..trainers import METHODS, EfficientReasoningConfig, EfficientReasoningTrainer
 from .distill import distill
@@ -94,13 +94,11 @@ def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = Fals
     merged = folder / "merged"
     state = PartialState()
     if state.is_main_process and not merged.exists():
-        beside = folder / ".merged"  # so that `merged` is whole or is not there
-        shutil.rmtree(beside, ignore_errors=True)
-        merge_adapter(folder, beside, trust_remote_code, revision=model.model_revision, dtype=model.dtype)
-        for trainer, _ in METHODS.values():
-            for file in trainer.model_files:
-                if (folder / file).exists():
-                    shutil.copy(folder / file, beside)
-        os.replace(beside, merged)
+        with atomic_write(merged) as partial:
+            merge_adapter(folder, partial, trust_remote_code, revision=model.model_revision, dtype=model.dtype)
+            for trainer, _ in METHODS.values():
+                for file in trainer.model_files:
+                    if (folder / file).exists():
+                        shutil.copy(folder / file, partial)
     state.wait_for_everyone()
     return merged

@@ -4,36 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import aiohttp
+from ..retry import RetryWindow
 
 
-_FIRST_DELAY, _LONGEST_DELAY = 0.25, 20.0  # seconds between two attempts
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 
 class ChatError(RuntimeError):
-    """Raised if the endpoint refuses a call or does not answer."""
+    """The endpoint refuses a call or does not answer."""
 
 
 class ChatClient:
     """
-    Asks one question at a time, and retries while the server is down or overloaded.
+    Asks single questions, and repeats them while the server is down or overloaded.
 
     Args:
         base_url (`str`):
-            The address of the server, with the path before `/chat/completions`. The default path is `/v1`.
+            URL before `/chat/completions`. `/v1` is appended if it has no path.
         model (`str`):
-            The name of the model on the server.
+            Name of the model on the server.
         api_key (`str`, *optional*):
-            The API key. It is sent as a bearer token and never shown.
+            Bearer token. It is never displayed, and never taken from the environment.
         options (`Mapping[str, Any]`):
-            Further fields of the request body. Fields that are `None` are not sent.
+            Further fields of the request body. `None` removes a field.
         timeout (`float`):
-            The time limit for one answer, in seconds.
+            Maximum number of seconds for one answer.
         retry_window (`float`):
             The time from the first failure of a call until it is given up, in seconds.
     """
@@ -49,63 +49,78 @@ class ChatClient:
     ):
         base_url = base_url.rstrip("/")
         if not base_url.startswith(("http://", "https://")):
-            raise ValueError(f"base_url: {base_url!r} is not an address. Set, for example, http://localhost:8000/v1.")
-        self.url = f"{base_url}{'' if urlsplit(base_url).path else '/v1'}/chat/completions"
-        self.model, self.retry_window = model, retry_window
+            raise ValueError(f"base_url: {base_url!r} is not a URL. Set for example http://localhost:8000/v1.")
+        try:
+            import openai  # noqa: F401
+        except ImportError:
+            raise ImportError(
+                "openai: is not installed, and the judge needs it. In your clone of step_trl, run: pip install -e "
+                "'.[judge]'"
+            ) from None
+        self.base_url = base_url if urlsplit(base_url).path else f"{base_url}/v1"
+        self.url = f"{self.base_url}/chat/completions"
+        self.model, self.timeout, self.retry_window = model, timeout, retry_window
         self.options = {name: value for name, value in options.items() if value is not None}
         self._api_key = api_key
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
 
-    def session(self, max_connections: int) -> aiohttp.ClientSession:
-        """Return a session for the calls of one event loop. The caller has to close it."""
-        headers = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
-        connector = aiohttp.TCPConnector(limit=max_connections)
-        return aiohttp.ClientSession(headers=headers, timeout=self._timeout, connector=connector)
+    def session(self) -> AsyncOpenAI:
+        """Return a client for the calls of one event loop. The caller closes it."""
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
-    async def ask(self, session: aiohttp.ClientSession, content: str) -> str:
+        return AsyncOpenAI(
+            api_key=self._api_key or "none",
+            base_url=self.base_url,
+            max_retries=0,  # it counts retries, and cannot retry answers that are errors
+            http_client=DefaultAsyncHttpxClient(timeout=self.timeout, follow_redirects=False, trust_env=False),
+        )
+
+    async def ask(self, client: AsyncOpenAI, content: str) -> str:
         """
-        Return the model's answer, empty if it gave none.
+        Return the model's answer, which may be empty.
 
         Raises:
             `ChatError`: If the server refuses the call, or does not answer within `retry_window`.
         """
-        body = {"model": self.model, "messages": [{"role": "user", "content": content}], **self.options}
-        delay, attempts, failed_at = _FIRST_DELAY, 0, 0.0
+        from openai import APIConnectionError, APIStatusError, Omit
+
+        messages: Any = [{"role": "user", "content": content}]
+        # The client would send what OpenAI's environment variables hold to any server.
+        omitted = ["OpenAI-Organization", "OpenAI-Project", *([] if self._api_key else ["Authorization"])]
+        headers: Any = {name: Omit() for name in omitted}
+        create = client.chat.completions.with_raw_response.create
+        window = RetryWindow(self.retry_window, longest_delay=20.0)
         while True:
             try:
-                async with session.post(self.url, json=body, allow_redirects=False) as response:
-                    text = self._hide_key(await response.text(errors="replace"))
-                answer = _answer(text) if response.status < 300 else None
-                if answer is not None:
+                call = create(model=self.model, messages=messages, extra_body=self.options, extra_headers=headers)
+                text = (await asyncio.wait_for(call, self.timeout)).text
+                if (answer := _answer(text)) is not None:
                     return answer
-                reason = f"status {response.status}: {text[:500]}"
-                if 300 <= response.status < 500 and response.status not in (408, 429):
-                    raise self._refusal(response.status, reason)
-            except (aiohttp.ClientError, asyncio.TimeoutError) as error:
-                reason = f"{type(error).__name__}: {error}"
-            now = time.monotonic()
-            attempts += 1
-            failed_at = failed_at or now
-            left = failed_at + self.retry_window - now
-            if left <= 0:
-                raise self._error(
-                    f"base_url: {self.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
-                    f"(retry_window={self.retry_window:g}), the last one failed with {reason}. Check that the server "
-                    "is running, ask for fewer answers at once, or set a longer `retry_window`."
+                reason = f"status 200: {self._hide_key(text)[:500]}"
+            except APIStatusError as error:
+                reason = f"status {error.status_code}: {self._hide_key(error.response.text)[:500]}"
+                if error.status_code < 500 and error.status_code not in (408, 429):
+                    raise self._refusal(error.status_code, reason) from None
+            except (APIConnectionError, asyncio.TimeoutError) as error:
+                cause = error.__cause__ or error
+                reason = f"{type(cause).__name__}: {cause}"
+            if not window.note_failure():
+                raise ChatError(
+                    self._hide_key(
+                        f"base_url: {self.url} did not answer: {window}, the last one ended with {reason}. Check that "
+                        "the server runs, ask for fewer answers at once, or set a longer `retry_window`."
+                    )
                 )
-            await asyncio.sleep(min(delay, left))
-            delay = min(2 * delay, _LONGEST_DELAY)
+            await window.wait()
 
     def _refusal(self, status: int, reason: str) -> ChatError:
         if status in (401, 403):
-            given = "a key was given" if self._api_key else "no key was given"
-            return self._error(f"api_key: {self.url} refuses the call ({given}; {reason}). Set the server's key.")
-        return self._error(
-            f"{self.url} refuses the call ({reason}). Check `base_url`, model={self.model!r} and the options "
-            f"{self.options}."
-        )
-
-    def _error(self, text: str) -> ChatError:
+            given = "the one given" if self._api_key else "none was given"
+            text = f"api_key: {self.url} refuses the call ({given}; {reason}). Set the server's key."
+        else:
+            text = (
+                f"{self.url} refuses the call ({reason}). Check `base_url`, model={self.model!r} and the options "
+                f"{self.options}."
+            )
         return ChatError(self._hide_key(text))
 
     def _hide_key(self, text: str) -> str:
@@ -113,7 +128,7 @@ class ChatClient:
 
 
 def _answer(text: str) -> str | None:
-    """Return '' if the model said nothing, `None` for no answer at all: some gateways report errors as successes."""
+    """Read an answer, `None` if there is none: gateways report some errors with status 200."""
     try:
         return str(json.loads(text)["choices"][0]["message"]["content"] or "")
     except (ValueError, LookupError, TypeError):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from ..text import THINK_END, TRIGGERS
+
 
 LABELS = ("forward", "verification", "redundancy")
 UNKNOWN = "unknown"
-TRIGGERS = ("Wait", "Alternatively")
 _CONCLUSION = re.compile(r"(?:So the answer is|This gives) (\d+)")
 
 
@@ -62,7 +63,7 @@ def classify_testbed_steps(completion: str, solution: str) -> list[str]:
     """
     if not re.fullmatch(r"\s*-?\d+\s*", solution):
         raise ValueError(f"solution: {solution!r} is not an integer. Only testbed problems are classified by rules.")
-    thought_end = len(completion.partition("</think>")[0])
+    thought_end = len(completion.partition(THINK_END)[0])
     labels, concluded, right, start = [], 0, 0, 0
     for step in split_steps(completion):
         labels.append("forward" if concluded == 0 else "redundancy" if right >= 2 else "verification")

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, TransformersEngine
 from ..steps import TriggerSegmenter
+from ..text import TRIGGERS
 from ..token_targets import TARGET_COLUMN
 from .benchmarks import load_benchmark
 from .graders import grade
@@ -45,7 +46,7 @@ def evaluate(
     min_p: float = 0.0,
     max_tokens: int = 32_768,
     callbacks: Sequence[TruncationCallback] = (),
-    triggers: Sequence[str] = ("Wait", "Alternatively"),
+    triggers: Sequence[str] = TRIGGERS,
     require_end_of_thinking: bool = True,
     max_in_flight: int = 64,
     save_to: str | Path | None = None,

@@ -1,4 +1,4 @@
-"""A language model that says what each step of a completion is for, behind any OpenAI-compatible endpoint."""
+"""Classification of the steps of completions by a language model behind an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pandas as pd
 
 from ..rollout.event_loop import cancel, run_to_end
+from ..text import TRIGGERS
 from .answers import AnswerCache, read_labels
 from .chat import ChatClient
-from .composition import TRIGGERS, UNKNOWN, split_steps
+from .composition import UNKNOWN, split_steps
 from .store import KEY
 
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +58,15 @@ _CHARACTERS_PER_TOKEN = 4
 @dataclass(frozen=True)
 class Estimate:
     """
-    What labelling takes, by a rule of four characters per token; a judge that thinks before it answers needs more.
+    Estimated effort of labelling, at four characters per token. A judge that thinks before it answers needs more.
 
     Attributes:
         calls (`int`), cached (`int`):
-            Completions (different ones) to ask about, and completions whose answers are on disk.
+            Number of distinct completions to label, and of completions with cached answers.
         prompt_tokens (`int`), completion_tokens (`int`):
-            Of the calls, each answered at the first attempt.
+            Tokens of the calls, if each is answered at the first attempt.
         cost (`float`, *optional*):
-            Of these tokens, in the currency of the price.
+            Cost of these tokens, in the currency of the price.
     """
 
     calls: int
@@ -77,40 +80,43 @@ class StepJudge:
     """
     Labels the semantic steps of completions `"forward"`, `"verification"` or `"redundancy"` by asking a model.
 
-    Each completion is one call, and its answer is kept on disk at once: a stopped run goes on where it was, and a
-    second one asks nothing. A completion whose answers cannot be used, `max_attempts` times, is labelled `"unknown"`
-    (which is kept, too), and counted; with other `options` all are asked about anew.
+    Each completion is one call, and its answer is stored on disk at once, so that an interrupted run continues where
+    it stopped. After `max_attempts` unusable answers a completion is labelled `"unknown"`, which is stored, too. Other
+    `options` need new answers.
+
+    Needs the extra `judge`: `pip install -e '.[judge]'`.
 
     Args:
         base_url (`str`):
-            Of an OpenAI-compatible server: `http://host:8000`, or with the path that `/chat/completions` follows,
-            where that is another one than `/v1`.
+            URL of an OpenAI-compatible server: `http://host:8000`, or with the path before `/chat/completions` if that
+            is not `/v1`.
         model (`str`):
-            Its name there.
+            Name of the model on the server.
         api_key (`str`, *optional*):
-            Sent as bearer token; never shown or stored.
+            Bearer token. It is never displayed or stored.
         cache (`str` or `Path`):
-            Folder for the answers, made if it is not there. Several judges may share it.
+            Folder for the answers, which is created if necessary. Several judges may share it.
         max_concurrent (`int`, *optional*, defaults to `16`):
-            Completions asked about at once.
+            Maximum number of concurrent calls.
         max_attempts (`int`, *optional*, defaults to `3`):
-            Answers that are asked for until one can be used.
+            Maximum number of answers per completion.
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds for one answer.
+            Maximum number of seconds for one answer.
         retry_window (`float`, *optional*, defaults to `60.0`):
-            Seconds for which a call that fails is tried again.
+            Seconds from the first failure of a call until it is given up.
         prompt (`str`, *optional*):
-            With `{problem}` and `{steps}` where they are to stand; asks for a JSON object of number to label.
+            Prompt with the placeholders `{problem}` and `{steps}`. It must ask for a JSON object of number to label.
         triggers (`Sequence[str]`, *optional*):
             Words that open a semantic step.
         options (`Mapping[str, Any]`, *optional*):
-            Further fields of the request's body, such as `max_tokens`; `temperature` is 0 by default, `None` leaves it
+            Further fields of the request body, such as `max_tokens`. `temperature` is 0 by default, `None` leaves it
             to the server.
 
     Attributes:
-        malformed (`int`), unknown (`int`):
-            Answers that could not be used, since the judge was made, and completions labelled `"unknown"` by the last
-            [`StepJudge.label`].
+        malformed (`int`):
+            Number of unusable answers so far.
+        unknown (`int`):
+            Number of completions that the last [`StepJudge.label`] labelled `"unknown"`.
     """
 
     def __init__(
@@ -130,7 +136,7 @@ class StepJudge:
     ):
         for name in ("{problem}", "{steps}"):
             if name not in prompt:
-                raise ValueError(f"prompt: {name} does not stand in it. Put it where the text belongs.")
+                raise ValueError(f"prompt: {name} is missing. Put it where the text belongs.")
         for name, value in (("max_concurrent", max_concurrent), ("max_attempts", max_attempts)):
             if value < 1:
                 raise ValueError(f"{name}: {value} is less than one. Leave it out for the default.")
@@ -144,11 +150,11 @@ class StepJudge:
 
     def estimate(self, samples: pd.DataFrame, price_per_million: tuple[float, float] | None = None) -> Estimate:
         """
-        What [`StepJudge.label`] of these samples would take. Nothing is sent.
+        Estimate the effort of [`StepJudge.label`]. Nothing is sent.
 
         Args:
             samples ([`~pandas.DataFrame`]):
-                As there.
+                Samples to label.
             price_per_million (`tuple[float, float]`, *optional*):
                 Price of a million prompt tokens and of a million completion tokens.
         """
@@ -168,14 +174,14 @@ class StepJudge:
 
         Args:
             samples ([`~pandas.DataFrame`]):
-                Rows of [`evaluate`] (`benchmark`, `problem`, `sample`, `completion`; `model` is kept if it is there)
-                with a further column `question`, the text of the problem.
+                Rows of [`evaluate`] (`benchmark`, `problem`, `sample`, `completion`, optionally `model`) with a
+                further column `question`, the text of the problem.
 
         Returns:
             [`~pandas.DataFrame`]: one row per step: `benchmark`, `problem`, `sample`, `step` (from 1), `label`.
 
         Raises:
-            `ChatError`: the server refused a call, or did not answer one. The answers so far are kept.
+            `ChatError`: the server refused a call or did not answer. Earlier answers remain on disk.
         """
         jobs = self._jobs(samples)
         run_to_end(self._ask_all({job.key: job for job in jobs if job.key not in self._cache}.values()))
@@ -183,7 +189,7 @@ class StepJudge:
         self.unknown = sum(labels is None for labels in found)
         if self.unknown:
             logger.warning(
-                "%d of %d completions are labelled %r: %s gave no labels that can be used for them in %d attempts",
+                "%d of %d completions are labelled %r: %s gave no usable labels for them in %d attempts",
                 self.unknown, len(jobs), UNKNOWN, self.model, self.max_attempts,
             )  # fmt: skip
         rows = samples[[*(["model"] if "model" in samples else []), *KEY]].reset_index(drop=True)
@@ -205,7 +211,7 @@ class StepJudge:
         steps = split_steps(completion, self.triggers)
         numbered = "\n\n".join(f"[{number}] {step.strip() or '(empty)'}" for number, step in enumerate(steps, 1))
         texts = {"problem": question, "steps": numbered}
-        # In one pass: a problem may hold "{steps}".
+        # In one pass, because a problem may contain "{steps}".
         content = re.sub(r"\{(problem|steps)\}", lambda match: texts[match[1]], self.prompt)
         key = hashlib.sha256(json.dumps([self.model, self.prompt, content, self.chat.options]).encode()).hexdigest()
         return _Job(key, content, len(steps))
@@ -215,31 +221,31 @@ class StepJudge:
 
         async def ask(job: _Job) -> None:
             async with places:
-                self._cache.add(job.key, await self._ask(http, job))
+                self._cache.add(job.key, await self._ask(client, job))
 
-        async with self.chat.session(self.max_concurrent) as http:
+        async with self.chat.session() as client:
             tasks = [asyncio.create_task(ask(job)) for job in jobs]
             try:
                 await asyncio.gather(*tasks)
             finally:
                 await cancel(*tasks)
 
-    async def _ask(self, http: aiohttp.ClientSession, job: _Job) -> list[str] | None:
+    async def _ask(self, client: AsyncOpenAI, job: _Job) -> list[str] | None:
         content = job.content
         for _ in range(self.max_attempts):
-            answer = await self.chat.ask(http, content)
+            answer = await self.chat.ask(client, content)
             try:
                 return read_labels(answer, job.steps)
             except ValueError as error:
                 self.malformed += 1
-                # Another prompt, since a greedy judge would say the same again.
+                # Change the prompt, because a greedy judge would repeat its answer.
                 content = f"{job.content}\n\nAn earlier answer of yours could not be used. {error}"
         return None
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A completion to ask about: key in the cache, what is asked, and how many steps there are."""
+    """A completion to label: key in the cache, content of the message, number of steps."""
 
     key: str
     content: str

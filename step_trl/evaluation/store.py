@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
+
+from ..files import atomic_write
 
 
 KEY = ["benchmark", "problem", "sample"]
@@ -61,7 +62,8 @@ class SampleStore:
             current = self._settings
             if path.exists():
                 current = self._merged(json.loads(path.read_text()), current)
-            _replace(path, (json.dumps(current, indent=2) + "\n").encode())
+            with atomic_write(path) as partial:
+                partial.write_text(json.dumps(current, indent=2) + "\n")
         except BaseException:
             self._lock.release()
             raise
@@ -93,10 +95,5 @@ class SampleStore:
         """Write the rows to a new file atomically."""
         paths = _paths(self.folder)
         number = 1 + int(paths[-1].stem.split("-")[1]) if paths else 0
-        _replace(self.folder / f"samples-{number:06d}.parquet", rows.to_parquet(index=False))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+        with atomic_write(self.folder / f"samples-{number:06d}.parquet") as partial:
+            rows.to_parquet(partial, index=False)

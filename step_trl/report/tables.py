@@ -46,15 +46,21 @@ def _number(table: pd.DataFrame, benchmark, measure: str, scale: float, digits: 
     return text
 
 
+def to_markdown(frame: pd.DataFrame) -> str:
+    """Format a frame of texts in GitHub's Markdown. Rows are named on the left, cells are aligned to the right."""
+    escaped = frame.rename(index=_escape, columns=_escape)
+    alignment = ("left", *["right"] * frame.shape[1]) if len(frame) else None  # tabulate cannot align an empty table
+    return escaped.to_markdown(disable_numparse=True, colalign=alignment)
+
+
+def _escape(name: object) -> str:
+    return str(name).replace("|", "\\|")
+
+
 def markdown_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:
     """Return the table of [`results_frame`] in GitHub's Markdown."""
     frame = results_frame(tables, intervals)
-    head = ["", *(f"{benchmark} {label}" for benchmark, label in frame.columns)]
-    lines = [[_escaped(model), *row] for model, row in zip(frame.index, frame.to_numpy().tolist())]
-    return "\n".join(
-        f"| {' | '.join(cells)} |"
-        for cells in ([_escaped(cell) for cell in head], ["---"] + ["---:"] * (len(head) - 1), *lines)
-    )
+    return to_markdown(frame.set_axis([" ".join(column) for column in frame.columns], axis="columns"))
 
 
 def budgets_table(table: pd.DataFrame) -> str:
@@ -65,17 +71,20 @@ def budgets_table(table: pd.DataFrame) -> str:
         table (`DataFrame`):
             The result of [`~step_trl.evaluation.summarize`], with `deviation` and `over_target`.
     """
-    lines = ["| | Acc | Tok | distance from target | above target |", "| --- | ---: | ---: | ---: | ---: |"]
-    for benchmark in table.index:
-        cells = [_escaped(benchmark), _number(table, benchmark, "accuracy", 100, 1, False)]
-        cells.append(_number(table, benchmark, "tokens", 1, 0, False))
-        cells += [f"{_number(table, benchmark, name, 100, 1, False)} %" for name in ("deviation", "over_target")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _escaped(cell: object) -> str:
-    return str(cell).replace("|", "\\|")
+    columns = {
+        "Acc": ("accuracy", 100, 1, ""),
+        "Tok": ("tokens", 1, 0, ""),
+        "distance from target": ("deviation", 100, 1, " %"),
+        "above target": ("over_target", 100, 1, " %"),
+    }
+    rows = {
+        benchmark: {
+            label: _number(table, benchmark, measure, scale, digits, False) + unit
+            for label, (measure, scale, digits, unit) in columns.items()
+        }
+        for benchmark in table.index
+    }
+    return to_markdown(pd.DataFrame.from_dict(rows, orient="index"))
 
 
 def latex_table(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -> str:

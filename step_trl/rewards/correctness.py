@@ -23,11 +23,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, Any, cast
 
+from ..text import THINK_END
 from . import grading
 from .grading import Grade, boxed_integer, compare_integers
-
-
-END_OF_THINKING = "</think>"
 
 
 class _Worker:
@@ -212,7 +210,7 @@ def is_correct(text: str, solution: str, timeout: float = 5.0) -> bool:
 def answer_text(completion: str | list[dict], require_end_of_thinking: bool = False) -> str:
     """Return the part of a completion that is graded: the text after the thought."""
     message = {"content": completion} if isinstance(completion, str) else completion[-1]
-    _, tag, answer = (message.get("content") or "").rpartition(END_OF_THINKING)
+    _, tag, answer = (message.get("content") or "").rpartition(THINK_END)
     # If TRL can parse the responses of a chat template, it moves a closed thought out of the content.
     closed = tag or message.get("reasoning_content")
     return answer if closed or not require_end_of_thinking else ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-
-_THINK, _END_THINK = "<think>", "</think>"
+from ..text import THINK_END, THINK_START
 
 
 def _text(completion: str | list[dict]) -> str:
@@ -14,9 +13,9 @@ def _text(completion: str | list[dict]) -> str:
 
 
 def _is_well_formed(text: str) -> bool:
-    thought, end, answer = text.partition(_END_THINK)
-    thought = thought.strip().removeprefix(_THINK)
-    tags = thought.count(_THINK) + answer.count(_THINK) + answer.count(_END_THINK)
+    thought, end, answer = text.partition(THINK_END)
+    thought = thought.strip().removeprefix(THINK_START)
+    tags = thought.count(THINK_START) + answer.count(THINK_START) + answer.count(THINK_END)
     return bool(end and thought.strip() and answer.strip()) and tags == 0
 
 

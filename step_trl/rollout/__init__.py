@@ -1,4 +1,4 @@
-"""Dynamic truncated rollout: engines, truncation callbacks and the rollout that joins them."""
+"""Dynamic truncated rollouts: engines sample completions, and truncation callbacks end them early."""
 
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
 from .dynamic import DynamicTruncatedRollout

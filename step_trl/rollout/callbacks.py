@@ -1,16 +1,17 @@
-"""The truncation callbacks of the package."""
+"""Truncation callbacks: confidence, consistency of answers, a token budget, random cuts."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from ..text import THINK_END, TRIGGERS
 from .engines import AbandonRule, Generation
-from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
+from .truncation import Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
 
 
 CLOSING = f"\n{THINK_END}\n\n"
@@ -18,16 +19,16 @@ CLOSING = f"\n{THINK_END}\n\n"
 
 def answer_confidence(logprobs: Sequence[float], skip: int = 0) -> float:
     """
-    Confidence of a tentative answer: `exp(mean log-probability)` of its tokens (Step-GRPO, eq. 2).
+    Compute the confidence of a tentative answer: `exp(mean log-probability)` of its tokens (Step-GRPO, eq. 2).
 
     Args:
         logprobs (`Sequence[float]`):
-            Log-probabilities of the answer's tokens, its end token included.
+            Log-probabilities of the answer's tokens, including its end token.
         skip (`int`, *optional*, defaults to `0`):
-            Tokens at the start that do not count (the released code skips one).
+            Number of leading tokens to ignore (the released code ignores one).
 
     Returns:
-        `float`: in 0..1; `0.0` where no token counts.
+        `float`: confidence in 0..1, `0.0` if no token counts.
     """
     counted = logprobs[skip:]
     return math.exp(sum(counted) / len(counted)) if counted else 0.0
@@ -35,10 +36,10 @@ def answer_confidence(logprobs: Sequence[float], skip: int = 0) -> float:
 
 def confidence_bound(logprobs: Sequence[float], max_tokens: int, skip: int = 0) -> float:
     """
-    Highest confidence that an answer beginning with these log-probabilities can still reach.
+    Compute the highest confidence that an answer beginning with these log-probabilities can reach.
 
-    The best case is that all `max_tokens` tokens are used and the missing ones have probability 1: any answer adds
-    non-positive terms to the sum and divides it by a smaller count.
+    The best case is an answer of `max_tokens` tokens whose missing ones have probability 1: a real answer adds
+    non-positive terms to the sum and divides it by the same or a smaller count.
     """
     return math.exp(sum(logprobs[skip:]) / max(1, max_tokens - skip))
 
@@ -46,46 +47,50 @@ def confidence_bound(logprobs: Sequence[float], max_tokens: int, skip: int = 0) 
 @dataclass
 class ConfidenceTruncation(TruncationCallback):
     """
-    Stop when the model is sure of its answer (Step-GRPO section 3.2, after DEER).
+    Exit when the model is confident of its answer (Step-GRPO section 3.2, after DEER).
 
-    At each trigger an answer is induced; the rollout stops there when the answer's confidence is strictly greater than
-    `threshold`. Defaults are the paper's; [`ConfidenceTruncation.released`] lists those of the released code.
+    An answer is induced at each trigger. The rollout exits if the confidence of that answer is strictly greater than
+    `threshold`. Defaults are those of the paper, [`ConfidenceTruncation.released`] returns those of the released code.
 
-    No rollout exits without room for its answer. Near the end of the budget, an answer that has less room than
-    `max_probe_tokens` must end within that room. Where the final answer is sampled after the probe, there is no probe
-    unless `max_probe_tokens` are left for that answer.
+    A rollout exits only with room for its answer. Near the end of the budget, an answer with less room than
+    `max_probe_tokens` must end within that room. If the final answer is sampled after the probe, a probe needs
+    `max_probe_tokens` more for it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Encodes the injected texts, once.
+            Tokenizer for the injected texts.
         triggers (`Sequence[str]`):
-            Words that open a new semantic step.
+            Words that open a semantic step.
         threshold (`float`, *optional*, defaults to `0.95`):
             Delta of the paper.
         answer_prompt (`str`):
-            Text that induces an answer. One without `</think>` probes inside the open thought, and the answer then
-            ends at `</think>`.
+            Text that induces an answer. Without `</think>` it probes inside the open thought, and the answer ends at
+            `</think>`.
         max_probe_tokens (`int`, *optional*, defaults to `20`):
-            Most tokens of an induced answer.
+            Maximum number of tokens of an induced answer.
         max_probes (`int`, *optional*):
-            Probes per rollout, no limit by default.
+            Maximum number of probes per rollout, by default no limit.
         keep_trigger (`bool`, *optional*, defaults to `True`):
-            Whether the trigger word stays in the path of a truncated rollout and in the probe's context.
+            Whether the trigger stays in the path of a truncated rollout and in the probe's context.
         keep_probe_answer (`bool`, *optional*, defaults to `True`):
-            Keep a confident answer as the completion's; otherwise close the thought and sample one anew.
+            Whether a confident answer is kept as the answer of the completion. Otherwise the thought is closed and the
+            answer is sampled again.
         require_probe_end (`bool`, *optional*, defaults to `False`):
-            An answer that does not end within `max_probe_tokens` has confidence 0.
+            Whether an answer that does not end within `max_probe_tokens` has confidence 0.
         skip_probe_tokens (`int`, *optional*, defaults to `0`):
-            First tokens of the answer that do not count in its confidence.
+            Number of leading answer tokens that do not count in the confidence.
         exit_margin (`int`, *optional*, defaults to `0`):
-            Leave without a probe at a boundary that has at most this many tokens of the budget left, whatever the
-            final answer needs.
+            Exit without a probe at boundaries with at most this many remaining tokens, whatever the final answer
+            needs.
         early_rejection (`bool`, *optional*, defaults to `True`):
-            Abandon a probe as soon as no continuation of it can reach the threshold. Changes no decision.
+            Whether to abandon a probe once no continuation of it can reach the threshold. This changes no decision.
+        closing (`str`, *optional*):
+            Text that closes the thought.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    triggers: Sequence[str] = ("Wait", "Alternatively")
+    _: KW_ONLY
+    triggers: Sequence[str] = TRIGGERS
     threshold: float = 0.95
     answer_prompt: str = f"\n{THINK_END}\n\nThe final answer is"
     max_probe_tokens: int = 20
@@ -104,14 +109,14 @@ class ConfidenceTruncation(TruncationCallback):
         self._closes_thought = THINK_END in self.answer_prompt
         if self.keep_probe_answer and self._closes_thought:
             self._least_room = 1
-        elif self.keep_probe_answer:  # the answer in the thought, what closes that, and the final answer
+        elif self.keep_probe_answer:  # the answer in the thought, the closing text, and the final answer
             self._least_room = 2 * self.max_probe_tokens + len(self._closing_ids)
         else:
             self._least_room = self.max_probe_tokens
 
     @staticmethod
     def released() -> dict:
-        """Options of the released Step-GRPO code, where it departs from the paper."""
+        """Return the options in which the released code of Step-GRPO differs from the paper."""
         return {
             "triggers": ("Wait",),
             "answer_prompt": "\n**Final Answer**\n\\boxed",
@@ -125,10 +130,10 @@ class ConfidenceTruncation(TruncationCallback):
 
     def at_boundary(self, boundary: Boundary) -> Decision:
         if len(self._closing_ids) < boundary.remaining <= self.exit_margin:
-            return self.leave(keep_answer=False)
+            return self.exit(keep_answer=False)
         if self.max_probes is not None and len(boundary.probes) >= self.max_probes:
             return GoOn(watch=self.exit_margin > 0)
-        # What is left for the answer beside the injected text and EOS.
+        # Remaining tokens for the answer, without the injected text and EOS.
         room = boundary.remaining - max(len(self._prompt_ids), len(self._closing_ids)) - 1
         if room < self._least_room:
             return GoOn(watch=self.exit_margin > 0)
@@ -146,14 +151,14 @@ class ConfidenceTruncation(TruncationCallback):
     def after_probe(self, boundary: Boundary, probe: Probe, answer: Generation) -> Exit | None:
         if self.confidence(answer) <= self.threshold:
             return None
-        return self.leave(self.keep_probe_answer)
+        return self.exit(self.keep_probe_answer)
 
-    def leave(self, keep_answer: bool) -> Exit:
-        """The exit of this callback, with or without the answer of its probe."""
+    def exit(self, keep_answer: bool) -> Exit:
+        """Return the exit of this callback, with or without the answer of its probe."""
         return Exit(self.keep_trigger, self._closing_ids, keep_answer)
 
     def confidence(self, answer: Generation) -> float:
-        """Confidence of an answer: `0.0` where it was abandoned or cut off by the budget, or has no required end."""
+        """Return the confidence of an answer, 0 if it was abandoned, cut by the budget, or lacks a required end."""
         cut_off = answer.finish_reason == "length" and len(answer.token_ids) < self.max_probe_tokens
         endless = answer.finish_reason == "length" and self.require_probe_end
         if answer.finish_reason == "abandoned" or cut_off or endless:
@@ -170,25 +175,26 @@ class ConfidenceTruncation(TruncationCallback):
 @dataclass
 class AnswerConsistency(TruncationCallback):
     """
-    Stop when the induced answer no longer changes (after Dynasor, arXiv 2412.20993).
+    Exit when the induced answer no longer changes (after Dynasor, arXiv 2412.20993).
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Encodes the injected texts, once, and decodes the answers.
+            Tokenizer for the injected texts and the answers.
         triggers (`Sequence[str]`):
             Words at which to probe.
         every (`int`, *optional*):
-            Probe each time that the thought has grown by this many tokens instead (Dynasor: 32).
+            Probe at this interval of tokens instead (Dynasor: 32).
         window (`int`, *optional*, defaults to `3`):
-            Probes in a row that must agree.
+            Number of consecutive probes that must agree.
         answer_prompt (`str`):
             Text that induces an answer.
         max_probe_tokens (`int`, *optional*, defaults to `20`):
-            Most tokens of an induced answer.
+            Maximum number of tokens of an induced answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    triggers: Sequence[str] = ("Wait", "Alternatively")
+    _: KW_ONLY
+    triggers: Sequence[str] = TRIGGERS
     every: int | None = None
     window: int = 3
     answer_prompt: str = ConfidenceTruncation.answer_prompt
@@ -201,10 +207,10 @@ class AnswerConsistency(TruncationCallback):
                 raise ValueError(f"{name}: {value} is too small. Set at least {least}.")
         if self.every is not None:
             self.triggers = ()
-        # The same probe, of which another thing is asked.
+        # Makes the probes. The decision on their answers is ours.
         self._probing = ConfidenceTruncation(
             self.tokenizer,
-            self.triggers,
+            triggers=self.triggers,
             answer_prompt=self.answer_prompt,
             max_probe_tokens=self.max_probe_tokens,
             early_rejection=False,
@@ -221,21 +227,21 @@ class AnswerConsistency(TruncationCallback):
         answers = {text.strip() for text in self.tokenizer.batch_decode(last, skip_special_tokens=True)}
         if len(last) < self.window or len(answers) > 1 or "" in answers or answer.finish_reason == "length":
             return None
-        return self._probing.leave(keep_answer=True)
+        return self._probing.exit(keep_answer=True)
 
 
 @dataclass
 class TokenBudget(TruncationCallback):
     """
-    Stop every thought that is `budget` tokens long, and let the model answer from there (budget forcing).
+    End every thought after `budget` tokens and let the model answer (budget forcing).
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Encodes `closing`, once.
+            Tokenizer for `closing`.
         budget (`int`):
-            Tokens of the thought.
+            Maximum number of tokens of the thought.
         closing (`str`, *optional*):
-            Injected there. It closes the thought.
+            Text that closes the thought.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -257,16 +263,17 @@ class TokenBudget(TruncationCallback):
 @dataclass
 class RandomCut(TruncationCallback):
     """
-    Stop each thought at a random length, as S-GRPO samples its early exits (arXiv 2505.07686). A thought that ends
-    before its cut stays whole.
+    End each thought at a random length, as the early exits of S-GRPO do (arXiv 2505.07686). Shorter thoughts are not
+    changed.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Encodes `closing`, once.
+            Tokenizer for `closing`.
         shortest (`int`, *optional*, defaults to `1`), longest (`int`, *optional*):
-            Range of the length, both included, drawn uniformly; the budget of the completion by default.
+            Inclusive range of the length, which is drawn uniformly. `longest` is by default the budget of the
+            completion.
         closing (`str`, *optional*):
-            Injected at the cut; S-GRPO's text.
+            Text that closes the thought, by default S-GRPO's.
     """
 
     tokenizer: PreTrainedTokenizerBase

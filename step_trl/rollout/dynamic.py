@@ -1,55 +1,50 @@
 """
-The dynamic truncated rollout (Step-GRPO section 3.2): an engine and truncation callbacks make Rollout records.
+Dynamic truncated rollout (Step-GRPO section 3.2): an engine samples completions, and truncation callbacks end them.
 
-Each completion is a coroutine of its own: generate up to a boundary, ask the callbacks, go on or leave. Where a
-callback wants a probe, the thought may go on beside it (speculative probing); a probe that says stop cancels the rest.
+Each completion is a coroutine: it samples to the next boundary, asks the callbacks, and continues or exits. While a
+probe runs, the thought may continue (speculative probing). A probe that leads to an exit cancels that continuation.
 """
 
 from __future__ import annotations
 
 import asyncio
 from array import array
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter, TriggerSegmenter
+from ..text import THINK_END
 from .engines import Engine, Generation
 from .event_loop import cancel, rare_garbage_collections, run_to_end
-from .records import Rollout, SamplingParams
-from .truncation import THINK_END, Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
-from .watch import Watch
-
-
-# One object per token id, however often it is in completions.
-_TOKEN_IDS: dict[int, int] = {}
+from .records import Rollout, RolloutBuilder, SamplingParams
+from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
 
 class DynamicTruncatedRollout:
     """
-    Samples completions that callbacks may cut short.
+    Samples completions that callbacks may truncate.
 
     Args:
         engine ([`Engine`]):
-            Where tokens come from.
+            Source of tokens.
         callbacks (`Sequence[TruncationCallback]`, *optional*):
-            Asked in this order at the boundaries that each names; the first that says stop decides. Without one,
-            rollouts are plain. A trigger word across a position that another callback names is not seen.
+            Asked in this order at the boundaries that each of them names. The first one that exits decides. Without
+            callbacks, rollouts are plain. A trigger word that spans the position of another callback is not detected.
         sampling ([`SamplingParams`], *optional*):
-            Budget and sampling of the policy; 512 tokens at temperature 1 by default.
+            Budget and sampling of the policy, by default 512 tokens at temperature 1.
         speculative (`bool`, *optional*, defaults to `True`):
-            Let the thought go on while its probe runs. The result is the same, only waiting is saved; but a
+            Continue the thought while its probe runs. This saves waiting and changes no result, except that a
             [`VLLMServerEngine`] that samples ahead draws other tokens for the same seeds.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The policy's tokenizer, by default that of the engine.
+            Tokenizer of the policy, by default that of the engine.
         max_in_flight (`int`, *optional*):
-            Most rollouts at once, by default all; others begin as these end. A server that runs fewer requests at once
-            than it is sent lets probes wait behind thoughts, and what a late probe would have saved is sampled.
+            Maximum number of concurrent rollouts, by default all. A server that gets more requests than it runs
+            concurrently delays probes, and late probes save fewer tokens.
 
     Attributes:
         sampled_tokens (`int`):
-            Tokens that engine calls have returned so far, of all runs, probes included.
+            Tokens that engine calls have returned so far, in all runs, probes included.
 
     Example:
 
@@ -84,6 +79,7 @@ class DynamicTruncatedRollout:
             for callback in self.callbacks
         ]
         self.think_end = DelimiterSegmenter(self.tokenizer, THINK_END)
+        self.shared_ids: dict[int, int] = {}  # see RolloutBuilder.build
 
     def run(
         self,
@@ -93,44 +89,42 @@ class DynamicTruncatedRollout:
         budgets: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """
-        Sample one completion per prompt, all at once.
+        Sample one completion per prompt, concurrently.
 
         Args:
             prompts (`Sequence[Sequence[int]]`):
-                Token ids of the prompts, repeated for several completions of one prompt.
+                Token ids of the prompts. Repeat a prompt to sample several completions of it.
             seeds (`Sequence[int]`, *optional*):
-                One per prompt: its completion is then the same in any company.
+                One seed per prompt. A seeded completion does not depend on the rest of the batch.
             on_rollout (`Callable[[int, Rollout], None]`, *optional*):
-                Told each rollout as it ends, with the place of its prompt.
+                Called with the index of the prompt and the rollout when a rollout ends.
             budgets (`Sequence[int]`, *optional*):
-                Most tokens of each completion, where they differ; by default `sampling.max_tokens`.
+                Maximum number of tokens of each completion, by default `sampling.max_tokens`.
 
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
+        own_seeds = [None] * len(prompts) if seeds is None else seeds
+        own_budgets = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
+        rows = list(zip(prompts, own_seeds, own_budgets, strict=True))
         with rare_garbage_collections():
-            own_seeds = [None] * len(prompts) if seeds is None else seeds
-            most = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
-            return run_to_end(self._gather(prompts, own_seeds, most, on_rollout))
+            return run_to_end(self._gather(rows, on_rollout))
 
     async def _gather(
         self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int | None],
-        budgets: Sequence[int],
-        on_rollout: Callable[[int, Rollout], None] | None = None,
+        rows: Sequence[tuple[Sequence[int], int | None, int]],
+        on_rollout: Callable[[int, Rollout], None] | None,
     ) -> list[Rollout]:
-        slots = asyncio.Semaphore(self.max_in_flight or max(1, len(prompts)))
+        slots = asyncio.Semaphore(self.max_in_flight or max(1, len(rows)))
 
-        async def in_slot(place: int, prompt: Sequence[int], seed: int | None, budget: int) -> Rollout:
+        async def run_in_slot(index: int) -> Rollout:
             async with slots:
-                rollout = await _Path(self, prompt, seed, budget).roll_out()
+                rollout = await _RunningRollout(self, *rows[index]).run()
             if on_rollout is not None:
-                on_rollout(place, rollout)
+                on_rollout(index, rollout)
             return rollout
 
-        rows = zip(prompts, seeds, budgets, strict=True)
-        tasks = [asyncio.ensure_future(in_slot(place, *row)) for place, row in enumerate(rows)]
+        tasks = [asyncio.ensure_future(run_in_slot(index)) for index in range(len(rows))]
         try:
             return await asyncio.gather(*tasks)
         except BaseException:
@@ -138,83 +132,106 @@ class DynamicTruncatedRollout:
             raise
 
 
-class _Path:
-    """
-    One rollout in the making.
+class _BoundaryDetector:
+    """Finds the boundaries of one callback in one rollout."""
 
-    Its tokens are in arrays until it ends: Python's garbage collector visits each element of every list, again and
-    again, and thousands of rollouts of thousands of tokens are under way at once.
-    """
+    def __init__(self, callback: TruncationCallback, segmenter: TriggerSegmenter | None, positions: Iterable[int]):
+        self.callback = callback
+        self.segmenter = segmenter
+        self.positions = iter(positions)
+        self.next_position: int | None = 0
+        self.num_boundaries = 0
+        self.probes: list[ProbeRecord] = []
+        self._advance_position(0)
+
+    def detect(self, rollout: RolloutBuilder, new_tokens: int, remaining: int) -> Boundary | None:
+        """Return the boundary at the end of the path, if there is one."""
+        path_ids = rollout.completion_ids
+        trigger_start = self._trigger_start(path_ids, new_tokens)
+        at_position = self.next_position == len(path_ids)
+        self._advance_position(len(path_ids))
+        if trigger_start is None and not at_position:
+            return None
+        start = len(path_ids) if trigger_start is None else trigger_start
+        return Boundary(rollout.prompt_ids, path_ids, start, remaining, self.num_boundaries, self.probes)
+
+    def _advance_position(self, length: int) -> None:
+        while self.next_position is not None and self.next_position <= length:
+            self.next_position = next(self.positions, None)
+
+    def _trigger_start(self, path_ids: array[int], new_tokens: int) -> int | None:
+        """First token of the trigger that ends the path. "await" and "Waiting" stop an engine but are no triggers."""
+        if self.segmenter is None:
+            return None
+        # The trigger lies in the new tokens. The token before them may end in a letter.
+        offset = max(0, len(path_ids) - new_tokens - 1)
+        triggers = self.segmenter.occurrences(path_ids[offset:])
+        return offset + triggers[-1][0] if triggers and offset + triggers[-1][1] == len(path_ids) else None
+
+
+class _RunningRollout:
+    """Samples one rollout: segments of the thought, and at their boundaries the probes and the exit."""
 
     def __init__(self, owner: DynamicTruncatedRollout, prompt_ids: Sequence[int], seed: int | None, budget: int):
         self.owner = owner
         self.engine = owner.engine
         self.prompt = array("q", prompt_ids)
-        self.rollout = rollout = Rollout(prompt_ids, cast("list[int]", array("q")), injected=cast("list", array("b")))
+        self.rollout = RolloutBuilder(prompt_ids)
         self.seed = seed
         self.budget = budget
-        self.watches = [
-            Watch(callback, segmenter, iter(callback.positions(rollout.prompt_ids, budget, seed)))
+        self.detectors = [
+            _BoundaryDetector(callback, segmenter, callback.positions(prompt_ids, budget, seed))
             for callback, segmenter in zip(owner.callbacks, owner.segmenters, strict=True)
         ]
-
-    @property
-    def path(self) -> array[int]:
-        return cast("array[int]", self.rollout.completion_ids)
 
     @property
     def remaining(self) -> int:
         return self.budget - len(self.rollout.completion_ids)
 
-    async def roll_out(self) -> Rollout:
+    async def run(self) -> Rollout:
         async with self.owner.engine.for_rollout(self.rollout.prompt_ids) as self.engine:
             segment: Generation | None = await self._sample()
             while segment is not None:
                 self.rollout.append(segment)
                 if self.rollout.ended or self.remaining == 0:
                     break
-                segment = await self._decide(self._boundaries_after(segment))
-        self.rollout.completion_ids = [_TOKEN_IDS.setdefault(id_, id_) for id_ in self.rollout.completion_ids]
-        self.rollout.injected = list(map(bool, self.rollout.injected))
-        return self.rollout
+                segment = await self._next_segment(self._detect_boundaries(len(segment.token_ids)))
+        return self.rollout.build(self.owner.shared_ids)
 
-    def _boundaries_after(self, segment: Generation) -> list[tuple[Watch, Boundary]]:
-        """Who wants to be asked at the end of the path. Nobody, once the thought has ended."""
-        new_tokens = len(segment.token_ids)
-        if self.watches and self.owner.think_end.boundaries(
-            self.rollout.completion_ids[-new_tokens - len(THINK_END) :]
-        ):
-            self.watches = []
-        asked = [(watch, watch.boundary(self.rollout, new_tokens, self.remaining)) for watch in self.watches]
-        return [(watch, boundary) for watch, boundary in asked if boundary is not None]
+    def _detect_boundaries(self, new_tokens: int) -> list[tuple[_BoundaryDetector, Boundary]]:
+        """Find the boundaries at the end of the path. There are none once the thought has ended."""
+        tail = self.rollout.completion_ids[-new_tokens - len(THINK_END) :]
+        if self.detectors and self.owner.think_end.boundaries(tail):
+            self.detectors = []
+        found = [(detector, detector.detect(self.rollout, new_tokens, self.remaining)) for detector in self.detectors]
+        return [(detector, boundary) for detector, boundary in found if boundary is not None]
 
-    async def _decide(self, asked: list[tuple[Watch, Boundary]]) -> Generation | None:
-        """Ask the callbacks. Returns the next segment of the thought, or `None` where the rollout ended here."""
-        decisions: list[tuple[Watch, Boundary, Decision]] = []
-        for watch, boundary in asked:
-            decision = watch.callback.at_boundary(boundary)
-            watch.number += 1
-            decisions.append((watch, boundary, decision))
+    async def _next_segment(self, boundaries: list[tuple[_BoundaryDetector, Boundary]]) -> Generation | None:
+        """Ask the callbacks. Returns the next segment of the thought, or `None` if the rollout has ended."""
+        decisions: list[tuple[_BoundaryDetector, Boundary, Decision]] = []
+        for detector, boundary in boundaries:
+            decision = detector.callback.at_boundary(boundary)
+            detector.num_boundaries += 1
+            decisions.append((detector, boundary, decision))
             if isinstance(decision, GoOn) and not decision.watch:
-                self.watches.remove(watch)
-        # Only now: what the thought is watched for must not depend on whether it goes on beside a probe.
+                self.detectors.remove(detector)
+        # After the loop: the stop strings of the segment must be the same with and without speculation.
         probing = any(isinstance(decision, Probe) for *_, decision in decisions)
-        leaving = any(isinstance(decision, Exit) for *_, decision in decisions)
-        following = (
-            asyncio.ensure_future(self._sample()) if self.owner.speculative and probing and not leaving else None
-        )
+        exiting = any(isinstance(decision, Exit) for *_, decision in decisions)
+        speculative = self.owner.speculative and probing and not exiting
+        following = asyncio.ensure_future(self._sample()) if speculative else None
         try:
-            for watch, boundary, decision in decisions:
+            for detector, boundary, decision in decisions:
                 if isinstance(decision, Exit):
-                    await self._leave(boundary, decision)
+                    await self._exit(boundary, decision)
                     return None
                 if isinstance(decision, Probe):
-                    answer = await self._induce(boundary, decision)
-                    exit_ = watch.callback.after_probe(boundary, decision, answer)
-                    self._record(watch, boundary, decision, answer, exit_)
+                    answer = await self._probe(boundary, decision)
+                    exit_ = detector.callback.after_probe(boundary, decision, answer)
+                    self._record_probe(detector, boundary, decision, answer, exit_)
                     if exit_ is not None:
                         await self._discard(following)
-                        await self._leave(boundary, exit_, (decision, answer))
+                        await self._exit(boundary, exit_, (decision, answer))
                         return None
         except BaseException:
             await cancel(following)
@@ -224,12 +241,12 @@ class _Path:
     async def _discard(self, following: asyncio.Future[Generation] | None) -> None:
         await cancel(following)
         if following is not None and not following.cancelled() and following.exception() is None:
-            self.rollout.discarded_tokens += len(following.result().token_ids)  # it was done before its probe
+            self.rollout.discarded_tokens += len(following.result().token_ids)  # it ended before its probe
 
-    async def _induce(self, boundary: Boundary, probe: Probe) -> Generation:
+    async def _probe(self, boundary: Boundary, probe: Probe) -> Generation:
         end = len(boundary.path_ids) if probe.keep_trigger else boundary.trigger_start
         answer = await self.engine.generate(
-            self.prompt + self.path[:end] + array("q", probe.prompt_ids),
+            self.prompt + self.rollout.completion_ids[:end] + array("q", probe.prompt_ids),
             max_tokens=probe.max_tokens,
             stop=probe.stop,
             temperature=0.0,
@@ -238,10 +255,10 @@ class _Path:
         self._count(answer)
         return answer
 
-    async def _leave(self, boundary: Boundary, exit_: Exit, probed: tuple[Probe, Generation] | None = None) -> None:
-        """End the thought at `boundary`: keep the probe's answer, or close the thought and sample one."""
+    async def _exit(self, boundary: Boundary, exit_: Exit, probed: tuple[Probe, Generation] | None = None) -> None:
+        """End the thought at `boundary`: keep the probe's answer, or close the thought and sample an answer."""
         rollout = self.rollout
-        rollout.truncated, self.watches = True, []
+        rollout.truncated, self.detectors = True, []
         if not exit_.keep_trigger:
             rollout.cut(boundary.trigger_start)
         closing, greedy = exit_.closing_ids, False
@@ -251,7 +268,7 @@ class _Path:
             rollout.append(answer, greedy=True)
             if rollout.ended:
                 return
-            # An answer longer than the probe goes on as it began; one that ended at `</think>` needs no closing.
+            # The rest of an answer longer than its probe is greedy, too. One that `</think>` ended needs no closing.
             greedy = probe.closes_thought
             if probe.closes_thought or answer.finish_reason == "stop":
                 closing = []
@@ -262,20 +279,20 @@ class _Path:
             rollout.append(await self._sample(greedy), greedy)
 
     async def _sample(self, greedy: bool = False) -> Generation:
-        """Sample on from the end of the path, up to the next boundary that is watched for."""
-        path, sampling = self.path, self.owner.sampling
-        positions = [watch.next_position for watch in self.watches if watch.next_position is not None]
-        stops = dict.fromkeys(word for watch in self.watches for word in watch.callback.triggers)
+        """Continue the path up to the next possible boundary."""
+        path_ids, sampling = self.rollout.completion_ids, self.owner.sampling
+        positions = [detector.next_position for detector in self.detectors if detector.next_position is not None]
+        triggers = dict.fromkeys(word for detector in self.detectors for word in detector.callback.triggers)
         segment = await self.engine.generate(
-            self.prompt + path,
-            max_tokens=min([self.remaining, *(position - len(path) for position in positions)]),
-            stop=tuple(stops),
+            self.prompt + path_ids,
+            max_tokens=min([self.remaining, *(position - len(path_ids) for position in positions)]),
+            stop=tuple(triggers),
             temperature=0.0 if greedy else sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
-            # By position, so that a call has the same seed whatever was called and cancelled before it.
-            seed=None if self.seed is None else (self.seed * 1_000_003 + len(path)) % 2**63,
+            # By position, so that the seed does not depend on earlier calls that were cancelled.
+            seed=None if self.seed is None else (self.seed * 1_000_003 + len(path_ids)) % 2**63,
             ahead=self.owner.speculative and bool(self.owner.callbacks),
         )
         self._count(segment)
@@ -285,13 +302,15 @@ class _Path:
         self.rollout.sampled_tokens += len(generation.token_ids)
         self.owner.sampled_tokens += len(generation.token_ids)
 
-    def _record(self, watch: Watch, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None) -> None:
+    def _record_probe(
+        self, detector: _BoundaryDetector, boundary: Boundary, probe: Probe, answer: Generation, exit_: Exit | None
+    ) -> None:
         outcome: Outcome = "declined" if exit_ is None else "exit"
         confidence = probe.confidence(answer) if probe.confidence is not None else None
         if answer.finish_reason == "abandoned":
             outcome, confidence = "abandoned", None
         record = ProbeRecord(len(boundary.path_ids), answer.token_ids, answer.logprobs, outcome, confidence)
-        watch.probes.append(record)
+        detector.probes.append(record)
         self.rollout.probes.append(record)
         if exit_ is None:
             self.rollout.discarded_tokens += len(answer.token_ids)

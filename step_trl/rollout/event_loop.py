@@ -1,4 +1,4 @@
-"""One way from ordinary code into asynchronous code, in scripts and in notebooks; and how tasks are cancelled."""
+"""Running asynchronous code from synchronous code, in scripts and notebooks, and cancelling tasks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _OBJECTS_PER_COLLECTION = 50_000  # Python's default is 700
 
 def run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """
-    `asyncio.run`, also where a loop runs already (a notebook's): then on a thread of its own.
+    Run a coroutine as `asyncio.run` does, on a separate thread if a loop is already running (as in a notebook).
 
-    Ctrl-C, or a notebook's stop button, cancels the coroutine and waits until it has cleaned up.
+    Ctrl-C or a notebook's stop button cancels the coroutine and waits for its clean-up.
     """
     try:
         asyncio.get_running_loop()
@@ -45,13 +45,13 @@ def run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
 @contextmanager
 def rare_garbage_collections() -> Iterator[None]:
     """
-    Let Python look for cyclic garbage less often than it does.
+    Make Python's garbage collector run less often.
 
-    Thousands of coroutines make objects quickly and leave next to no cycles: a third of their time would go into
-    visiting all that lives (`benchmarks/client.py`).
+    Thousands of coroutines create objects quickly and leave almost no cycles. With the default threshold, a third of
+    their time would go into garbage collection (`benchmarks/client.py`).
     """
     first, *others = gc.get_threshold()
-    gc.set_threshold(first and max(first, _OBJECTS_PER_COLLECTION), *others)  # 0 is off, and stays so
+    gc.set_threshold(first and max(first, _OBJECTS_PER_COLLECTION), *others)  # 0 disables it, and stays
     try:
         yield
     finally:
@@ -59,7 +59,7 @@ def rare_garbage_collections() -> Iterator[None]:
 
 
 async def cancel(*tasks: asyncio.Future | None) -> None:
-    """Cancel the tasks and wait until each has stopped."""
+    """Cancel the tasks and wait until they have stopped."""
     running = [task for task in tasks if task is not None]
     for task in running:
         task.cancel()

@@ -1,4 +1,4 @@
-"""Numbers that describe truncated rollouts, one per completion or per probe; trainers log their means."""
+"""Metrics of truncated rollouts, per completion or per probe. Trainers log their means."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch
 from . import Rollout
 
 
-# Edges of the confidence histogram; the last bin starts at the threshold.
+# Edges of the confidence histogram. The last bin starts at the threshold.
 CONFIDENCE_BINS = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, list[float]]:
     """
-    Metrics of a batch of rollouts.
+    Compute the metrics of a batch of rollouts.
 
     Args:
         rollouts (`Sequence[Rollout]`):
-            Completions of one generation.
+            Rollouts of one batch.
         threshold (`float`):
-            Confidence above which a rollout stops.
+            Confidence above which a rollout exits.
 
     Returns:
         `dict[str, list[float]]`: name to values, whose mean over all processes is the metric:
-        - `exit_rate`: completions whose thought was ended early.
-        - `probes_per_completion`, `probe_tokens` (tokens of answers per completion).
-        - `probes/early_rejected`: probes abandoned before their end.
-        - `confidence/mean`, `confidence/A-B`: of the probes that ended, and the share in each bin.
+        - `exit_rate`: share of completions whose thought was truncated.
+        - `probes_per_completion`, `probe_tokens`: number of probes and of their answer tokens per completion.
+        - `probes/early_rejected`: share of abandoned probes.
+        - `confidence/mean`, `confidence/A-B`: mean confidence of the completed probes, and share in each bin.
     """
     probes = [probe for rollout in rollouts for probe in rollout.probes]
     confidences = [probe.confidence for probe in probes if probe.confidence is not None]
@@ -43,16 +43,16 @@ def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, 
     edges = sorted({*(edge for edge in CONFIDENCE_BINS if edge < threshold), threshold, 1.0})
     for low, high in pairwise(edges):
         name = f"confidence/{low:.2f}-{high:.2f}"
-        # A confidence equal to the threshold does not stop a rollout: bins are open below, closed above.
+        # A confidence equal to the threshold does not exit: bins are open below and closed above.
         metrics[name] = [float(low < confidence <= high or confidence == low == 0.0) for confidence in confidences]
     return metrics
 
 
 def length_totals(rollouts: Sequence[Rollout]) -> torch.Tensor:
     """
-    Tokens and number of natural completions, and of those whose thought was ended early: `(2, 2)`.
+    Return the total tokens and the number of natural and of truncated completions, `(2, 2)`.
 
-    Totals, as a process may have sampled only one of the two kinds.
+    Totals can be summed over processes that sampled only one of the two kinds.
     """
     totals = torch.zeros(2, 2)
     for rollout in rollouts:
@@ -61,6 +61,6 @@ def length_totals(rollouts: Sequence[Rollout]) -> torch.Tensor:
 
 
 def tokens_saved(totals: torch.Tensor) -> float:
-    """Estimate per exit: mean length of natural completions less that of the exits; NaN without one of the two."""
+    """Estimate the tokens saved per exit: mean natural length minus mean truncated length, NaN if one is missing."""
     natural, exits = (totals[:, 0] / totals[:, 1]).tolist()
     return natural - exits

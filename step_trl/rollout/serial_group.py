@@ -1,32 +1,34 @@
-"""S-GRPO's groups (arXiv 2505.07686): exits from one thought, in the order of their places, and the whole one last."""
+"""Serial groups of S-GRPO (arXiv 2505.07686): early exits from one thought, the shortest first, the full one last."""
 
 from __future__ import annotations
 
+import math
 import random
+from array import array
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter
+from ..text import THINK_END
 from .callbacks import RandomCut
 from .dynamic import DynamicTruncatedRollout
 from .engines import Engine
 from .records import Rollout, SamplingParams
-from .truncation import THINK_END
 
 
 def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
     """
-    Lengths at which a thought is cut, in ascending order.
+    Draw the lengths at which a thought is cut, in ascending order.
 
     Args:
         thought (`int`):
-            Tokens of the thought, at least 1.
+            Length of the thought in tokens, at least 1.
         number (`int`):
-            Of cuts; they differ where the thought is long enough.
+            Number of cuts. They are distinct if the thought is long enough.
         seed (`int`, *optional*):
-            Of the draw.
+            Seed of the draw.
     """
     lengths, generator = range(1, thought + 1), random.Random(seed)
     drawn = generator.sample(lengths, number) if number <= thought else generator.choices(lengths, k=number)
@@ -35,17 +37,17 @@ def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
 
 class SerialGroupRollout:
     """
-    Samples a whole completion per prompt, and answers from places in its thought.
+    Samples one full completion per prompt, and answers after cuts in its thought.
 
     Args:
         engine ([`Engine`]):
-            Where tokens come from.
+            Source of tokens.
         sampling ([`SamplingParams`]):
             Budget and sampling of the policy.
         closing (`str`, *optional*):
-            Injected at a cut, closes the thought; S-GRPO's text.
+            Text that is injected at a cut and closes the thought, by default S-GRPO's.
         max_in_flight (`int`, *optional*):
-            Most rollouts at once.
+            Maximum number of concurrent rollouts.
     """
 
     def __init__(
@@ -70,67 +72,62 @@ class SerialGroupRollout:
         self, prompts: Sequence[Sequence[int]], num_generations: int, seeds: Sequence[int] | None = None
     ) -> list[Rollout]:
         """
-        Sample groups.
+        Sample the completions of each group.
 
         Args:
             prompts (`Sequence[Sequence[int]]`):
-                Token ids of the prompts, each `num_generations` times.
+                Token ids of the prompts, each repeated `num_generations` times.
             num_generations (`int`):
-                Completions of a group: one whole, the others cut.
+                Number of completions per group. One is complete, the others are cut.
             seeds (`Sequence[int]`, *optional*):
-                One per completion.
+                One seed per completion.
 
         Returns:
-            `list[Rollout]`: in the order of `prompts`; of a group, the cut ones from the shortest thought to the
-            longest, then the whole one.
+            `list[Rollout]`: in the order of `prompts`. In each group the cut completions come first, from the
+            shortest thought to the longest, then the full one.
         """
-        starts = range(0, len(prompts), num_generations)
-        groups = [{tuple(prompt) for prompt in prompts[start : start + num_generations]} for start in starts]
+        groups = [
+            {tuple(prompt) for prompt in prompts[start : start + num_generations]}
+            for start in range(0, len(prompts), num_generations)
+        ]
         if len(prompts) % num_generations or any(len(group) > 1 for group in groups):
             raise ValueError(
-                f"prompts: these {len(prompts)} are no whole groups of num_generations={num_generations}. Give each "
-                "prompt that many times."
+                f"prompts: these {len(prompts)} do not form whole groups of num_generations={num_generations}. Repeat "
+                "each prompt that many times."
             )
-
-        def seeds_of(places: Sequence[int]) -> list[int] | None:
-            return None if seeds is None else [seeds[place] for place in places]
-
-        whole_places = [start + num_generations - 1 for start in starts]
-        rollouts = dict(
-            zip(
-                whole_places,
-                self._plain.run([prompts[place] for place in whole_places], seeds_of(whole_places)),
-                strict=True,
-            )
-        )
-        for place in whole_places:
-            room = self.sampling.max_tokens - len(self.closing_ids) - 1
-            thought = max(1, min(self._thought_length(rollouts[place].completion_ids), room))
-            cuts = draw_cuts(thought, num_generations - 1, None if seeds is None else seeds[place])
-            for offset, length in enumerate(cuts, 1 - num_generations):
-                rollouts[place + offset] = self._cut(rollouts[place], length)
-        cut_places = sorted(rollouts.keys() - set(whole_places))
+        last = slice(num_generations - 1, None, num_generations)
+        last_seeds = [None] * len(groups) if seeds is None else seeds[last]
+        rollouts: list[Rollout] = []
+        for whole, seed in zip(self._plain.run(prompts[last], seeds and seeds[last]), last_seeds, strict=True):
+            cuts = draw_cuts(self._longest_cut(whole), num_generations - 1, seed)
+            rollouts += [*(self._cut(whole, length) for length in cuts), whole]
+        cut = [index for index in range(len(prompts)) if (index + 1) % num_generations]
         answers = self._plain.run(
-            [[*rollouts[place].prompt_ids, *rollouts[place].completion_ids] for place in cut_places],
-            seeds_of(cut_places),
-            budgets=[self.sampling.max_tokens - len(rollouts[place].completion_ids) for place in cut_places],
+            [[*rollouts[index].prompt_ids, *rollouts[index].completion_ids] for index in cut],
+            seeds and [seeds[index] for index in cut],
+            budgets=[self.sampling.max_tokens - len(rollouts[index].completion_ids) for index in cut],
         )
-        for place, answer in zip(cut_places, answers, strict=True):
-            rollout = rollouts[place]
+        for index, answer in zip(cut, answers, strict=True):
+            rollout = rollouts[index]
             rollout.completion_ids.extend(answer.completion_ids)
             rollout.logprobs.extend(answer.logprobs)
             rollout.injected.extend(answer.injected)
             rollout.ended, rollout.sampled_tokens = answer.ended, answer.sampled_tokens
-        return [rollouts[place] for place in range(len(prompts))]
+        return rollouts
+
+    def _longest_cut(self, whole: Rollout) -> int:
+        """Tokens of the thought, at most as many as leave room for the closing text and one token of the answer."""
+        ids = torch.tensor([whole.completion_ids])
+        thought = int((self._thoughts.step_ids(ids, torch.ones_like(ids)) >= 0).sum())
+        return max(1, min(thought, self.sampling.max_tokens - len(self.closing_ids) - 1))
 
     def _cut(self, whole: Rollout, length: int) -> Rollout:
-        rollout = Rollout(
-            whole.prompt_ids, whole.completion_ids[:length], whole.logprobs[:length], whole.injected[:length]
+        """Cut a rollout and close its thought."""
+        closing = len(self.closing_ids)
+        return Rollout(
+            whole.prompt_ids,
+            whole.completion_ids[:length] + self.closing_ids,
+            whole.logprobs[:length] + array("d", [math.nan] * closing),
+            whole.injected[:length] + [True] * closing,
+            truncated=True,
         )
-        rollout.inject(self.closing_ids)
-        rollout.truncated = True
-        return rollout
-
-    def _thought_length(self, completion_ids: Sequence[int]) -> int:
-        ids = torch.tensor([list(completion_ids)])
-        return int((self._thoughts.step_ids(ids, torch.ones_like(ids)) >= 0).sum())

@@ -1,10 +1,9 @@
 """
-The words in which a truncation callback and the rollout talk: at a boundary of a running rollout, go on, stop, or ask
-the model first.
+Interface between truncation callbacks and rollouts.
 
-A callback names the boundaries that it wants to see, sees a [`Boundary`] at each and returns a decision: [`GoOn`],
-[`Exit`], or [`Probe`], whose answer it is shown before it decides. It knows token ids and text, no engine and no
-trainer. The callbacks of the package are in `callbacks.py`.
+A callback names boundaries of a thought. At each [`Boundary`] it returns a decision: [`GoOn`] continues, [`Exit`] ends
+the thought, and [`Probe`] induces an answer on which the callback then decides. Callbacks work on token ids and text
+and know neither engines nor trainers. The callbacks of the package are in `callbacks.py`.
 """
 
 from __future__ import annotations
@@ -16,16 +15,16 @@ from typing import Literal
 from .engines import AbandonRule, Generation
 
 
-THINK_END = "</think>"
-
 Outcome = Literal["exit", "declined", "abandoned"]
 
 
 @dataclass(frozen=True)
 class ProbeRecord:
     """
-    One probe: `position` is the length of the path at its boundary; `confidence` is the callback's measure, `None` for
-    an abandoned probe and for a callback that does not measure.
+    One probe.
+
+    `position` is the length of the path at its boundary. `confidence` is `None` for abandoned probes and for callbacks
+    that measure none.
     """
 
     position: int
@@ -38,22 +37,22 @@ class ProbeRecord:
 @dataclass(frozen=True)
 class Boundary:
     """
-    A place where a rollout may stop.
+    A position at which a rollout may exit.
 
     Attributes:
         prompt_ids (`Sequence[int]`):
             Prompt of the rollout.
         path_ids (`Sequence[int]`):
-            Completion so far, the trigger included.
+            Completion so far, including the trigger.
         trigger_start (`int`):
-            Index in `path_ids` of the first token of the trigger; at a position that the callback named, which has no
-            trigger, the length of the path.
+            Index in `path_ids` of the first token of the trigger, or the length of the path at a boundary without a
+            trigger.
         remaining (`int`):
-            Tokens left of the completion's budget.
+            Remaining tokens of the completion's budget.
         number (`int`):
-            Boundaries of this rollout that this callback was shown before.
+            Number of earlier boundaries of this callback in this rollout.
         probes (`Sequence[ProbeRecord]`):
-            Probes that this callback has made in this rollout.
+            Earlier probes of this callback in this rollout.
     """
 
     prompt_ids: Sequence[int]
@@ -66,7 +65,7 @@ class Boundary:
 
 @dataclass(frozen=True)
 class GoOn:
-    """The thought goes on; with `watch=False` to its end, this callback is not asked again."""
+    """Continue the thought. With `watch=False`, this callback is not called again in this rollout."""
 
     watch: bool = True
 
@@ -74,16 +73,16 @@ class GoOn:
 @dataclass(frozen=True)
 class Exit:
     """
-    The thought ends here.
+    End the thought.
 
     Attributes:
         keep_trigger (`bool`):
             Whether the trigger stays in the path.
         closing_ids (`list[int]`):
-            Injected after the path to close the thought, before the final answer is sampled. Unused where the kept
-            answer of a probe has closed it.
+            Tokens that are injected to close the thought before the final answer is sampled. Unused if the kept answer
+            of a probe has closed it.
         keep_answer (`bool`):
-            Whether the probe's prompt and answer become the completion's answer.
+            Whether the prompt and the answer of the probe become the answer of the completion.
     """
 
     keep_trigger: bool
@@ -94,23 +93,23 @@ class Exit:
 @dataclass(frozen=True)
 class Probe:
     """
-    A tentative answer to induce, by greedy decoding.
+    Induce a tentative answer by greedy decoding.
 
     Attributes:
         prompt_ids (`list[int]`):
-            Injected after the path.
+            Tokens that are injected after the path.
         max_tokens (`int`):
-            Most answer tokens.
+            Maximum number of answer tokens.
         keep_trigger (`bool`):
             Whether the trigger is part of the probe's context.
         stop (`tuple[str, ...]`):
-            Strings that end the answer, besides EOS.
+            Stop strings of the answer, besides EOS.
         closes_thought (`bool`):
-            Whether the prompt closes the thought: the answer is then the completion's last part.
+            Whether the prompt closes the thought, so that the answer is the last part of the completion.
         abandon (`AbandonRule`, *optional*):
-            Ends the probe as soon as it can no longer lead to an exit.
+            Rule that ends the probe once it can no longer lead to an exit.
         confidence (`Callable[[Generation], float]`, *optional*):
-            How sure of the answer the model is, in 0..1, for the record of the probe.
+            Confidence of an answer in 0..1, for the record of the probe.
     """
 
     prompt_ids: list[int]
@@ -127,7 +126,7 @@ Decision = GoOn | Exit | Probe
 
 class TruncationCallback:
     """
-    Decides where thoughts end. A callback of your own names boundaries and says what to do there:
+    Decides where thoughts end. A custom callback names boundaries and returns a decision at each of them:
 
     ```python
     class StopAtThirdDoubt(TruncationCallback):
@@ -140,18 +139,18 @@ class TruncationCallback:
             return Exit(keep_trigger=False, closing_ids=self.closing_ids) if boundary.number == 2 else GoOn()
     ```
 
-    One object serves all rollouts at once: what it remembers of a rollout is in the [`Boundary`].
+    One callback serves all rollouts concurrently. The state of a rollout is in the [`Boundary`].
 
     Attributes:
         triggers (`Sequence[str]`):
-            Words at whose end it wants to be asked. None by default.
+            Trigger words. Each occurrence is a boundary. None by default.
     """
 
     triggers: Sequence[str] = ()
 
     def positions(self, prompt_ids: Sequence[int], max_tokens: int, seed: int | None) -> Iterable[int]:
         """
-        Lengths of the path, in ascending order, at which it wants to be asked besides. None by default.
+        Return further boundaries as lengths of the path, in ascending order. None by default.
 
         Args:
             prompt_ids (`Sequence[int]`):
@@ -159,14 +158,14 @@ class TruncationCallback:
             max_tokens (`int`):
                 Budget of the completion.
             seed (`int`, *optional*):
-                Of this rollout.
+                Seed of the rollout.
         """
         return ()
 
     def at_boundary(self, boundary: Boundary) -> Decision:
-        """Called at each boundary of an open thought."""
+        """Decide at a boundary of an open thought."""
         raise NotImplementedError
 
     def after_probe(self, boundary: Boundary, probe: Probe, answer: Generation) -> Exit | None:
-        """Called with the answer of a probe that `at_boundary` asked for; `None` lets the thought go on."""
+        """Decide on the answer of a probe that `at_boundary` returned. `None` continues the thought."""
         raise NotImplementedError

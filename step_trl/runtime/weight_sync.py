@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from trl.generation.vllm_generation import VLLMGeneration
 
+from ..files import atomic_write
 from ..rollout.dynamic import DynamicTruncatedRollout
 from ..rollout.engines import VLLMServerEngine
 from ..rollout.event_loop import run_to_end
@@ -72,15 +73,11 @@ class DiskSyncedGeneration(VLLMGeneration):
 
     def _hand_over(self, weights: dict[str, torch.Tensor]) -> None:
         earlier = sorted(self.folder.glob("weights-*"))
-        staging = self.folder / f"writing-{uuid.uuid4().hex}"
-        staging.mkdir(parents=True)
-        try:
-            save_torch_state_dict(weights, staging)
-            self.model.config.save_pretrained(staging)
-            current = staging.rename(self.folder / f"weights-{uuid.uuid4().hex}")
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+        current = self.folder / f"weights-{uuid.uuid4().hex}"
+        with atomic_write(current) as partial:
+            partial.mkdir()
+            save_torch_state_dict(weights, partial)
+            self.model.config.save_pretrained(partial)
         run_to_end(self.engine.load_weights(current))
         for folder in earlier:
             shutil.rmtree(folder)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable
@@ -24,12 +23,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 from ..data import problem_text
-from ..rollout.truncation import THINK_END
+from ..files import atomic_write
+from ..text import THINK_START
 from .base import EfficientReasoningTrainer
 from .lapo_config import LENGTHS_FILE, LAPOConfig
-
-
-THINK_START = THINK_END.replace("/", "")
 
 
 class SolutionLengths(TrainerCallback):
@@ -96,10 +93,8 @@ class SolutionLengths(TrainerCallback):
 
     def _save(self, folder: Path, state) -> None:
         if state.is_world_process_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            beside = folder / f".{LENGTHS_FILE}"
-            beside.write_text(json.dumps(self._tokens))
-            os.replace(beside, folder / LENGTHS_FILE)
+            with atomic_write(folder / LENGTHS_FILE) as partial:
+                partial.write_text(json.dumps(self._tokens))
 
 
 class LAPOTrainer(EfficientReasoningTrainer):

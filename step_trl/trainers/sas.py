@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from ..advantages import select_step_advantages, selection_statistics, step_confidences
-from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter, Segmenter
+from ..text import THINK_END
 from .base import EfficientReasoningTrainer
 from .batch import Batch
 from .sas_config import SASConfig, StepSelection

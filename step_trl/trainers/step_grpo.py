@@ -21,8 +21,8 @@ from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.step_efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
 from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
-from ..rollout.truncation import THINK_END
 from ..steps import DelimiterSegmenter, TriggerSegmenter
+from ..text import THINK_END
 from .base import EfficientReasoningTrainer
 from .batch import Batch
 from .sas import StepSelector

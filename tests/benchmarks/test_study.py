@@ -9,6 +9,7 @@ import pytest
 import study
 import torch
 from filelock import FileLock
+from markdown_tables import unpadded
 from study import prompted, run
 from study.arms import ARMS, Arm, jobs
 from study.claims import CHOICES, CLAIMS, verdict
@@ -105,7 +106,7 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert results.seeds == {"vanilla": [0], "grpo-short-closed": [0, 1], "sas": [0, 1]}
     samples = results.samples["sas"]
     assert len(samples) == 2 * 4 * 2 * run.SAMPLES and not samples.duplicated(["benchmark", "problem", "sample"]).any()
-    text = (page / "README.md").read_text()
+    text = unpadded((page / "README.md").read_text())
     assert "| sas | 2 |" in text and "SAS is shorter than GRPO in a short context. **" in text
     assert "Not run yet: " in text
     found = results.difference("grpo-short-closed", "sas", "tokens")
@@ -144,11 +145,11 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     # Nothing is done again; an arm that is under way is left out.
     monkeypatch.setattr(run, "build_trainer", None)
     study.study(folder, page, ["grpo-short-closed", "sas"], [0, 1], max_steps=1)
-    assert (page / "README.md").read_text() == text
+    assert unpadded((page / "README.md").read_text()) == text
     # On another machine there is only the page with its records, and they say all that it says.
     monkeypatch.setattr(run, "evaluate", None)
     study.study(tmp_path / "elsewhere", page, ["grpo-short-closed", "sas"], [0, 1], max_steps=1)
-    assert (page / "README.md").read_text() == text
+    assert unpadded((page / "README.md").read_text()) == text
     # What is run again replaces what was known of it; what is under way is left out.
     tables = {name: getattr(records, name) for name in ("samples", "updates")}
     again = replace(
@@ -174,19 +175,19 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
 def test_arms_with_other_settings_are_marked_until_they_are_run_again(small, tmp_path, monkeypatch):
     page = tmp_path / "page"
     study.study(tmp_path / "first", page, ["grpo-short-closed", "sas"], [0], max_steps=1)
-    text = (page / "README.md").read_text()
+    text = unpadded((page / "README.md").read_text())
     assert "†" not in text
     others = [replace(arm, options=arm.options | {"epsilon": 0.1}) if arm.name == "sas" else arm for arm in ARMS]
     monkeypatch.setattr(run, "ARMS", others)
     study.study(tmp_path / "second", page, [], [0], max_steps=1, page_only=True)
-    marked = (page / "README.md").read_text()
+    marked = unpadded((page / "README.md").read_text())
     assert "- `sas`: `epsilon` is 0.1, was the default." in marked
     assert "| sas † | 1 |" in marked and "| grpo-short-closed | 1 |" in marked
     assert "`sas` † against `grpo-short-closed` (seeds: 1 and 1)" in marked
     kept = [line for line in marked.replace(" †", "").splitlines() if line in text.splitlines()]
     assert len(kept) >= len(text.splitlines()) - 1  # the same numbers
     study.study(tmp_path / "second", page, ["sas"], [1], max_steps=1)
-    again = (page / "README.md").read_text()
+    again = unpadded((page / "README.md").read_text())
     assert "†" not in again and "| sas | 1 |" in again  # the old training of seed 0 is not among those of today
     records = read_records(page)
     assert records.done == {("vanilla", 0), ("grpo-short-closed", 0), ("sas", 1)}
@@ -276,7 +277,7 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     numbers = records.updates.groupby("arm")["number"].apply(list)
     assert numbers.to_dict() == {"thinkprune": [1, 2, 3], "l1-max": [1, 2, 3], "lapo-i": [1, 2, 3, 4]}
     write_page(records, tmp_path / "page", 3)
-    page = (tmp_path / "page" / "README.md").read_text()
+    page = unpadded((tmp_path / "page" / "README.md").read_text())
     asked_for = page[page.index("## Spoken to") : page.index("## Seconds")]
     assert [line.split(" | ")[0] for line in asked_for.splitlines()[6:] if line] == [
         "| l1-max", "| lapo-i", "| thinkprune"

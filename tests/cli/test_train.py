@@ -215,7 +215,7 @@ def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
     merged = first / "merged"
     assert [path.name for path in first.iterdir() if path.suffix == ".safetensors"] == ["adapter_model.safetensors"]
     assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(merged)
-    assert not (first / ".merged").exists()
+    assert not (first / ".merged.partial").exists()
 
     ids = torch.arange(10, 40)[None]
     with torch.no_grad():

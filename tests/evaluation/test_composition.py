@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import sys
 import threading
 from collections import Counter
 from math import ceil
@@ -137,7 +138,7 @@ class Stub:
     """An OpenAI-compatible server in a thread: `behave(number of steps, attempt)` gives the status and the text."""
 
     def __init__(self):
-        self.requests, self.headers, self.busy, self.most_busy = [], [], 0, 0
+        self.requests, self.headers, self.names, self.busy, self.most_busy = [], [], set(), 0, 0
         self.behave = good
 
     async def answer(self, request):
@@ -147,6 +148,7 @@ class Stub:
             content = (await request.json())["messages"][0]["content"]
             self.requests.append(content)
             self.headers.append(request.headers.get("Authorization"))
+            self.names |= {name.lower() for name in request.headers}
             question = question_of(content)
             attempt = sum(question_of(earlier) == question for earlier in self.requests)
             status, text = self.behave(len(re.findall(r"^\[\d+\] ", content, re.MULTILINE)), attempt)
@@ -348,6 +350,21 @@ def test_no_server(samples, tmp_path):
         StepJudge("http://127.0.0.1:9/v1/", "judge-1", cache=tmp_path, retry_window=0.1).label(samples)
 
 
+def test_only_the_given_key_is_sent(stub, samples, tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "sk-of-the-environment")
+    judge_of(stub, tmp_path, api_key=None).label(samples[:1])
+    judge_of(stub, tmp_path).label(samples[1:])
+    assert stub.headers == [None, f"Bearer {SECRET}", f"Bearer {SECRET}"]
+    assert not {"openai-organization", "openai-project"} & stub.names
+
+
+def test_a_missing_client_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(ImportError, match=r"openai: is not installed.*pip install -e '\.\[judge\]'"):
+        StepJudge("http://localhost", "m", cache=tmp_path)
+
+
 def test_in_a_running_loop(stub, samples, tmp_path):
     async def notebook():
         return judge_of(stub, tmp_path).label(samples)
@@ -410,7 +427,7 @@ def test_values_that_are_refused(samples, tmp_path):
         StepJudge("http://localhost", "m", cache=tmp_path, prompt="{problem}")
     with pytest.raises(ValueError, match="max_concurrent: 0"):
         StepJudge("http://localhost", "m", cache=tmp_path, max_concurrent=0)
-    with pytest.raises(ValueError, match="base_url: 'localhost:8000' is not an address"):
+    with pytest.raises(ValueError, match="base_url: 'localhost:8000' is not a URL"):
         StepJudge("localhost:8000", "m", cache=tmp_path)
     with pytest.raises(ValueError, match="samples: there is no column question"):
         StepJudge("http://localhost", "m", cache=tmp_path).label(samples.drop(columns="question"))

@@ -86,7 +86,7 @@ def test_a_budget_may_be_all_of_the_context(engine, prompts):
 
 
 def test_what_is_refused(engine, prompts):
-    with pytest.raises(ValueError, match="prompts: these 3 are no whole groups of num_generations=2"):
+    with pytest.raises(ValueError, match="prompts: these 3 do not form whole groups of num_generations=2"):
         SerialGroupRollout(engine, SAMPLING).run(prompts[:1] * 3, 2)
     with pytest.raises(ValueError, match="prompts: these 4"):
         SerialGroupRollout(engine, SAMPLING).run(prompts[:2] * 2, 2)

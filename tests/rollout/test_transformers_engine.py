@@ -154,7 +154,7 @@ def test_eos_ends_a_call(model, tokenizer):
     engine = TransformersEngine(model, tokenizer, eos_token_ids=[eos])
     (generation,) = run(engine.generate(prompt, max_tokens=20, temperature=0.0))
     assert (generation.token_ids, generation.finish_reason) == (expected, "eos")
-    assert np.flatnonzero(TransformersEngine(model, tokenizer)._eos).tolist() == [tokenizer.eos_token_id]
+    assert np.flatnonzero(TransformersEngine(model, tokenizer)._scheduler.eos).tolist() == [tokenizer.eos_token_id]
 
 
 def test_stop_strings_end_a_call_exactly(engine, tokenizer):

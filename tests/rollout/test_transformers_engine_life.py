@@ -143,7 +143,7 @@ def test_unsupported_models_and_bounds_are_named(model, tokenizer):
     seq2seq = T5ForConditionalGeneration(
         T5Config(vocab_size=420, d_model=8, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
     )
-    with pytest.raises(ValueError, match="T5ForConditionalGeneration is no causal language model"):
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is not a causal language model"):
         TransformersEngine(seq2seq, tokenizer)
     with pytest.raises(ValueError, match="flex_attention"):
         TransformersEngine(build_model(attention="flex_attention"), tokenizer)

@@ -110,4 +110,4 @@ def test_a_fork_of_a_recurrence_computes_only_what_is_new(tokenizer):
 
 def test_a_model_without_rows_of_a_cache_is_named(tokenizer, caplog):
     TransformersEngine(build_model("rwkv", None, **UNCACHED["rwkv"]), tokenizer)
-    assert "the cache of 'rwkv' cannot be shared out over rows" in caplog.text
+    assert "the cache of 'rwkv' cannot hold rows at different positions" in caplog.text

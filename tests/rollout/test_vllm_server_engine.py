@@ -370,7 +370,7 @@ def test_check_names_what_is_wrong(vllm_server, engine, tokenizer):
         run(named.check())
     with pytest.raises(EngineError, match="`another` does not exist"):
         run(named.generate([5], max_tokens=1))
-    with pytest.raises(EngineError, match=r"tokenizer: .* is another one"):
+    with pytest.raises(EngineError, match=r"tokenizer: .* has another tokenizer"):
         run(VLLMServerEngine(vllm_server.url, trained()).check())
 
 
@@ -599,11 +599,11 @@ def test_calls_of_a_prompt_share_a_server(tokenizer, prompts):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"base_url": "127.0.0.1:8000"}, "base_url: '127.0.0.1:8000' is no http or https URL"),
-        ({"base_url": "http://user:secret@host"}, "base_url: holds a user name or password"),
+        ({"base_url": "127.0.0.1:8000"}, "base_url: '127.0.0.1:8000' is not an http or https URL"),
+        ({"base_url": "http://user:secret@host"}, "base_url: contains a user name or password"),
         ({"base_url": []}, "base_url: is empty"),
-        ({"base_url": "http://host", "stream_interval": 0}, "stream_interval: 0 is no number"),
-        ({"base_url": "http://host", "ahead_interval": 0}, "ahead_interval: 0 is no number"),
+        ({"base_url": "http://host", "stream_interval": 0}, "stream_interval: 0 is not a number"),
+        ({"base_url": "http://host", "ahead_interval": 0}, "ahead_interval: 0 is not a number"),
     ],
 )
 def test_wrong_arguments_are_named(tokenizer, arguments, message):

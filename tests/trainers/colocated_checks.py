@@ -68,7 +68,7 @@ def model():
 def nothing_goes_on(engine):
     yield
     assert not engine._llm.has_unfinished_requests()
-    assert not engine._calls and engine._worker is None
+    assert not engine._requests and engine._worker is None
 
 
 def test_greedy_calls_are_those_of_the_model(engine, model, tokenizer, prompts):

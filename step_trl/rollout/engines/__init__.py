@@ -1,7 +1,8 @@
-"""Engines: where tokens come from."""
+"""Engines: the sources of tokens."""
 
 from .base import AbandonRule, Engine, Generation
-from .transformers import EngineStats, TransformersEngine
+from .scheduler import EngineStats
+from .transformers import TransformersEngine
 from .vllm_colocated import VLLMColocatedEngine
 from .vllm_process import VLLMServer
 from .vllm_server import EngineError, EngineUnavailableError, VLLMServerEngine

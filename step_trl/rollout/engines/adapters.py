@@ -1,4 +1,4 @@
-"""LoRA adapters as models of their own."""
+"""LoRA adapters, merged into models."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 
 def is_adapter(model: str | Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole model."""
+    """Whether a folder contains an adapter instead of a model."""
     return (Path(model) / "adapter_config.json").is_file()
 
 
 def merge_adapter(adapter: str | Path, folder: str | Path, trust_remote_code: bool = False, **loading: Any) -> None:
     """
-    Save an adapter and the model under it as one model, tokenizer included.
+    Merge an adapter into its base model and save the result with its tokenizer.
 
     Args:
         adapter (`str` or `Path`):
             Folder of the adapter.
         folder (`str` or `Path`):
-            Where to save.
+            Folder of the merged model.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            For a model with code of its own.
+            Whether to run custom code of the model.
         **loading:
-            Further arguments of `from_pretrained` for the model under the adapter, such as `dtype`.
+            Further arguments of `from_pretrained` for the base model, such as `dtype`.
     """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -40,13 +40,13 @@ def merge_adapter(adapter: str | Path, folder: str | Path, trust_remote_code: bo
 @contextmanager
 def servable(model: str, beside: Path) -> Iterator[str]:
     """
-    What vLLM can serve as a model: the model itself, or, of an adapter, a merged one that is removed at the end.
+    Yield a model that vLLM can serve: the model itself, or a merged copy of an adapter, which is deleted at the end.
 
     Args:
         model (`str`):
-            Folder or name of the model, or folder of the adapter, which is left as it is.
+            Folder or name of a model, or folder of an adapter. It is not changed.
         beside (`Path`):
-            Folder in which the merged model is made, under a name of its own.
+            Folder for the merged copy, which gets a unique name.
     """
     if not is_adapter(model):
         yield model

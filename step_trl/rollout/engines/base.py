@@ -1,4 +1,4 @@
-"""What the rollout asks of an engine: one asynchronous method."""
+"""Interface between rollouts and engines: one asynchronous method."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from transformers import PreTrainedTokenizerBase
 
 
 AbandonRule = Callable[[Sequence[int], Sequence[float]], bool]
-# A call made by a task that waits for another task's call comes a few turns of the event loop after the result.
+# A task that waits for another task's call makes its own call a few turns of the event loop after the result.
 SETTLING_TURNS = 8
 
 
 @dataclass(frozen=True)
 class Generation:
     """
-    What one call of an engine sampled.
+    Tokens sampled by one call of an engine.
 
     Attributes:
         token_ids (`list[int]`):
-            Sampled tokens. The EOS token is included when sampled. After a stop string the list ends with the token
-            that completes the stop string (its text may go on behind the stop string, as in `"Wait,"`).
+            Sampled tokens, including EOS. With a stop string, the last token is the one that completes it. The text of
+            that token may continue after the stop string, as in `"Wait,"`.
         logprobs (`list[float]`):
-            Log-probability of each token under the distribution it was sampled from (after temperature, top-k, top-p
-            and min-p); for greedy decoding, under the model's own distribution (temperature 1).
+            Log-probability of each token under the distribution from which it was sampled (after temperature, top-k,
+            top-p and min-p). For greedy decoding, under the distribution of the model at temperature 1.
         finish_reason (`"eos"`, `"stop"`, `"length"` or `"abandoned"`):
-            EOS sampled, a stop string completed, `max_tokens` reached, or ended by `abandon`.
+            Whether EOS was sampled, a stop string was completed, `max_tokens` was reached, or `abandon` ended the
+            call.
     """
 
     token_ids: list[int]
@@ -39,7 +40,7 @@ class Generation:
 
 class Engine(Protocol):
     """
-    A source of tokens. Cancelling a call stops its work.
+    A source of tokens. Cancelling a call stops its sampling.
 
     Attributes:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -69,49 +70,58 @@ class Engine(Protocol):
             prompt_ids (`Sequence[int]`):
                 Prompt and path so far, at least one token.
             max_tokens (`int`):
-                Most tokens to sample, at least 1.
+                Maximum number of tokens to sample, at least 1.
             stop (`Sequence[str]`, *optional*):
-                Strings that end the call as soon as the text sampled in this call contains one of them.
+                Stop strings. The first one in the text sampled by this call ends it.
             temperature (`float`, *optional*, defaults to `1.0`):
-                `0.0` decodes greedily.
+                Sampling temperature. `0.0` decodes greedily.
             top_p (`float`), top_k (`int`, `0` for off), min_p (`float`):
                 As in vLLM and transformers.
             seed (`int`, *optional*):
-                Makes the call reproducible whatever else runs beside it.
+                Seed that makes the call reproducible, independently of concurrent calls.
             abandon (`Callable[[Sequence[int], Sequence[float]], bool]`, *optional*):
-                Asked with the tokens and log-probabilities so far, after each token (or after each few, where tokens
-                arrive in pieces); `True` ends the call with `finish_reason="abandoned"`.
+                Called with the tokens and log-probabilities so far, after each token or each piece of several tokens.
+                `True` ends the call with `finish_reason="abandoned"`.
             ahead (`bool`, *optional*, defaults to `False`):
-                Announces that, if a stop string ends this call, the next one with `ahead` will most likely go on from
-                there with the same sampling. In a rollout ([`Engine.for_rollout`]) an engine may then sample on, and
-                answer that call with it, whose own `seed` does not count. Engines may ignore this.
+                Hint: if a stop string ends this call, the next call with `ahead` will most likely continue there with
+                the same sampling parameters. In a rollout ([`Engine.for_rollout`]) the engine may continue sampling at
+                once and use these tokens for that call, ignoring its `seed`.
         """
         ...
 
     @asynccontextmanager
     async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[Engine]:
         """
-        The engine for all calls of one rollout, which continue `prompt_ids`.
+        Yield the engine for all calls of one rollout, which continue `prompt_ids`.
 
-        An engine over several servers keeps them on one server, where completions of one prompt share a prefix cache.
-        What was sampled ahead ends with it. Others need not define this.
+        An engine over several servers keeps these calls on one server, where completions of one prompt share a prefix
+        cache. At the end, tokens that were sampled ahead are dropped. Other engines need not override this.
         """
         yield self
 
 
 async def let_others_run(turns: int) -> None:
-    """For engines in the loop of their callers: a few turns of the event loop."""
+    """Yield to the other tasks of the event loop `turns` times."""
     for _ in range(turns):
         await asyncio.sleep(0)
 
 
 def check_call(prompt_ids: Sequence[int], max_tokens: int, stop: Sequence[str], temperature: float) -> None:
-    """Raise `ValueError` for arguments of [`Engine.generate`] that no engine can serve."""
+    """Raise `ValueError` for arguments of [`Engine.generate`] that no engine accepts."""
     if len(prompt_ids) < 1:
         raise ValueError("prompt_ids: is empty. Pass at least one token, such as the BOS token.")
     if max_tokens < 1:
-        raise ValueError(f"max_tokens: {max_tokens} asks for nothing. Set it to 1 or more.")
+        raise ValueError(f"max_tokens: {max_tokens} samples nothing. Set it to 1 or more.")
     if isinstance(stop, str) or "" in stop:
-        raise ValueError(f"stop: {stop!r} is no sequence of non-empty strings. Pass for instance ('Wait',).")
+        raise ValueError(f"stop: {stop!r} is not a sequence of non-empty strings. Pass for example ('Wait',).")
     if temperature < 0:
         raise ValueError(f"temperature: {temperature} is negative. Set it to 0 (greedy) or more.")
+
+
+def check_length(prompt_length: int, max_tokens: int, max_length: int, limit: str) -> None:
+    """Raise `ValueError` if prompt and completion together exceed `max_length`, which is called `limit`."""
+    if prompt_length + max_tokens > max_length:
+        raise ValueError(
+            f"max_tokens: {max_tokens} after a prompt of {prompt_length} tokens exceeds {limit} of {max_length}. Set "
+            f"it to at most {max_length - prompt_length}."
+        )

@@ -1,4 +1,4 @@
-"""A cache with one slot per sequence, each sequence at its own position."""
+"""Cache with one slot per sequence. Each sequence has its own position."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FULL, SLIDING, CHUNKED, STATES = "full_attention", "sliding_attention", "chunked
 @dataclass(frozen=True)
 class LayerKind:
     """
-    What a layer keeps of a sequence.
+    Kind of a layer's cache.
 
     Attributes:
         name (`str`):
-            Its name in transformers: keys and values for full, sliding-window or chunked attention, or the states of a
-            recurrence or convolution.
+            Name in transformers: full, sliding-window or chunked attention (which cache keys and values), or linear
+            attention (which keeps states of a recurrence or convolution).
         window (`int`, *optional*):
             Width of the sliding window or of a chunk.
     """
@@ -38,7 +38,7 @@ class LayerKind:
     window: int = 0
 
     def sees(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Whether a token attends to a key, by their positions (..., W, 1) and (L,)."""
+        """Whether queries attend to keys, given their positions (..., W, 1) and (L,)."""
         seen = keys <= queries
         if self.name == SLIDING:
             seen &= keys > queries - self.window
@@ -48,7 +48,7 @@ class LayerKind:
 
 
 def layer_kinds(config: PreTrainedConfig) -> list[LayerKind] | None:
-    """The kind of each layer that has a cache; `None` if one keeps what [`RowCache`] cannot hold."""
+    """Return the kind of each cached layer, or `None` if [`RowCache`] does not support one of them."""
     layers = DynamicCache(config=config).layers
     text_config = config.get_text_config(decoder=True)
     names = getattr(text_config, "layer_types", None)
@@ -75,10 +75,10 @@ class _RowKeys(CacheLayerMixin):
 
     def __init__(self, cache: RowCache):
         super().__init__()
-        self.cache = weakref.proxy(cache)  # no cycle: what it holds is large, and must go when the cache does
+        self.cache = weakref.proxy(cache)  # no cycle: the large buffers are freed with the cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        # Zeros, not empty: what lies beyond a row's end is multiplied by an attention weight of 0, and 0 * NaN is NaN.
+        # Zeros, because positions after a row's end have an attention weight of 0, and 0 * NaN is NaN.
         shape = (self.cache.num_slots, key_states.size(1), self.cache.length)
         self.keys = key_states.new_zeros(*shape, key_states.size(-1))
         self.values = value_states.new_zeros(*shape, value_states.size(-1))
@@ -127,10 +127,10 @@ class _RowKeys(CacheLayerMixin):
 
 class _RowStates:
     """
-    States of one recurrent or convolutional layer, one of each per slot.
+    States of one recurrent or convolutional layer, one per slot.
 
-    transformers' own layer works on those of the rows of a forward, which [`_RowStates.load`] gives it and
-    [`_RowStates.store`] takes back. A state of zeros is that of an empty sequence.
+    [`_RowStates.load`] copies the states of the current rows to the layer of transformers, and [`_RowStates.store`]
+    copies them back. The state of an empty sequence is zero.
     """
 
     _NAMES = ("conv_states", "recurrent_states")
@@ -138,9 +138,8 @@ class _RowStates:
     def __init__(self, layer: LinearAttentionLayer):
         self.layer = layer
         self.num_slots = 0
-        self.held: dict[
-            str, Any
-        ] = {}  # per name, as the layer has them, but for all slots; empty before the first use
+        # By name, in the structure of the layer, for all slots. Empty before the first forward pass.
+        self.held: dict[str, Any] = {}
 
     def load(self, rows: torch.Tensor, begins: bool) -> None:
         for name, states in self.held.items():
@@ -179,15 +178,15 @@ class _RowStates:
 
 class RowCache(Cache):
     """
-    What the layers keep of each sequence, written at explicit slots and positions.
+    Keys, values and states of each sequence, written at explicit slots and positions.
 
-    Keys and values are preallocated for all positions, of sliding windows too, and read as a view of leading
-    positions. The model must be called with explicit `position_ids` and the masks of [`RowCache.masks`] between
+    Keys and values are preallocated for all positions, also for sliding windows, and read as a view of the leading
+    positions. Call the model with explicit `position_ids` and the masks of [`RowCache.masks`], between
     [`RowCache.select`] and [`RowCache.store`].
 
     Args:
         config ([`~transformers.PreTrainedConfig`], *optional*):
-            Of the model. Without one the cache has no layers, and keeps nothing.
+            Configuration of the model. Without one the cache has no layers.
     """
 
     def __init__(self, config: PreTrainedConfig | None = None):
@@ -209,24 +208,24 @@ class RowCache(Cache):
 
     @property
     def recurrent(self) -> bool:
-        """Whether a layer has states. These are of a sequence's whole cached part, of no shorter one."""
+        """Whether a layer has states. They belong to the whole cached part of a sequence, not to a prefix of it."""
         return bool(self._states)
 
     def reusable(self, common: np.ndarray, cached: np.ndarray) -> np.ndarray:
-        """How much of a common prefix can be taken from sequences of which `cached` tokens are in the cache."""
+        """Return how many tokens of a common prefix can be reused from sequences with `cached` tokens in the cache."""
         if self.recurrent:
             return np.where(common >= cached, cached, 0)
         return np.minimum(common, cached) if self._rows else np.zeros_like(common)
 
     def masks(self, position_ids: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
-        """The mask (rows, 1, tokens, length) of each kind of attention, by its name; True where a token attends."""
+        """Return the mask (rows, 1, tokens, length) of each kind of attention by name, True for attended keys."""
         keys, queries = torch.arange(length, device=position_ids.device), position_ids[:, None, :, None]
         return {kind.name: kind.sees(queries, keys) for kind in dict.fromkeys(self._kinds) if kind.name != STATES}
 
     def select(self, slots: np.ndarray, columns: torch.Tensor, length: int, begins: bool = False) -> None:
         """
-        The next forward writes to `columns` (rows, tokens) of `slots` (rows,), and reads `length` positions; `begins`
-        where no row has a state yet.
+        Set what the next forward pass uses: it writes to `columns` (rows, tokens) of `slots` (rows,) and reads
+        `length` positions. `begins` says that no row has a state yet.
         """
         contiguous = int(slots[-1] - slots[0]) == len(slots) - 1
         self._selected = torch.from_numpy(slots).to(columns.device)
@@ -236,7 +235,7 @@ class RowCache(Cache):
             states.load(self._selected, begins)
 
     def store(self) -> None:
-        """Keep the states that a forward has left. Keys and values are in their places already."""
+        """Store the states after a forward pass. Keys and values are already in place."""
         for states in self._states:
             states.store(self._selected)
 
@@ -246,11 +245,11 @@ class RowCache(Cache):
             rows.resize(num_slots, length)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of a slot; with none, the target's sequence is empty."""
+        """Copy the first `length` positions of a slot. A length of 0 empties the target."""
         for rows in self._rows:
             rows.copy(source, target, length)
 
     def swap(self, first: int, second: int, length: int) -> None:
-        """Exchange the first `length` positions of two slots."""
+        """Swap the first `length` positions of two slots."""
         for rows in self._rows:
             rows.swap(first, second, length)

@@ -1,4 +1,4 @@
-"""Which sequence lives in which slot of the cache: prefix lookup, forks, eviction, compaction."""
+"""Assignment of sequences to the slots of the cache: prefix lookup, forks, eviction, compaction."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from .row_cache import RowCache
+from .sampling import SamplingOptions, sample, uniforms
 
 
-# State of a slot: `known` tokens of its sequence are in `tokens`, the first `cached` of them also in the cache.
-# Sampling began at position `start` and ends at `limit`; `used` orders retained sequences by age.
+# State of a slot: `tokens` holds `known` tokens of its sequence, and the cache the first `cached` of them.
+# Sampling began at position `start` and ends at `limit`. `used` orders retained sequences by their last use.
 _SLOT = np.dtype(
     [(name, np.int64) for name in ("known", "cached", "start", "limit", "used", "stop", "top_k")]
     + [(name, np.float64) for name in ("temperature", "top_p", "min_p")]
@@ -21,21 +23,21 @@ _SLOT = np.dtype(
 
 class RowTable:
     """
-    Sequences in slots, running ones and retained ones.
+    Running and retained sequences in slots.
 
-    A position below `cached` never changes while its sequence stays, so a sequence in any state can be copied from.
+    Positions below `cached` do not change while a sequence is in its slot, so any sequence can be copied from.
 
     Attributes:
         state (`np.ndarray`):
             Structured array of the slots' state.
         tokens (`np.ndarray`), logprobs (`np.ndarray`):
-            Tokens of each slot's sequence and, where sampled, their log-probabilities, (slots, length).
-        calls (`list`):
-            The running call of each slot, or `None`.
+            Tokens of each slot's sequence, and log-probabilities of the sampled ones, (slots, length).
+        requests (`list`):
+            Running request of each slot, or `None`.
         num_active (`int`):
-            Running sequences. They are in the first slots after [`RowTable.compact`].
+            Number of running sequences. [`RowTable.compact`] moves them to the first slots.
         cache ([`RowCache`]):
-            What the model's layers keep of the sequences.
+            Keys, values and states of the sequences.
     """
 
     def __init__(self, new_cache: Callable[[], RowCache], max_rows: int, max_length: int):
@@ -46,7 +48,7 @@ class RowTable:
         self._allocate(min(16, max_rows), min(128, max_length))
 
     def clear(self) -> None:
-        """Forget every sequence and free the memory. What is allocated next has the size that was needed so far."""
+        """Remove all sequences and free their memory. The size needed so far is allocated again on demand."""
         self._allocate(*self.tokens.shape)
 
     def _allocate(self, num_slots: int, length: int) -> None:
@@ -54,14 +56,20 @@ class RowTable:
         self.state = np.zeros(0, dtype=_SLOT)
         self.tokens = np.zeros((0, 0), dtype=np.int64)
         self.logprobs = np.zeros((0, 0), dtype=np.float32)
-        self.calls: list[Any] = []
+        self.requests: list[Any] = []
         self.num_active = 0
+        self._options: SamplingOptions | None = None
         self._resize(num_slots, length)
 
     def longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """
-        The slot that shares most of the prompt with cached keys and values, how many tokens that is, and how many more
-        a running sequence will soon have. The last token of a prompt is always computed, for its logits.
+        Find the slot with the longest cached prefix of a prompt.
+
+        The last token of a prompt is always computed, for its logits.
+
+        Returns:
+            `tuple[int, int, int]`: the slot, the length of the prefix, and how much longer a prefix will become once
+            the running sequences are prefilled.
         """
         width = min(len(prompt) - 1, self.tokens.shape[1])
         if width == 0:
@@ -69,13 +77,13 @@ class RowTable:
         same = self.tokens[:, :width] == prompt[:width]
         common = np.where(same.all(axis=1), width, same.argmin(axis=1))
         shared = self.cache.reusable(common, self.state["cached"])
-        # Among equals a retained sequence: it can be taken over without a copy.
+        # Prefer a retained sequence: it can be taken over without a copy.
         source = int((2 * shared + ~self.state["active"]).argmax())
         coming = self.cache.reusable(common, self.state["known"] - 1)[self.state["active"]]
         return source, int(shared[source]), int(coming.max(initial=shared[source]) - shared[source])
 
-    def place(self, call: Any, prompt: np.ndarray, source: int, shared: int) -> int:
-        """Give the call a slot that holds its prompt, the first `shared` tokens of it cached as in slot `source`."""
+    def place(self, request: Any, prompt: np.ndarray, source: int, shared: int) -> int:
+        """Assign a slot to the request. The first `shared` tokens of its prompt are cached in slot `source`."""
         self.reserve(len(prompt))
         retained = self.state[source]
         adopted = not retained["active"] and 2 * shared > retained["cached"]
@@ -85,23 +93,33 @@ class RowTable:
             if shared:
                 self.state["used"][source] = self._tick_clock()
         self.tokens[slot, : len(prompt)] = prompt
-        self.calls[slot] = call
+        self.requests[slot] = request
         self.num_active += 1
+        self._options = None
         self.state["known"][slot] = self.state["start"][slot] = len(prompt)
         self.state["cached"][slot] = shared
         self.state["active"][slot] = True
         return slot
 
-    def release(self, slot: int) -> Any:
-        """End the call of a slot and retain its sequence. Returns the call."""
-        call, self.calls[slot] = self.calls[slot], None
+    def release(self, slot: int) -> None:
+        """End the request of a slot and retain its sequence."""
+        self.requests[slot] = None
         self.num_active -= 1
+        self._options = None
         self.state["active"][slot] = False
         self.state["used"][slot] = self._tick_clock()
-        return call
+
+    def sample(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Sample the next token of the running sequences from logits (N, V). Returns ids and log-probabilities."""
+        state = self.state[: self.num_active]
+        if self._options is None:  # a sequence has started or ended
+            self._options = SamplingOptions.from_rows(state, logits.device)
+        random_numbers = torch.from_numpy(uniforms(state["seed"], state["known"] - state["start"]))
+        ids, logprobs = sample(logits, self._options, random_numbers.to(logits.device))
+        return ids.cpu().numpy(), logprobs.cpu().numpy()
 
     def compact(self) -> None:
-        """Bring the running sequences to the first slots."""
+        """Move the running sequences to the first slots."""
         active = self.state["active"]
         holes = np.flatnonzero(~active[: self.num_active])
         movers = self.num_active + np.flatnonzero(active[self.num_active :])
@@ -109,15 +127,15 @@ class RowTable:
             self.cache.swap(hole, mover, int(self.state["cached"][[hole, mover]].max()))
             for array in (self.state, self.tokens, self.logprobs):
                 array[[hole, mover]] = array[[mover, hole]]
-            self.calls[hole], self.calls[mover] = self.calls[mover], self.calls[hole]
+            self.requests[hole], self.requests[mover] = self.requests[mover], self.requests[hole]
 
     def reserve(self, length: int) -> None:
-        """Make room for sequences of `length` tokens."""
+        """Grow the slots to `length` tokens, at least."""
         if length > self.cache.length:
             self._resize(len(self.state), min(max(length, 2 * self.cache.length), self.max_length))
 
     def _vacate(self) -> int:
-        """A slot for a new sequence: an empty one, a new one, or that of the sequence unused for longest."""
+        """Return a slot for a new sequence: an empty one, a new one, or that of the least recently used sequence."""
         empty = np.flatnonzero(self.state["known"] == 0)
         if len(empty):
             return int(empty[0])
@@ -134,7 +152,7 @@ class RowTable:
         self.state = np.pad(self.state, rows)
         self.tokens = np.pad(self.tokens, (rows, columns))
         self.logprobs = np.pad(self.logprobs, (rows, columns))
-        self.calls += [None] * rows[1]
+        self.requests += [None] * rows[1]
         self.cache.resize(num_slots, length)
 
     def _tick_clock(self) -> int:

@@ -1,4 +1,4 @@
-"""Vectorised sampling: every row of a batch with its own options and its own random numbers."""
+"""Vectorised sampling. Each row of a batch has its own options and random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64."""
+    """Finaliser of splitmix64."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -20,9 +20,9 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """
-    One number in [0, 1) for each pair of seed and counter, whatever else is in the batch.
+    Return a number in [0, 1) for each pair of seed and counter, independent of the rest of the batch.
 
-    52 bits, so that `number * total` stays below `total` after rounding.
+    A number has 52 bits, so that `number * total` stays below `total` after rounding.
     """
     bits = _mix(_mix(seeds.astype(np.uint64)) + _GOLDEN * (counters.astype(np.uint64) + np.uint64(1)))
     return (bits >> np.uint64(12)) * 2.0**-52
@@ -31,9 +31,9 @@ def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class SamplingOptions:
     """
-    Options of the N rows of a batch, (N, 1) each; `None` where no row of the batch uses the option.
+    Options of the N rows of a batch, (N, 1) each, or `None` for an option that no row uses.
 
-    Greedy rows have every other option off.
+    The other options of greedy rows are off.
     """
 
     greedy: torch.Tensor | None = None
@@ -44,7 +44,7 @@ class SamplingOptions:
 
     @classmethod
     def from_rows(cls, rows: np.ndarray, device: torch.device | str = "cpu") -> SamplingOptions:
-        """From a structured array with the fields `temperature`, `top_k`, `top_p` and `min_p`."""
+        """Read a structured array with the fields `temperature`, `top_k`, `top_p` and `min_p`."""
         greedy = rows["temperature"] == 0
 
         def column(values: np.ndarray, off: float, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -61,7 +61,7 @@ class SamplingOptions:
 
 
 def process_logits(logits: torch.Tensor, options: SamplingOptions) -> torch.Tensor:
-    """The warpers of transformers in their order (temperature, top-k, top-p, min-p), row by row. Shapes (N, V)."""
+    """Apply the warpers of transformers in their order (temperature, top-k, top-p, min-p) to each row, (N, V)."""
     if options.temperature is not None:
         logits = logits / options.temperature
     if options.top_k is not None or options.top_p is not None:
@@ -81,7 +81,7 @@ def _filter_sorted(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torc
         ranked = ranked.masked_fill(ranked < ranked.gather(-1, vocab_size - kept), -torch.inf)
     if top_p is not None:
         beyond = ranked.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p
-        beyond &= top_p < 1  # probabilities that underflow to 0 stay where the option is off
+        beyond &= top_p < 1  # rows without the option keep probabilities that underflow to 0
         beyond[:, -1] = False
         ranked = ranked.masked_fill(beyond, -torch.inf)
     return torch.empty_like(logits).scatter_(-1, order, ranked)
@@ -91,7 +91,7 @@ def sample(
     logits: torch.Tensor, options: SamplingOptions, random_numbers: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Draw one token of each row by the inverse of its cumulative distribution.
+    Sample one token per row by inverting its cumulative distribution.
 
     Args:
         logits (`torch.Tensor`):
@@ -103,17 +103,17 @@ def sample(
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: token ids (N,) and their log-probabilities (N,) under the processed
-        distribution (greedy rows: under the model's own).
+        distribution. For greedy rows, under the distribution of the model.
     """
     logits = process_logits(logits.float(), options)
     normalizer = logits.logsumexp(dim=-1, keepdim=True)
     if options.greedy is not None and bool(options.greedy.all()):
         ids = logits.argmax(dim=-1, keepdim=True)
     else:
-        # right=True never lands on a token of probability 0: its cumulative value equals that of the token before it.
+        # right=True skips tokens of probability 0: their cumulative value equals that of the token before.
         cumulative = (logits - normalizer).exp().cumsum(dim=-1, dtype=torch.float64)
         ids = torch.searchsorted(cumulative, random_numbers[:, None] * cumulative[:, -1:], right=True)
-        ids = ids.clamp(max=logits.size(-1) - 1)  # only NaN goes there, and its log-probability tells
+        ids = ids.clamp(max=logits.size(-1) - 1)  # only for NaN, which the log-probability reveals
         if options.greedy is not None:
             ids = torch.where(options.greedy, logits.argmax(dim=-1, keepdim=True), ids)
     logprobs = logits.gather(-1, ids) - normalizer

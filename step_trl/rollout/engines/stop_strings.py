@@ -1,4 +1,4 @@
-"""Stop strings over sampled tokens: exact, with string work only for the few tokens that could complete one."""
+"""Exact detection of stop strings in sampled tokens. Only tokens that could complete one are compared as text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ...steps import token_bytes
 
 class StopStrings:
     """
-    Sets of stop strings and the tokens that can complete one of a set.
+    Sets of stop strings, each with the tokens that can complete one of them.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Gives the bytes of the tokens.
+            Tokenizer, which determines the bytes of the tokens.
         vocab_size (`int`):
-            Number of token ids that the model can sample, which may exceed the tokenizer's. Higher ids have no text if
-            it exceeds the tokenizer's by at least one.
+            Number of token ids that the model can sample. If it exceeds the tokenizer's, any higher id is accepted and
+            has no text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):
@@ -28,10 +28,10 @@ class StopStrings:
         self._sets: dict[tuple[str, ...], int] = {(): 0}
         self._stops: list[list[bytes]] = [[]]
         self.candidates = np.zeros((1, vocab_size), dtype=bool)  # (sets, V)
-        self._candidate_ids: list[frozenset[int]] = [frozenset()]  # the same
+        self._candidate_ids: list[frozenset[int]] = [frozenset()]  # the same as sets
 
     def index(self, stop: Sequence[str]) -> int:
-        """Number of the set; its row in `candidates`."""
+        """Return the index of a set, which is its row in `candidates`."""
         key = tuple(stop)
         if key not in self._sets:
             if not self._table:
@@ -45,7 +45,7 @@ class StopStrings:
         return self._sets[key]
 
     def completed(self, index: int, token_ids: Sequence[int], end: int | None = None) -> bool:
-        """Whether the last of `token_ids[:end]` completes a stop string of the set in the text of them all."""
+        """Whether the last token of `token_ids[:end]` completes a stop string of the set in their text."""
         stops = self._stops[index]
         if not stops:
             return False
@@ -59,7 +59,7 @@ class StopStrings:
         return any(stop in tail for stop in stops)
 
     def first_completed(self, index: int, token_ids: Sequence[int], start: int = 0) -> int | None:
-        """End (exclusive) of the first token from `start` on that completes a stop string of the set, or `None`."""
+        """Return the end (exclusive) of the first token from `start` on that completes a stop string of the set."""
         candidates, new = self._candidate_ids[index], token_ids[start:]
         if candidates.isdisjoint(new):
             return None
@@ -72,7 +72,7 @@ class StopStrings:
         return self._table[token_id] if token_id < len(self._table) else b""
 
     def _find_candidates(self, stops: list[bytes]) -> np.ndarray:
-        """Tokens that hold a stop string, or begin with the end of one."""
+        """Flag the tokens that contain a stop string or start with the end of one."""
         ends = tuple({stop[i:] for stop in stops for i in range(len(stop))})
         flags = [piece.startswith(ends) or any(stop in piece for stop in stops) for piece in self._table]
         return np.array(flags[: self.candidates.shape[1]])

@@ -1,10 +1,10 @@
 """
-Run a command that must not outlive the process that asked for it: `python supervise.py PARENT_ID COMMAND...`.
+Run a command that must not outlive its parent process: `python supervise.py PARENT_ID COMMAND...`.
 
-[`~step_trl.rollout.engines.VLLMServer`] starts its server under this script, in a process group of their own. A parent
-that is killed, by SIGTERM or SIGKILL, runs no `finally` and no `atexit`, and would leave the server on the GPU. The
-script compares its parent's id instead, which changes when that process ends, whichever of its threads started the
-server. It needs the standard library only, so that it starts in no time.
+[`~step_trl.rollout.engines.VLLMServer`] starts its server with this script, in a separate process group. A parent that
+is killed by SIGTERM or SIGKILL runs neither `finally` nor `atexit` and would leave the server on the GPU. The script
+polls its parent's id instead, which changes when that process ends. This works whichever thread started the server,
+and the script starts fast because it imports only the standard library.
 """
 
 import os
@@ -20,7 +20,7 @@ STOP_SECONDS = 20.0
 
 
 def end_with(parent: int) -> None:
-    """When `parent` has ended, end this process group: by SIGTERM, and by SIGKILL if that takes too long."""
+    """End this process group once `parent` has ended: by SIGTERM, and by SIGKILL if that takes too long."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     os.killpg(0, signal.SIGTERM)
@@ -29,14 +29,14 @@ def end_with(parent: int) -> None:
 
 
 def main(parent: int, command: list[str]) -> int:
-    """Run the command to its end. Returns its exit status, 128 and the signal's number where a signal ended it."""
-    # SIGTERM to the group is for the command, whose end is waited for. It would inherit SIG_IGN, but not a handler.
+    """Run the command. Returns its exit status, or 128 plus the number of the signal that ended it."""
+    # SIGTERM is meant for the command, not for this script. The command would inherit SIG_IGN, but not a handler.
     signal.signal(signal.SIGTERM, lambda *_: None)
     process = subprocess.Popen(command)
     threading.Thread(target=end_with, args=(parent,), daemon=True).start()
     status = process.wait()
     if os.getppid() != parent:
-        os.killpg(0, signal.SIGKILL)  # what the command has left running: nobody else is there to end it
+        os.killpg(0, signal.SIGKILL)  # orphans of the command, which nothing else would end
     return status if status >= 0 else 128 - status
 
 

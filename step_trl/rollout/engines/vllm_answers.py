@@ -1,4 +1,4 @@
-"""What vLLM has sampled so far, from whole answers and from pieces, cut exactly where a stop string ends."""
+"""Parsing of vLLM's responses, whole and streamed, and their exact truncation after stop strings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .stop_strings import StopStrings
 from .vllm_http import ConnectionLostError
 
 
-_END_SECONDS = 5.0  # from the last token of a stream to its end
+_END_SECONDS = 5.0  # maximum time from the last token of a stream to its end
 
 
 class TokenLogprobs(msgspec.Struct):
-    """The part that is read of the log-probabilities of a [`Choice`]."""
+    """The used fields of a choice's log-probabilities."""
 
     token_logprobs: list[float]
 
 
 class Choice(msgspec.Struct):
-    """The part that is read of a choice, or of a piece of one. What is not named here is skipped, not built."""
+    """The used fields of a choice or of a streamed piece of one. Other fields are skipped, not built."""
 
     token_ids: list[int]
     logprobs: TokenLogprobs
@@ -35,11 +35,11 @@ class Choice(msgspec.Struct):
 
     @property
     def reason(self) -> Literal["eos", "stop", "length"] | None:
-        """Why the server ended it, in our words; `None` for a piece with more to come."""
+        """Finish reason in the words of [`Generation`], `None` while there are more pieces."""
         match self.finish_reason:
             case None | "length":
                 return self.finish_reason
-            # The EOS token and other stop tokens end a call as "stop" too, without a stop string as the reason.
+            # EOS and other stop tokens finish with "stop" too, but without a stop string as the reason.
             case "stop":
                 return "stop" if isinstance(self.stop_reason, str) else "eos"
         raise ConnectionLostError(f"finish_reason {self.finish_reason!r}")
@@ -55,10 +55,10 @@ _DECODER = msgspec.json.Decoder(_Answer)
 
 def read_choice(content: bytes) -> Choice:
     """
-    The choice of an answer or of an event.
+    Decode the choice of a response or of an event.
 
     Raises:
-        `ConnectionLostError`: the server reports an error of its own.
+        `ConnectionLostError`: the server reports an internal error.
     """
     answer = _DECODER.decode(content)
     if answer.error is not None:
@@ -67,19 +67,19 @@ def read_choice(content: bytes) -> Choice:
 
 
 async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice, None]:
-    """The pieces of a choice in a stream of server-sent events, as they arrive."""
+    """Yield the pieces of a choice from a stream of server-sent events."""
     rest = b""
     async for data in response.content.iter_any():
         *events, rest = (rest + data).split(b"\n\n")
         for event in events:
-            # Others are comments that keep the connection alive, and the end. The end of the body follows that; only a
-            # connection that was read to its end is used again.
+            # Other events are keep-alive comments and the end marker. The body is read to its end after the marker,
+            # because only then is the connection reused.
             if event.startswith(b"data: {"):
                 yield read_choice(event[6:])
 
 
 class Sampled:
-    """What one attempt at a call has sampled so far."""
+    """Tokens that one attempt at a call has sampled so far."""
 
     def __init__(self, stop_strings: StopStrings, stop_set: int):
         self._stop_strings = stop_strings
@@ -88,7 +88,7 @@ class Sampled:
         self.logprobs: list[float] = []
 
     def add(self, choice: Choice) -> Generation | None:
-        """Take in a choice of an answer, or the next piece of one. Returns the generation where it is complete."""
+        """Add a choice or the next piece of one. Returns the generation once it is complete."""
         start, reason = len(self.token_ids), choice.reason
         self.token_ids += choice.token_ids
         self.logprobs += choice.logprobs.token_logprobs
@@ -101,34 +101,34 @@ class Sampled:
 
 class SampledAhead:
     """
-    A streamed request that goes on behind the stop strings of the calls that take its tokens, one call after another.
+    A streamed request that serves successive calls of one rollout and continues after their stop strings.
 
-    The server knows of no stop strings. What it has sampled behind one waits for the next call.
+    The request has no stop strings of its own. Tokens that the server samples after one wait for the next call.
 
     Args:
         stop_strings ([`StopStrings`]):
-            The tokenizer's.
+            Stop strings of all calls.
         streams (`asyncio.Semaphore`):
-            Acquired by the first request, and held until [`SampledAhead.end`].
+            Acquired by the first request and held until [`SampledAhead.end`].
     """
 
     def __init__(self, stop_strings: StopStrings, streams: asyncio.Semaphore):
         self._stop_strings = stop_strings
         self._streams = streams
-        self.opened = 0.0  # when the request began
+        self.opened = 0.0  # start time of the request
         self._acquired = False
         self._exit = AsyncExitStack()
         self._pieces: AsyncGenerator[Choice, None] | None = None
         self._sampling: dict[str, Any] = {}
-        self._length = 0  # of the prompt and the tokens that were taken
-        self._last: list[int] = []  # taken by the last call
-        self._left = 0  # of the request's budget
+        self._length = 0  # of the prompt and the tokens taken
+        self._last: list[int] = []  # tokens of the last call
+        self._left = 0  # remaining tokens of the request
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._reason: Literal["eos", "stop", "length"] | None = None
 
-    def goes_on(self, body: dict[str, Any]) -> bool:
-        """Whether a call with this body, but for its stop strings and its seed, is answered by what comes next."""
+    def continues(self, body: dict[str, Any]) -> bool:
+        """Whether the next tokens of the stream answer a call with this body. Stop strings and seed may differ."""
         path = body["prompt"]
         return (
             self._pieces is not None
@@ -139,7 +139,7 @@ class SampledAhead:
         )
 
     async def open(self, request: AbstractAsyncContextManager[aiohttp.ClientResponse], body: dict[str, Any]) -> None:
-        """Begin with the answer to a streaming request."""
+        """Send a streaming request."""
         if not self._acquired:
             await self._streams.acquire()
             self._acquired = True
@@ -151,7 +151,7 @@ class SampledAhead:
         self._token_ids, self._logprobs, self._reason = [], [], None
 
     async def take(self, stop_set: int, max_tokens: int) -> Generation:
-        """The next tokens, up to a stop string, to EOS, or to `max_tokens`."""
+        """Return the next tokens, up to a stop string, to EOS, or to `max_tokens`."""
         searched = 0
         while True:
             count = len(self._token_ids)
@@ -166,16 +166,16 @@ class SampledAhead:
             await self._read()
 
     async def close(self) -> None:
-        """End the request. One that is not complete is aborted by the server."""
+        """Close the request. The server aborts it if it is not complete."""
         if self._pieces is not None and self._reason is not None:
-            # All tokens are there, but only a connection that was read to its end is used again.
+            # All tokens have arrived, but only a connection that is read to its end is reused.
             with suppress(ConnectionLostError, aiohttp.ClientError, asyncio.TimeoutError):
                 await asyncio.wait_for(self._read_to_end(self._pieces), _END_SECONDS)
         self._pieces = None
         await self._exit.aclose()
 
     async def end(self) -> None:
-        """Close, for good."""
+        """Close the request and release the semaphore."""
         try:
             await self.close()
         finally:

@@ -1,8 +1,8 @@
 """
-The engine over a vLLM model in this process, as TRL's `vllm_mode="colocate"` sets one up.
+Engine over a vLLM model in this process, as TRL's `vllm_mode="colocate"` creates it.
 
-Calls come and go between two steps of vLLM: a call that a stop string or an `abandon` rule ends is aborted before the
-next step, so that nothing is sampled behind it.
+Requests are added and aborted between two steps of vLLM. A request that a stop string or an `abandon` rule ends is
+aborted before the next step, so that no further tokens are sampled for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, let_others_run
+from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
 from .stop_strings import StopStrings
 from .vllm_answers import Choice, Sampled, TokenLogprobs
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class _Call:
-    """A call of `generate` on its way."""
+class _Request:
+    """One call of `generate`."""
 
     sampled: Sampled
     abandon: AbandonRule | None
     future: asyncio.Future[Generation]
 
-    def take(self, output: CompletionOutput) -> Generation | None:
-        """What vLLM sampled for it in one step. Returns the generation where it ends here."""
+    def add(self, output: CompletionOutput) -> Generation | None:
+        """Add the tokens of one step. Returns the generation once it is complete."""
         ids = list(output.token_ids)
         steps = cast("list[dict[int, Logprob]]", output.logprobs or [])
         logprobs = TokenLogprobs([step[token_id].logprob for token_id, step in zip(ids, steps)])
@@ -49,20 +49,20 @@ class _Call:
 
 class VLLMColocatedEngine(Engine):
     """
-    Samples on a vLLM model in this process, by steps, between which the rollouts have their turns.
+    Samples on a vLLM model in this process. Rollouts run between its steps.
 
-    One process, one model: a model that is split over several (tensor parallelism) would need all of them to add and
-    abort the same requests at the same steps.
+    The model must be in one process. With tensor parallelism, all processes would have to add and abort the same
+    requests at the same steps.
 
     Args:
         llm ([`~vllm.LLM`]):
-            With `logprobs_mode="processed_logprobs"`, as TRL sets one up. Not to be used for anything else while calls
-            are running.
+            Model with `logprobs_mode="processed_logprobs"`, as TRL creates it. It must not be used otherwise while
+            calls are running.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer: gives stop strings their tokens, and its EOS token ends a call.
+            Tokenizer of the policy. It maps stop strings to tokens, and its EOS token ends a call.
 
     Raises:
-        `ValueError`: `llm` is split, or its log-probabilities are not those of the distribution sampled from.
+        `ValueError`: `llm` has several processes, or its log-probabilities are not those of the sampled distribution.
 
     Example:
 
@@ -81,15 +81,15 @@ class VLLMColocatedEngine(Engine):
         if config.model_config.logprobs_mode != "processed_logprobs":
             raise ValueError(
                 f"llm: its logprobs_mode is {config.model_config.logprobs_mode!r}, so its log-probabilities are not "
-                "those of the distribution that is sampled from. Make it with logprobs_mode='processed_logprobs'."
+                "those of the sampled distribution. Create it with logprobs_mode='processed_logprobs'."
             )
         self.tokenizer = tokenizer
         self.max_length: int = config.model_config.max_model_len
         self._llm = llm.llm_engine
-        # One id more than the tokenizer has: it stands for those that only the model has.
+        # The additional id stands for those that the model has and the tokenizer lacks.
         self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
-        self._calls: dict[str, _Call] = {}
-        self._numbers = itertools.count()
+        self._requests: dict[str, _Request] = {}
+        self._ids = (f"rollout-{number}" for number in itertools.count())
         self._worker: asyncio.Task[None] | None = None
 
     async def generate(
@@ -110,11 +110,7 @@ class VLLMColocatedEngine(Engine):
         from vllm.sampling_params import RequestOutputKind
 
         check_call(prompt_ids, max_tokens, stop, temperature)
-        if len(prompt_ids) + max_tokens > self.max_length:
-            raise ValueError(
-                f"max_tokens: {max_tokens} after a prompt of {len(prompt_ids)} tokens exceeds vLLM's max_model_len of "
-                f"{self.max_length}. Set it to at most {self.max_length - len(prompt_ids)}."
-            )
+        check_length(len(prompt_ids), max_tokens, self.max_length, "vLLM's max_model_len")
         params = SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -128,49 +124,49 @@ class VLLMColocatedEngine(Engine):
             output_kind=RequestOutputKind.DELTA,
         )
         loop = asyncio.get_running_loop()
-        call = _Call(Sampled(self._stop_strings, self._stop_strings.index(stop)), abandon, loop.create_future())
+        request = _Request(Sampled(self._stop_strings, self._stop_strings.index(stop)), abandon, loop.create_future())
         if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
-            self._end(tuple(self._calls))  # of a loop that ended before they did
+            self._end(tuple(self._requests))  # their event loop ended early
             self._worker = loop.create_task(self._work())
-        number = f"rollout-{next(self._numbers)}"
-        self._llm.add_request(number, {"prompt_token_ids": list(prompt_ids)}, params)
-        self._calls[number] = call
+        request_id = next(self._ids)
+        self._llm.add_request(request_id, {"prompt_token_ids": list(prompt_ids)}, params)
+        self._requests[request_id] = request
         try:
-            return await call.future
+            return await request.future
         finally:
-            self._end([number])
+            self._end([request_id])
 
     async def _work(self) -> None:
-        """Step as long as there are calls."""
+        """Run steps while there are requests."""
         try:
             await let_others_run(SETTLING_TURNS)
-            while self._calls:
+            while self._requests:
                 ended = self._step()
                 await let_others_run(SETTLING_TURNS if ended else 1)
         except Exception as error:
-            for call in self._calls.values():
-                if not call.future.done():
-                    call.future.set_exception(error)
+            for request in self._requests.values():
+                if not request.future.done():
+                    request.future.set_exception(error)
         finally:
             self._worker = None
-            for call in self._calls.values():
-                call.future.cancel()
+            for request in self._requests.values():
+                request.future.cancel()
 
     def _step(self) -> bool:
-        """One token of every running call. Whether a call ended."""
+        """Sample one token of every running request. Returns whether a request finished."""
         ended: list[str] = []
         for output in cast("list[RequestOutput]", self._llm.step()):
-            call = self._calls.get(output.request_id)
-            generation = None if call is None else call.take(output.outputs[0])
-            if call is not None and generation is not None:
+            request = self._requests.get(output.request_id)
+            generation = None if request is None else request.add(output.outputs[0])
+            if request is not None and generation is not None:
                 ended.append(output.request_id)
-                if not call.future.done():
-                    call.future.set_result(generation)
+                if not request.future.done():
+                    request.future.set_result(generation)
         self._end(ended)
         return bool(ended)
 
-    def _end(self, numbers: Sequence[str]) -> None:
-        """Forget calls. vLLM aborts those that it has not completed."""
-        known = [number for number in numbers if self._calls.pop(number, None) is not None]
+    def _end(self, request_ids: Sequence[str]) -> None:
+        """Remove requests. vLLM aborts those that are not complete."""
+        known = [request_id for request_id in request_ids if self._requests.pop(request_id, None) is not None]
         if known:
             self._llm.abort_request(known)

