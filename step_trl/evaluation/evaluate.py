@@ -120,28 +120,11 @@ def evaluate(
         done = pd.DataFrame(columns=KEY) if store is None else store.read()
         known = pd.MultiIndex.from_frame(done[KEY])
         jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(known)]
+        rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
         made = _Samples(
             jobs, engine.tokenizer, TriggerSegmenter(engine.tokenizer, triggers), require_end_of_thinking, store
         )
-
-        def note(place: int, rollout: Rollout) -> None:
-            made.add(place, rollout)
-            if on_sample is not None:
-                on_sample(rollout)
-
-        if len(jobs) > 0:
-            prompts = cast(
-                "list[list[int]]",
-                engine.tokenizer.apply_chat_template(
-                    jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
-                ),
-            )
-            rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
-            draws = [_draw(*job) for job in jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
-            try:
-                rollout.run(prompts, draws, on_rollout=note)
-            finally:
-                made.flush()
+        made.sample(rollout, on_sample)
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
     # The types must not depend on whether rows were read or sampled.
     samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
@@ -167,6 +150,25 @@ class _Samples:
         self._store = store
         self._waiting: dict[int, Rollout] = {}
         self._written = time.monotonic()
+
+    def sample(self, rollout: DynamicTruncatedRollout, on_sample: Callable[[Rollout], None] | None) -> None:
+        """Sample all jobs. If this is interrupted, completions that have ended are kept."""
+        if self._jobs.empty:
+            return
+
+        def note(place: int, ended: Rollout) -> None:
+            self.add(place, ended)
+            if on_sample is not None:
+                on_sample(ended)
+
+        prompts = self._tokenizer.apply_chat_template(
+            self._jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
+        )
+        draws = [_draw(*job) for job in self._jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
+        try:
+            rollout.run(cast("list[list[int]]", prompts), draws, on_rollout=note)
+        finally:
+            self.flush()
 
     def add(self, place: int, rollout: Rollout) -> None:
         self._waiting[place] = rollout
@@ -266,4 +268,4 @@ def _digest(text: str) -> str:
 
 def _draw(seed: int, benchmark: str, problem: str) -> int:
     digest = hashlib.blake2b(json.dumps([seed, benchmark, problem]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 2  # below 2**62
+    return int.from_bytes(digest, "big") >> 2  # below 2**62
