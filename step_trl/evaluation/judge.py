@@ -17,9 +17,9 @@ import pandas as pd
 
 from ..rollout.event_loop import cancel, run_to_end
 from ..text import TRIGGERS
-from .answers import AnswerCache, read_labels
 from .chat import ChatClient
 from .composition import UNKNOWN, split_steps
+from .judge_cache import AnswerCache, read_labels
 from .store import KEY
 
 

@@ -20,7 +20,7 @@ from preloaded import PreloadedPython
 
 from step_trl import testbed
 from step_trl.evaluation import ChatError, StepJudge, classify_testbed_steps, composition, evaluate, split_steps
-from step_trl.evaluation.answers import AnswerCache, read_labels
+from step_trl.evaluation.judge_cache import AnswerCache, read_labels
 from step_trl.steps import TriggerSegmenter
 
 

@@ -7,8 +7,9 @@ import runpy
 import pytest
 from trl import GRPOTrainer
 
-from step_trl import SASTrainer, StepGRPOTrainer
+from step_trl import EfficientReasoningTrainer, LAPOTrainer
 from step_trl._compat import SUPPORTED_TRL, check_trl_version, silence_triton_check
+from step_trl.trainers import METHODS
 
 
 SIGNATURES = {
@@ -45,12 +46,19 @@ def test_parameters(name):
     assert list(inspect.signature(getattr(GRPOTrainer, name)).parameters) == WITH_ANNOTATIONS[name]
 
 
-def test_only_pinned_hooks_are_overridden():
+def overridden(kind):
+    """What of TRL's a class of ours defines itself."""
     parents = {name for cls in GRPOTrainer.__mro__ for name in vars(cls)}
-    for trainer in (StepGRPOTrainer, SASTrainer):
-        ours = {name for cls in trainer.__mro__ if cls.__module__.startswith("step_trl") for name in vars(cls)}
-        hooks = {name for name in ours & parents if callable(getattr(GRPOTrainer, name, None))}
-        assert hooks - {"__init__", "__doc__"} <= SIGNATURES.keys() | WITH_ANNOTATIONS.keys()
+    return {name for name in vars(kind).keys() & parents if callable(getattr(GRPOTrainer, name, None))} - {"__init__"}
+
+
+def test_only_the_base_overrides_hooks_of_trl_and_they_are_pinned():
+    """But for LAPO, which changes prompts, and keeps lengths beside a checkpoint."""
+    pinned = SIGNATURES.keys() | WITH_ANNOTATIONS.keys()
+    for trainer, _ in METHODS.values():
+        for kind in (kind for kind in trainer.__mro__ if kind.__module__.startswith("step_trl")):
+            own = {LAPOTrainer: {"_tokenize_prompts", "_load_optimizer_and_scheduler"}}.get(kind, set())
+            assert overridden(kind) <= (pinned if kind is EfficientReasoningTrainer else own), kind
 
 
 def test_the_loss_reads_advantages_and_reference_after_its_forward_pass():
