@@ -105,19 +105,8 @@ class LAPOTrainer(EfficientReasoningTrainer):
     that length before it thinks. Changes with respect to [`~trl.GRPOTrainer`]: one more reward column, and in the
     second stage the end of training prompts.
 
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy. In the second stage the model of the first one.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
-        args ([`LAPOConfig`], *optional*):
-            Configuration; `lapo_stage` is the stage.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
-        **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+    Takes the arguments of [`EfficientReasoningTrainer`], with `args` a [`LAPOConfig`]. In the second stage, `model` is
+    the model of the first one.
 
     Example:
 
@@ -154,17 +143,8 @@ class LAPOTrainer(EfficientReasoningTrainer):
     model_files = (LENGTHS_FILE,)
     args: LAPOConfig
 
-    def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        **kwargs,
-    ):
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
         refine = self.args.lapo_stage == "internalization"
         folder = model if isinstance(model, str) else get_config_model_id(model.config)
         file = self.args.lengths_file(folder) if refine else None

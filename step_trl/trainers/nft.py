@@ -25,20 +25,8 @@ class NFTTrainer(EfficientReasoningTrainer):
     that has sampled, its gradient is Dr.GRPO's (`omega=1`) or GRPO's (`omega=2`); it differs in later updates on the
     same rollouts. Changes with respect to [`~trl.GRPOTrainer`]: the loss.
 
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
-            Further ones are only logged.
-        args ([`NFTConfig`], *optional*):
-            Configuration.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
-        **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+    Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`NFTConfig`]. Reward functions after the first
+    one are only logged.
 
     Example:
 

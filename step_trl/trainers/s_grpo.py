@@ -24,19 +24,7 @@ class SGRPOTrainer(StepGRPOTrainer):
     with respect to [`~trl.GRPOTrainer`]: how training completions are generated, and one more reward column,
     `s_grpo_length_reward`.
 
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
-        args ([`SGRPOConfig`], *optional*):
-            Configuration.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
-        **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes, except `rollout_func`.
+    Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`SGRPOConfig`], except for `rollout_func`.
 
     Example:
 

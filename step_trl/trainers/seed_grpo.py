@@ -30,19 +30,7 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
     the model, and updates the policy less on it. Changes with respect to [`~trl.GRPOTrainer`]: a factor on the
     advantages.
 
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
-        args ([`SEEDGRPOConfig`], *optional*):
-            Configuration.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
-        **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+    Takes the arguments of [`EfficientReasoningTrainer`], with `args` a [`SEEDGRPOConfig`].
 
     Example:
 
