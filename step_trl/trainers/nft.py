@@ -25,8 +25,8 @@ class NFTTrainer(EfficientReasoningTrainer):
     that has sampled, its gradient is Dr.GRPO's (`omega=1`) or GRPO's (`omega=2`); it differs in later updates on the
     same rollouts. Changes with respect to [`~trl.GRPOTrainer`]: the loss.
 
-    Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`NFTConfig`]. Reward functions after the first
-    one are only logged.
+    Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`NFTConfig`]. Reward functions after the
+    first one are only logged.
 
     Example:
 
