@@ -127,7 +127,7 @@ def made(folder):
         ([*DISTILL, "--n", "0"], "n: 0 is too small"),
         ([*DISTILL, "--bf16", "true"], "bf16: this machine has no GPU that computes in bfloat16.* Set bf16=False"),
         ([*DISTILL, "--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
-        (["report", "nowhere", "--output-dir", "out"], "runs: there is not a folder nowhere"),
+        (["report", "nowhere", "--output-dir", "out"], "runs: there is no folder nowhere"),
         (["report", "empty", "--output-dir", "out"], "empty holds no trainer_state.json"),
         (["study", "--arms", "dapo"], "the study has moved.* python benchmarks/study"),
         (["demo", "--problems", "0"], "problems: 0"),
