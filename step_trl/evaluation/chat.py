@@ -114,7 +114,7 @@ class ChatClient:
 
     def _refusal(self, status: int, reason: str) -> ChatError:
         if status in (401, 403):
-            given = "the one given" if self._api_key else "none was given"
+            given = "a key was given" if self._api_key else "no key was given"
             text = f"api_key: {self.url} refuses the call ({given}; {reason}). Set the server's key."
         else:
             text = (

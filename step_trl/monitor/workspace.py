@@ -64,6 +64,7 @@ def wandb_workspace(entity: str, project: str, methods: Iterable[Charted] = (), 
     Example:
 
     ```python
+    >>> from step_trl import StepGRPOTrainer
     >>> workspace = wandb_workspace("my-team", "efficient-reasoning", [StepGRPOTrainer])
     >>> [section.name for section in workspace.sections]
     ['Efficient reasoning', 'Completions', 'Is it healthy?']

@@ -73,14 +73,7 @@ class PolicyEngine:
     The engine that samples from the current policy, the same for every method.
 
     It is made before TRL's constructor runs, so that a wrong server is refused before TRL opens a process group with
-    it, and attached to the trainer afterwards:
-
-    ```python
-    engine = PolicyEngine(args, model, processing_class)
-    with engine.hidden_from_trl():
-        super().__init__(model, args=args, ...)
-    engine.attach(self)
-    ```
+    it. The constructor runs within [`hidden_from_trl`], and the trainer is attached afterwards, by [`attach`].
 
     Args:
         args ([`RunConfig`]):

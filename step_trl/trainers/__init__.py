@@ -1,4 +1,4 @@
-"""Trainers: each a configuration and a few hooks. [`METHODS`] names them all."""
+"""Trainers: each a configuration and a few hooks. `METHODS` names them all."""
 
 from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
@@ -27,4 +27,21 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "nft": (NFTTrainer, NFTConfig),
 }
 
-__all__ = ["METHODS", "StepSelection", *(made.__name__ for pair in METHODS.values() for made in pair)]
+__all__ = [
+    "METHODS",
+    "EfficientReasoningConfig",
+    "EfficientReasoningTrainer",
+    "LAPOConfig",
+    "LAPOTrainer",
+    "NFTConfig",
+    "NFTTrainer",
+    "SASConfig",
+    "SASTrainer",
+    "SEEDGRPOConfig",
+    "SEEDGRPOTrainer",
+    "SGRPOConfig",
+    "SGRPOTrainer",
+    "StepGRPOConfig",
+    "StepGRPOTrainer",
+    "StepSelection",
+]

@@ -423,7 +423,7 @@ def test_paths_of_endpoints(tmp_path, base_url, url):
 
 
 def test_values_that_are_refused(samples, tmp_path):
-    with pytest.raises(ValueError, match=r"prompt: \{steps\} does not stand in it"):
+    with pytest.raises(ValueError, match=r"prompt: \{steps\} is missing"):
         StepJudge("http://localhost", "m", cache=tmp_path, prompt="{problem}")
     with pytest.raises(ValueError, match="max_concurrent: 0"):
         StepJudge("http://localhost", "m", cache=tmp_path, max_concurrent=0)

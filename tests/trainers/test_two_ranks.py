@@ -104,7 +104,7 @@ def test_the_estimate_is_what_a_process_of_fsdp2_holds(runs, how):
 def test_a_resumed_training_equals_one_in_one_go(method, tmp_path):
     train_and_resume(method, tmp_path)
     assert_resumed(tmp_path, method)
-    lengths = [tmp_path / f"grpo-{run}" / LAPO_FILE for run in ("whole", "resumed")]
+    lengths = [tmp_path / f"lapo-{run}" / LAPO_FILE for run in ("whole", "resumed")]
     assert method != "lapo" or lengths[0].read_text() == lengths[1].read_text() != "{}"
 
 
