@@ -35,7 +35,7 @@ from ..runtime.checkpoints import resume_rollouts, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import add_training
 from ..runtime.policy_engine import PolicyEngine, loading_options
-from ..runtime.signal_warnings import SignalWarnings
+from ..runtime.signal_warnings import SignalWarnings, Symptom
 from ..token_targets import TARGET_COLUMN, validate_targets
 from .base_config import EfficientReasoningConfig
 from .batch import Batch
@@ -92,6 +92,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     config_class: ClassVar[type[EfficientReasoningConfig]] = EfficientReasoningConfig
     metric_prefixes: ClassVar[tuple[str, ...]] = ()  # of the metrics that only this method has
     charts: ClassVar[Charts] = {}  # that only this method has, see `monitor/workspace.py`
+    symptoms: ClassVar[tuple[Symptom, ...]] = ()  # of a run without a signal, that only this method has
     model_files: ClassVar[tuple[str, ...]] = ()  # that the method keeps beside a model's weights
     args: EfficientReasoningConfig
     model: PreTrainedModel
@@ -133,7 +134,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         if reward_funcs is None:
             self._prefer_the_environments_rewards()
         self._follow()
-        self.add_callback(SignalWarnings())
+        self.add_callback(SignalWarnings(self.symptoms))
         if self.args.length_reward is not None:
             self._add_reward_column(self._length_column, self.args.length_reward_weight)
 

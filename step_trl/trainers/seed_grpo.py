@@ -77,7 +77,8 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
         if not batch.training:  # evaluation may have groups of one
             return advantages
         args, size = self.args, batch.num_generations
-        answers = gather_object(extract_answers(batch.completions))
+        closed = args.require_end_of_thinking  # as in the default reward
+        answers = gather_object(extract_answers(batch.completions, require_end_of_thinking=closed))
         clusters = cluster_answers(answers, size).to(advantages.device)
         logps = self._mean_logps(batch) if args.estimator == "likelihood" else None
         entropy = semantic_entropy(clusters, size, logps, args.estimator, args.entropy)

@@ -21,6 +21,7 @@ from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.step_efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
 from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
+from ..runtime.signal_warnings import Symptom
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from ..text import THINK_END
 from .base import EfficientReasoningTrainer
@@ -99,6 +100,15 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             "confidence of probes": ["step_grpo/confidence/mean"],
         },
     }
+    symptoms = (
+        Symptom(
+            "step_grpo/steps/mean",
+            lambda value: value <= 1.0,
+            "No trigger word was found in any completion, so there are no steps to shorten. Set triggers to words with "
+            "which this model opens a new line of thought.",
+            only_from_start=True,  # a model may well learn to do without triggers
+        ),
+    )
     args: StepGRPOConfig
     truncation_callbacks: list[TruncationCallback]
 

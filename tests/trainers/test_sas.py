@@ -9,7 +9,7 @@ import torch
 from loss_records import full_logps, record_losses
 from transformers import TrainerState
 
-from step_trl import SASConfig
+from step_trl import SASConfig, StepGRPOTrainer
 from step_trl.advantages import select_step_advantages
 from step_trl.runtime.signal_warnings import SignalWarnings
 from step_trl.steps import DelimiterSegmenter, Segmenter
@@ -159,7 +159,7 @@ def test_missing_triggers_are_called_out(build, caplog):
 
 
 def test_a_model_that_learns_to_do_without_triggers_is_no_symptom(caplog):
-    callback, state = SignalWarnings(), TrainerState(is_world_process_zero=True)
+    callback, state = SignalWarnings(StepGRPOTrainer.symptoms), TrainerState(is_world_process_zero=True)
     with caplog.at_level(logging.WARNING, logger="step_trl"):
         for steps in (2.5, 1.4, 1.0, 1.0):
             callback.on_log(None, state, None, logs={"step_grpo/steps/mean": steps})
