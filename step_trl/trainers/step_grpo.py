@@ -104,8 +104,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
         Symptom(
             "step_grpo/steps/mean",
             lambda value: value <= 1.0,
-            "No trigger word was found in any completion, so there are no steps to shorten. Set triggers to words with "
-            "which this model opens a new line of thought.",
+            "No trigger word was found in any completion, so there are no steps to shorten. Set triggers to words "
+            "with which this model opens a new line of thought.",
             only_from_start=True,  # a model may well learn to do without triggers
         ),
     )
