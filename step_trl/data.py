@@ -144,7 +144,7 @@ def load_problems(
 
     Args:
         source (`str`, `Path` or a sequence of these):
-            The name of a data set on the hub, a local folder that `datasets.load_dataset` can read, or local JSONL,
+            The name of a data set on the Hub, a local folder that `datasets.load_dataset` can read, or local JSONL,
             Parquet or CSV file(s), in one of the column layouts of `LAYOUTS`.
         split (`str`, *optional*, defaults to `"train"`):
             The split to load. All rows of local files belong to it, whatever its name.

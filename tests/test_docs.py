@@ -58,7 +58,7 @@ PUBLIC = (
     ".token_targets",
     ".testbed",
 )
-# What a page shows of a trained model, and the names of models on the hub: the testbed model.
+# What a page shows of a trained model, and the names of models on the Hub: the testbed model.
 MODEL_FOLDERS = ("runs/step-grpo", "runs/first")
 HUB_MODEL = re.compile(r"\bQwen/Qwen3-[\w.]+")
 SHORT = 40  # tokens of a completion
@@ -199,7 +199,7 @@ def test_what_a_page_names_exists(path):
 
 
 def short_rows(monkeypatch):
-    """Names of data sets on the hub are some rows of the testbed, in the columns of all layouts."""
+    """Names of data sets on the Hub are some rows of the testbed, in the columns of all layouts."""
     import datasets
 
     load = datasets.load_dataset

@@ -69,7 +69,7 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
             {"confidence_threshold": 0.9},
             "confidence_threshold: not an option of trainer 'grpo'. Drop it: .* 'step_grpo'",
         ),
-        ({"max_completion_lenght": 5}, "max_completion_lenght: no option.* Did you mean max_completion_length?"),
+        ({"max_completion_lenght": 5}, "max_completion_lenght: not an option.* Did you mean max_completion_length?"),
         ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),
     ],
 )
@@ -81,7 +81,7 @@ def test_what_is_refused(command, options, message):
 def test_unknown_keys_of_a_recipe_are_refused(tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("step_penality: 0.5\n")
-    with pytest.raises(ValueError, match=r"step_penality: no option.* Did you mean step_penalty\?"):
+    with pytest.raises(ValueError, match=r"step_penality: not an option.* Did you mean step_penalty\?"):
         parsed(["--config", str(recipe), *command(trainer="step_grpo")])
     recipe.write_text("step_penality: 0.5\nmax_prompt_length: 512\ntorch_dtype: bfloat16\n")
     with pytest.raises(ValueError, match=r"step_penality.*\n.*TRL no longer cuts prompts.*\n.*Set dtype\."):
@@ -261,8 +261,8 @@ def test_distillation_is_a_recipe(tmp_path, monkeypatch, command):
     [
         ({"num_generations": 5}, "num_generations: not an option of trainer 'distill'. Set n."),
         ({"max_completion_length": 5}, "max_completion_length: not an option of trainer 'distill'. Set max_tokens."),
-        ({"epsilon": 0.2}, "epsilon: no option.* Drop it: it is one of 'grpo', 'step_grpo', 'sas'"),
-        ({"max_tokns": 5}, "max_tokns: no option.* Did you mean max_tokens?"),
+        ({"epsilon": 0.2}, "epsilon: not an option.* Drop it: it is one of 'grpo', 'step_grpo', 'sas'"),
+        ({"max_tokns": 5}, "max_tokns: not an option.* Did you mean max_tokens?"),
         ({"engine": "vlm"}, "engine: 'vlm' is not known. Set 'transformers' or 'vllm'"),
         ({"per_problem": 0}, "per_problem: 0 is too small. Set at least 1"),
     ],

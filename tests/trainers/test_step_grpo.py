@@ -228,7 +228,7 @@ def test_same_seed_same_run(build):
         ({"confidence_threshold": 1.5}, "confidence_threshold: 1.5 is outside"),
         ({"accuracy_weight": -1}, "accuracy_weight: -1 is outside"),
         ({"triggers": []}, "triggers: "),
-        ({"triggers": "Wait"}, "triggers: 'Wait' is no list"),
+        ({"triggers": "Wait"}, "triggers: 'Wait' is not a list"),
         ({"triggers": ["Wait", ""]}, "triggers: "),
         ({"max_probe_tokens": 0}, "max_probe_tokens: 0"),
         ({"max_probes": 0}, "max_probes: 0"),
@@ -269,7 +269,7 @@ def test_bad_rows_fail_before_the_parent_is_set_up(build, monkeypatch, rows, mes
 def test_a_config_of_another_class_is_refused(tokenizer, easy_problems, tmp_path):
     from step_trl import SASConfig, testbed
 
-    with pytest.raises(TypeError, match="SASConfig is no StepGRPOConfig"):
+    with pytest.raises(TypeError, match="SASConfig is not a StepGRPOConfig"):
         StepGRPOTrainer(testbed.load_model(), args=SASConfig(str(tmp_path), bf16=False), train_dataset=easy_problems)
 
 
