@@ -66,7 +66,7 @@ def find_layout(columns: Sequence[str]) -> Layout:
 
 
 def open_source(source: str | Path | Sequence[str | Path], split: str, name: str | None = None) -> datasets.Dataset:
-    """Load a split as published from local files, a local folder, or the hub."""
+    """Load a split as published from local files, a local folder, or the Hub."""
     if isinstance(source, str | Path):
         if Path(source).suffix not in FILE_FORMATS or Path(source).is_dir():
             return datasets.load_dataset(str(source), name, split=split)

@@ -152,7 +152,7 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
         name (`str`):
             The name, one of [`BENCHMARKS`].
         source (`str` or `Path`, *optional*):
-            A local folder to use instead of the Hub, with files in the published format, such as a clone of the hub's
+            A local folder to use instead of the Hub, with files in the published format, such as a clone of the Hub's
             repository. For a benchmark with several configurations, it contains a folder or a file for each, with its
             name.
 

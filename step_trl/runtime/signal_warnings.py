@@ -1,4 +1,4 @@
-"""Plain warnings for runs that carry no learning signal."""
+"""Plain warnings for runs without a learning signal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
 
-# Metric, test, what to tell the user, and whether only a run that was so from its start is ill: a model may well learn
-# to do without triggers. Keys as TRL and the trainers log them.
+# For each symptom: the metric, a test, the message, and whether it only counts at the start of a run, as a model may
+# learn to do without triggers. Keys are those that TRL and the trainers log.
 _SYMPTOMS = (
     (
         "frac_reward_zero_std",
@@ -38,10 +38,10 @@ _SYMPTOMS = (
 
 
 class SignalWarnings(TrainerCallback):
-    """Warns once per symptom, at the first logging step that shows it."""
+    """Warn once per symptom, at the first logging step that shows it."""
 
     def __init__(self):
-        self.settled: set[str] = set()  # warned of, or found well where that is enough
+        self.settled: set[str] = set()  # keys that are no longer checked
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for key, is_bad, message, only_from_start in _SYMPTOMS:
