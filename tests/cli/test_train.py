@@ -109,7 +109,7 @@ def test_a_value_that_cannot_be_read_is_named_in_a_line(command):
 
 @pytest.mark.timeout(300)
 def test_two_processes_of_accelerate(tmp_path, command):
-    """On the CPU, by gloo. `accelerate launch --cpu` would start one process only, so it is `--multi_gpu`."""
+    """On the CPU, with gloo. `accelerate launch --cpu` would start only one process, so use `--multi_gpu`."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: step_grpo\nnum_generations: 4\nper_device_train_batch_size: 2\n")
     flags = command()
@@ -208,7 +208,7 @@ def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkey
 
 
 def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
-    """LAPO's, as the second one reads a file of the first one's."""
+    """The stages are LAPO's, as the second one reads a file of the first one."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages:\n- lapo_stage: discovery\n- lapo_stage: internalization\n")
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-2}
@@ -273,7 +273,7 @@ def test_what_is_refused_of_a_distillation(options, message):
 
 
 def test_stages_may_be_of_different_kinds(tmp_path):
-    """GRPO, then a distillation of what it has made."""
+    """GRPO, then a distillation of its model."""
     shared = SMALL_RUN | {"model_name_or_path": "testbed", "dtype": "float32", "dataset": "testbed"}
     shared |= {"dataset_split": "easy", "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "run")}
     rollouts = {"trainer": "grpo", "num_generations": 4, "max_completion_length": 32, "learning_rate": 1e-3}

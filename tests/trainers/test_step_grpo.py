@@ -14,7 +14,7 @@ from step_trl.steps import TriggerSegmenter
 
 
 def record_batches(trainer):
-    """Outputs of `_generate_and_score_completions`, as they are made."""
+    """Record the outputs of `_generate_and_score_completions`."""
     outputs, original = [], trainer._generate_and_score_completions
 
     def recording(inputs):
@@ -26,7 +26,7 @@ def record_batches(trainer):
 
 
 def rewards_by_hand(completion_ids, correct, formatted, tokenizer, group, alpha, beta, baseline="correct"):
-    """Eq. 3 to 5, one completion at a time."""
+    """Compute eq. 3 to 5, one completion at a time."""
     steps = [1 + TriggerSegmenter(tokenizer).count(ids) for ids in completion_ids]
     rewards = []
     for i, k in enumerate(steps):
@@ -325,7 +325,7 @@ def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch)
 
 
 def test_with_selection_long_correct_completions_keep_their_blame(build, monkeypatch):
-    """SAS's rule for correct completions withholds credit; those that the step reward blames have none."""
+    """SAS's rule for correct completions withholds credit. Completions with a negative advantage have none."""
     trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
     records = record_losses(trainer, monkeypatch)
     trainer.train()

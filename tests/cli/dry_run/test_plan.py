@@ -1,4 +1,4 @@
-"""`step-trl train --dry-run`: the plan is what the trainer then does, and all that is wrong is said at once."""
+"""`step-trl train --dry-run`: the plan is what the trainer then does, and all errors are reported at once."""
 
 import json
 import re
@@ -192,7 +192,7 @@ def test_the_layout_is_for_dry_runs_only(capsys):
 
 
 def test_the_first_of_many_processes_speaks_in_a_dry_run(tmp_path, dry_run, monkeypatch):
-    """As `accelerate launch` starts them; no process waits for another, so that one can plan for many."""
+    """Started as by `accelerate launch`. No process waits for another, so that one can plan for many."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "1")
     assert dry_run("--config", "nowhere.yaml") == (0, "")
