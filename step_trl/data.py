@@ -66,7 +66,7 @@ def find_layout(columns: Sequence[str]) -> Layout:
 
 
 def open_source(source: str | Path | Sequence[str | Path], split: str, name: str | None = None) -> datasets.Dataset:
-    """Load a split as published from local files, a local folder, or the hub."""
+    """Load a split as published from local files, a local folder, or the Hub."""
     if isinstance(source, str | Path):
         if Path(source).suffix not in FILE_FORMATS or Path(source).is_dir():
             return datasets.load_dataset(str(source), name, split=split)
@@ -144,7 +144,7 @@ def load_problems(
 
     Args:
         source (`str`, `Path` or a sequence of these):
-            The name of a data set on the hub, a local folder that `datasets.load_dataset` can read, or local JSONL,
+            The name of a data set on the Hub, a local folder that `datasets.load_dataset` can read, or local JSONL,
             Parquet or CSV file(s), in one of the column layouts of `LAYOUTS`.
         split (`str`, *optional*, defaults to `"train"`):
             The split to load. All rows of local files belong to it, whatever its name.

@@ -1,4 +1,4 @@
-"""A browser without a window, for pages that are opened from the disk."""
+"""A headless browser, for pages that are opened from the disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUIET = ("--disable-background-networking", "--disable-component-update", "--dis
 
 
 def chromium() -> str:
-    """Its path. It is installed by the first of the processes that ask for it, where it is missing."""
+    """Return the path of chromium. If it is missing, the first process that asks for it installs it."""
     with FileLock(Path(tempfile.gettempdir()) / "step_trl-chromium.lock"):
         if shutil.which("chromium") is None:
             for command in (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "chromium"]):
@@ -26,7 +26,7 @@ def chromium() -> str:
 
 
 def browse(address: str, profile: Path, *options: str) -> str:
-    """What chromium prints, with a profile of its own, when it opens a page; `--dump-dom` prints the page."""
+    """Open a page in chromium with a new profile, and return what it prints. `--dump-dom` prints the page."""
     command = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", *QUIET, "--window-size=800,900"]
     command += [f"--user-data-dir={profile}", *options, address]
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout

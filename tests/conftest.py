@@ -26,7 +26,7 @@ import slow
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what takes long to make run in one worker: a vLLM server of each kind, pairs of processes."""
+    """Run tests that share slow fixtures in one worker: a vLLM server of each kind, pairs of processes."""
     for item in items:
         if item.path.stem in slow.FILES or getattr(item, "originalname", None) in slow.TESTS:
             item.add_marker("slow")
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Each training collects the garbage, which takes half a second to look through all that was imported."""
+    """Keep imported objects from garbage collection: each training collects it, and it takes half a second."""
     gc.collect()
     gc.freeze()
 
@@ -60,7 +60,7 @@ def preloaded_servers():
 
 @pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory):
-    """A vLLM server of the testbed model, one for all tests of the session. It takes weights over TCP, too."""
+    """A vLLM server of the testbed model, shared by all tests of the session. It also receives weights over TCP."""
     from trainers.tcp_transfer import SERVER_ARGUMENTS
 
     with _server(tmp_path_factory, "server.log", SERVER_ARGUMENTS) as server:
@@ -69,7 +69,7 @@ def vllm_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def mortal_server(tmp_path_factory):
-    """Another one. Tests may kill it, if they start it again; what weights it has is theirs to say."""
+    """Another server. Tests may kill it if they restart it, and load the weights that they need."""
     with _server(tmp_path_factory, "mortal.log") as server:
         yield server
 

@@ -109,7 +109,7 @@ def _fork_engines() -> None:
 
 
 def _run(begin: Connection, arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
-    """What the forked process does."""
+    """Run in the forked process."""
     gc.freeze()  # what is imported is never garbage, and takes long to look through
     os.setsid()
     begin.close()

@@ -44,19 +44,19 @@ DISTILL_RUN = SMALL_RUN | {
 
 
 def every_other(completions, **_):
-    """A reward by which every group teaches something."""
+    """A reward that gives every group a learning signal."""
     return [float(number % 2) for number in range(len(completions))]
 
 
 def flags(options):
-    """Options as a command line has them."""
+    """Return options as command-line arguments."""
     lists = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
     return [text for name, values in lists.items() for text in (f"--{name}", *map(str, values))]
 
 
 @contextmanager
 def refused(capsys, message):
-    """Within it `step-trl` ends with status 2 and a message that matches, in a line without a traceback."""
+    """Check that `step-trl` exits with status 2 and a matching message, in one line without a traceback."""
     with pytest.raises(SystemExit) as ended:
         yield
     told = capsys.readouterr().err

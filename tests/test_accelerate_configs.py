@@ -1,4 +1,4 @@
-"""The accelerate configs are what `accelerate launch` understands, and what they say they are."""
+"""`accelerate launch` reads the accelerate configs, and they do what they say."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How the suite itself is run."""
+"""How the test suite itself runs."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_names_of_files_differ():
 
 
 def test_what_is_slow_exists():
-    """A file or test that has another name now would slow `make test-fast` down."""
+    """A file or test that was renamed would slow down `make test-fast`."""
     assert slow.FILES <= {path.stem for path in TESTS}
     source = "\n".join(path.read_text() for path in TESTS)
     assert all(f"def {name}(" in source for name in slow.TESTS)

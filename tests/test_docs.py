@@ -58,7 +58,7 @@ PUBLIC = (
     ".token_targets",
     ".testbed",
 )
-# What a page shows of a trained model, and the names of models on the hub: the testbed model.
+# What a page shows of a trained model, and the names of models on the Hub: the testbed model.
 MODEL_FOLDERS = ("runs/step-grpo", "runs/first")
 HUB_MODEL = re.compile(r"\bQwen/Qwen3-[\w.]+")
 SHORT = 40  # tokens of a completion
@@ -66,7 +66,7 @@ ROOM_FOR_PROMPTS = 1024
 
 
 class Command(NamedTuple):
-    """Its words, and how many processes a launcher starts."""
+    """The words of a command, and how many processes a launcher starts."""
 
     words: list[str]
     processes: int = 1
@@ -165,7 +165,7 @@ def test_notebooks_and_measurements_are_pages(site):
 
 
 def test_references_in_docstrings_are_links(site):
-    """A reference that the extension does not know would stand there with its brackets."""
+    """A reference that the extension does not know would be shown with its brackets."""
     for page in (site / "api").glob("*.html"):
         text = re.sub(r"<pre.*?</pre>", "", page.read_text(), flags=re.DOTALL)
         assert "[<code>" not in text and "Args:" not in text, page
@@ -199,7 +199,7 @@ def test_what_a_page_names_exists(path):
 
 
 def short_rows(monkeypatch):
-    """Names of data sets on the hub are some rows of the testbed, in the columns of all layouts."""
+    """Replace data sets on the Hub by some rows of the testbed, with the columns of all layouts."""
     import datasets
 
     load = datasets.load_dataset
@@ -265,7 +265,7 @@ def run(block: Block, namespace: dict) -> str:
 
 
 def check_names(source: str) -> None:
-    """Imports of the package work, and what they import takes the keywords that are given."""
+    """Check that imports from the package work, and that the imported objects accept the given keywords."""
     tree, known = ast.parse(source), {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("step_trl", "transformers"):
@@ -332,7 +332,7 @@ def test_docstring_examples(example, on_the_testbed):
 
 @cache
 def messages() -> list[re.Pattern[str]]:
-    """Texts in the code of the package, and of the configurations under it, with anything in place of variables."""
+    """Return the messages in the package's code and in the parent configurations, as patterns with any variables."""
     import transformers
     import trl
 
@@ -345,7 +345,7 @@ def messages() -> list[re.Pattern[str]]:
 
 
 def patterns(node: ast.AST) -> Iterator[re.Pattern[str]]:
-    """Of a text, of one with variables, and of one with something added to it, if they are long enough to be one."""
+    """Yield the patterns of a text, with variables or additions, if they are long enough for a message."""
     parts = [node]
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
         parts = [node.left, node.right]
@@ -366,7 +366,7 @@ def test_messages_are_those_of_the_code(path):
 
 
 def commands(text: str) -> Iterator[Command]:
-    """Those of a shell's lines, without comments."""
+    """Return the commands of shell lines, without comments."""
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         variables = list(itertools.takewhile(lambda word: re.match(r"\w+=", word), words))
@@ -375,7 +375,7 @@ def commands(text: str) -> Iterator[Command]:
 
 
 def launched(words: list[str], variables: dict[str, str]) -> Command:
-    """What accelerate starts, by its own parser, if it is a command of ours."""
+    """Return what accelerate starts, by its own parser, if it is one of our commands."""
     if words[:2] != ["accelerate", "launch"]:
         return Command(words)
     launch, *_ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
@@ -388,7 +388,7 @@ def launched(words: list[str], variables: dict[str, str]) -> Command:
 
 
 def batch_job(script: Path, folder: Path) -> list[Command]:
-    """Commands that a Slurm script starts on its nodes: bash runs it, with an `srun` that writes them down."""
+    """Return the commands that a Slurm script starts on its nodes: bash runs it with an `srun` that records them."""
     commands, nodes = folder / "commands", 'printf "node-%s\\n" 1 2'
     note = f'line=$(printf "%q " "$@"); echo "$line" >> {commands}'
     # The training ends the server, which may not have come to write its line yet.
@@ -535,7 +535,7 @@ def test_every_metric_is_explained(tmp_path):
 
 
 def test_figures_of_performance_were_measured():
-    """Each stands in `benchmarks/README.md`."""
+    """Each figure is in `benchmarks/README.md`."""
     measured = set(re.findall(r"\d[\d,.]*\d|\d", (ROOT / "benchmarks/README.md").read_text()))
     for line in (ROOT / "docs/performance.md").read_text().splitlines():
         figures = re.findall(r"(?<![#\w/`-])\d[\d,]*\.\d+|\d+,\d{3}", line)

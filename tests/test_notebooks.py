@@ -63,7 +63,7 @@ def test_notebook_runs(path, tmp_path, request):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_outputs_are_clean(path):
-    """No warnings, and nothing of the machine that they were made on."""
+    """No warnings, and nothing about the machine that they were made on."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert messages(cells) == []
     assert not re.search(r"(?<![\w./])/(home|root|tmp|work|usr)/", "".join(str(cell.outputs) for cell in cells))

@@ -61,7 +61,7 @@ def test_sdist_contains_what_tests_and_documentation_need(distributions):
 @pytest.mark.timeout(900)
 @pytest.mark.skipif("not os.environ.get('RELEASE_CHECK')", reason="installs: `make release-check`, and CI")
 def test_both_install_in_a_new_environment(distributions, tmp_path):
-    """The command, and all that a dry run imports, with every dependency: what is declared suffices."""
+    """The command, and everything that a dry run imports, works with the declared dependencies."""
     sdist, wheel = map(str, distributions)
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
@@ -105,7 +105,7 @@ def test_importing_the_package_is_light():
 
 
 def test_every_import_is_a_declared_requirement():
-    """So that the package imports where nothing else is installed."""
+    """So that the package can be imported if nothing else is installed."""
     imported = set()
     for path in Path(step_trl.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

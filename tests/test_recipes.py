@@ -99,7 +99,7 @@ STEP_GRPO_MODELS = {
 
 @dataclass
 class Launch:
-    """A training of a header: its processes, and the arguments behind `train`."""
+    """A training in a header: its processes, and the arguments after `train`."""
 
     gpus: list[str]
     accelerate_config: str
@@ -108,7 +108,7 @@ class Launch:
 
 
 def commands(path):
-    """Those of a recipe's header, as words."""
+    """Return the commands in a recipe's header, as words."""
     header = "".join(f"{line[1:]}\n" for line in header_of(path).splitlines())
     lines = header.replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if "accelerate launch" in line or "step-trl" in line]
@@ -213,7 +213,7 @@ def real_models(tmp_path_factory):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """The testbed's problems in place of a recipe's, read once. No server runs."""
+    """Replace a recipe's problems by the testbed's, which are read once. No server runs."""
 
     async def answer(*args, **kwargs):
         pass

@@ -21,7 +21,7 @@ RUNNERS = {"eval", "exec", "os.system", "os.popen", "yaml.unsafe_load", "yaml.fu
 
 
 def offences(source):
-    """What of a module runs what it reads: one line for each."""
+    """Return a line for each place where a module executes what it reads."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

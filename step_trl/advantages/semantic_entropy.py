@@ -19,20 +19,21 @@ Form = Literal["linear", "exponential", "focal", "inverse"]
 
 def cluster_answers(answers: Sequence[str | None], num_generations: int) -> torch.Tensor:
     """
-    Cluster of each completion: those of a group with the same answer share one.
+    Assign each completion to a cluster: completions of a group with the same answer share a cluster.
 
-    A missing answer is a cluster of its own, each one. The paper does not say what becomes of them: this is our
-    choice, and that of a port of its code.
+    Each missing answer is its own cluster. The paper does not say what happens to them: this is our choice, and that
+    of a port of its code.
 
     Args:
         answers (`Sequence[str | None]` of length B):
-            Final answer of each completion, as from [`~step_trl.rewards.extract_answers`]; `None` for a missing one.
-            Groups of `num_generations` follow each other.
+            The final answer of each completion, as from [`~step_trl.rewards.extract_answers`], or `None` if it is
+            missing. Groups of `num_generations` are consecutive.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
 
     Returns:
-        `torch.LongTensor` of shape `(B,)`: clusters 0, 1, 2, ... of each group, in the order of their first answers.
+        `torch.LongTensor` of shape `(B,)`: The clusters 0, 1, 2, ... of each group, in the order of their first
+        answers.
 
     Example:
     ```python
@@ -41,7 +42,7 @@ def cluster_answers(answers: Sequence[str | None], num_generations: int) -> torc
     ```
     """
     clusters: list[int] = []
-    numbers: dict[str | int, int] = {}  # of the group; a missing answer has the completion's index for a key
+    numbers: dict[str | int, int] = {}  # of the group; the key of a missing answer is the completion's index
     for index, answer in enumerate(answers):
         if index % num_generations == 0:
             numbers = {}
@@ -58,22 +59,22 @@ def answer_clusters(
     workers: int | None = None,
 ) -> torch.Tensor:
     """
-    [`cluster_answers`] of the final answers that math-verify reads in completions.
+    Apply [`cluster_answers`] to the final answers that math-verify extracts from completions.
 
-    Answers are compared as [`~step_trl.rewards.extract_answers`] writes them: 1/2 and 0.5 are the same, the square
-    root of 12 and twice that of 3 are not. To read answers in each process and gather them, call the two functions one
-    after the other.
+    Answers are compared as [`~step_trl.rewards.extract_answers`] writes them: 1/2 and 0.5 are the same, but the square
+    root of 12 and twice that of 3 are not. To extract answers in each process and gather them, call the two functions
+    one after the other.
 
     Args:
         completions (`Sequence[str]` or `Sequence[list[dict]]` of length B):
-            Completions, plain or as messages; groups of `num_generations` follow each other.
+            The completions, as text or as messages. Groups of `num_generations` are consecutive.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         require_end_of_thinking, timeout, workers (*optional*):
             As in [`~step_trl.rewards.extract_answers`].
 
     Returns:
-        `torch.LongTensor` of shape `(B,)`: clusters 0, 1, 2, ... of each group.
+        `torch.LongTensor` of shape `(B,)`: The clusters 0, 1, 2, ... of each group.
     """
     answers = extract_answers(
         completions, require_end_of_thinking=require_end_of_thinking, timeout=timeout, workers=workers
@@ -90,31 +91,32 @@ def semantic_entropy(
     entropy: Entropy = "eq5",
 ) -> torch.Tensor:
     """
-    Entropy of the answers of each completion's group: 0 where all agree.
+    Compute the entropy of the answers in each completion's group, which is 0 where all answers agree.
 
-    The group's K clusters have masses `p_1, ..., p_K`, which sum to 1. `"eq5"`, what the paper computes, is their mean
-    surprise `-(1 / K) * sum(log(p_k))`; `"shannon"`, what it defines, is `-sum(p_k * log(p_k))`.
+    The group's K clusters have masses `p_1, ..., p_K`, which sum to 1. `"eq5"`, which the paper computes, is their
+    mean surprise `-(1 / K) * sum(log(p_k))`. `"shannon"`, which it defines, is `-sum(p_k * log(p_k))`.
 
-    The masses are our choice, since the paper does not say how it normalises `pi_old(o|q)`, and the raw probabilities
-    of long completions leave all the mass to one. By `"count"` they are shares of the completions, which needs no
-    log-probabilities; then both entropies are at most `log(num_generations)`. By `"likelihood"` each completion counts
-    by its length-normalised probability, and `"eq5"` has no bound.
+    The masses are our choice: the paper does not say how it normalises `pi_old(o|q)`, and with the raw probabilities
+    of long completions, one completion has all the mass. With `"count"`, they are shares of the completions, which
+    needs no log-probabilities, and both entropies are at most `log(num_generations)`. With `"likelihood"`, each
+    completion is weighted by its length-normalised probability, and `"eq5"` has no bound.
 
     Args:
         clusters (`torch.LongTensor` of shape `(B,)`):
-            Cluster of each completion, compared within its group only; groups of `num_generations` follow each other.
+            The cluster of each completion, compared only within its group. Groups of `num_generations` are
+            consecutive.
         num_generations (`int`):
-            Completions per group.
+            The number of completions per group.
         logps (`torch.Tensor` of shape `(B,)`, *optional*):
-            Mean log-probability of the tokens of each completion under the policy that sampled it, for
+            The mean log-probability of the tokens of each completion under the policy that sampled it, for
             `estimator="likelihood"`.
         estimator (`"count"` or `"likelihood"`, *optional*, defaults to `"count"`):
-            What the masses are.
+            How the masses are estimated.
         entropy (`"eq5"` or `"shannon"`, *optional*, defaults to `"eq5"`):
-            What is computed of them.
+            The entropy that is computed from the masses.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: entropies in nats, of the type of `logps` or else float32, at least float32.
+        `torch.Tensor` of shape `(B,)`: The entropies in nats, in the dtype of `logps` if given, and at least float32.
     """
     _validate("estimator", estimator, Estimator)
     _validate("entropy", entropy, Entropy)
@@ -122,7 +124,7 @@ def semantic_entropy(
     if estimator == "count":
         weights = torch.zeros_like(groups, dtype=torch.float32)
     elif logps is None:
-        raise ValueError("logps: None is not enough for estimator='likelihood'. Give them, or set estimator='count'.")
+        raise ValueError("logps: estimator='likelihood' needs them. Give them, or set estimator='count'.")
     else:
         weights = whole_groups("logps", logps, num_generations)
         weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
@@ -146,10 +148,10 @@ def seed_scale(
     gamma: float = 2.0,
 ) -> torch.Tensor:
     """
-    Factor `f(alpha * SE / log(G))` of the advantages of each completion: 1 where its group agrees, else less.
+    Compute the factor `f(alpha * SE / log(G))` for each completion's advantage, 1 where its group agrees, else less.
 
-    `SE / log(G)` is the paper's. It is limited to 1, which is our choice, since the entropy of likelihoods can exceed
-    `log(G)`. The paper names the first three forms of f and prints none; that f(0) = 1 and f decreases leaves these:
+    `SE / log(G)` is the paper's. Limiting it to 1 is our choice, since the entropy of likelihoods can exceed `log(G)`.
+    The paper names the first three forms of f but does not print them. With f(0) = 1 and f decreasing, they are:
 
     | `f` | factor at x | source |
     |---|---|---|
@@ -158,23 +160,23 @@ def seed_scale(
     | `"focal"` | (1 - x)^gamma | our choice |
     | `"inverse"` | 1 / (1 + x) | a port of the paper's later code |
 
-    With the paper's alpha of 0.02 the linear factor is between 0.98 and 1. With 1, a group at full entropy is not
-    trained on. Above 1 the linear and the focal factor would become negative and reward failures, so they stop at 0.
+    With the paper's alpha of 0.02, the linear factor is between 0.98 and 1. With 1, a group at full entropy is not
+    trained on. Above 1, the linear and the focal factor would become negative and reward failures, so they stop at 0.
 
     Args:
         entropy (`torch.Tensor` of shape `(B,)`):
-            SE of each completion's group.
+            SE, the entropy of each completion's group.
         num_generations (`int`):
-            G, completions per group, at least 2.
+            G, the number of completions per group, at least 2.
         alpha (`float`, *optional*, defaults to `0.02`):
-            Strength, at least 0.
+            The strength of the scaling, at least 0.
         f (`"linear"`, `"exponential"`, `"focal"` or `"inverse"`, *optional*, defaults to `"linear"`):
-            Form of the factor.
+            The form of the factor.
         gamma (`float`, *optional*, defaults to `2.0`):
-            Exponent of the focal form.
+            The exponent of the focal form.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: factors between 0 and 1, of the type of `entropy`.
+        `torch.Tensor` of shape `(B,)`: The factors, between 0 and 1, in the dtype of `entropy`.
     """
     _validate("f", f, Form)
     if num_generations < 2:
@@ -202,18 +204,18 @@ def seed_advantages(
     gamma: float = 2.0,
 ) -> torch.Tensor:
     """
-    Advantages times the [`seed_scale`] of their group.
+    Multiply advantages by the [`seed_scale`] of their group.
 
     Args:
         advantages (`torch.Tensor` of shape `(B,)`):
-            Advantage of each completion, without division by the standard deviation in the paper.
+            The advantage of each completion. In the paper, it is not divided by the standard deviation.
         entropy (`torch.Tensor` of shape `(B,)`):
-            Entropy of its group, see [`semantic_entropy`].
+            The entropy of each completion's group, see [`semantic_entropy`].
         num_generations, alpha, f, gamma:
             As in [`seed_scale`].
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: advantages, of the type of `advantages`.
+        `torch.Tensor` of shape `(B,)`: The scaled advantages, in the dtype of `advantages`.
     """
     return advantages * seed_scale(entropy, num_generations, alpha, f, gamma).to(advantages.dtype)
 

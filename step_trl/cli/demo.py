@@ -44,22 +44,22 @@ REWARD = "rewards/math_accuracy_reward/mean"
 
 
 def step_grpo_config(output_dir: str, **options) -> StepGRPOConfig:
-    """Step-GRPO with the paper's options, on the testbed."""
+    """Return the configuration of Step-GRPO with the paper's options, for the testbed."""
     return StepGRPOConfig(output_dir, **TRAINING | {"max_completion_length": MAX_COMPLETION_LENGTH} | options)
 
 
 def sas_config(output_dir: str, **options) -> SASConfig:
-    """SAS with its defaults, on the testbed, in a context of about the vanilla model's mean length."""
+    """Return the configuration of SAS with its defaults, for completions of about the vanilla model's mean length."""
     return SASConfig(output_dir, **TRAINING | {"max_completion_length": 224} | options)
 
 
 def _bar(total: int, name: str, unit: str) -> tqdm:
-    # A log file wants a line now and then, a person a bar that moves.
+    # In a log file, a line now and then is enough. On a terminal, the bar should move.
     return tqdm(total=total, desc=name, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 15)
 
 
 def evaluate_testbed(model, tokenizer, name: str, problems: range) -> pd.DataFrame:
-    """Rows of [`~step_trl.evaluation.evaluate`] on the `problems` of these numbers of each evaluation split."""
+    """Return the rows of [`~step_trl.evaluation.evaluate`] on the problems with these indices in each split."""
     splits = {split: testbed.load_dataset(split) for split in testbed.EVALUATION_SPLITS}
     benchmarks = {split: rows.select(problems) for split, rows in splits.items()}
     started, tokens = time.monotonic(), 0
@@ -75,7 +75,7 @@ def evaluate_testbed(model, tokenizer, name: str, problems: range) -> pd.DataFra
 
 
 def set_aside(folder: Path) -> None:
-    """Rename an earlier run to the first free `NAME.1`, `NAME.2`, ...: a new one never overwrites it."""
+    """Rename an earlier run to the first free `NAME.1`, `NAME.2`, ..., so that a new run never overwrites it."""
     if folder.exists():
         number = next(n for n in range(1, 10**6) if not folder.with_name(f"{folder.name}.{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
@@ -83,7 +83,7 @@ def set_aside(folder: Path) -> None:
 
 @contextmanager
 def rollouts_on(engine: str, log_file: Path) -> Iterator[dict[str, Any]]:
-    """Training options for rollouts in process (`"transformers"`) or on a `"vllm"` server that runs meanwhile."""
+    """Yield the training options for rollouts in process (`"transformers"`) or on a `"vllm"` server started here."""
     if engine == "transformers":
         yield {}
         return
@@ -96,20 +96,22 @@ def run_demo(
     output_dir: Path = Path("runs/demo"), problems: int = 64, engine: str = "transformers", **options
 ) -> dict:
     """
-    Train and compare; writes `summary.json`, `samples.parquet`, `report.png` and, per method, model and trainer state.
+    Train with each method and compare the models.
+
+    Writes `summary.json`, `samples.parquet`, `report.png` and, for each method, the model and the trainer state.
 
     Args:
         output_dir (`Path`, *optional*, defaults to `runs/demo`):
-            Where to write. A folder that exists is set aside first.
+            The folder to write to. An existing folder is renamed first.
         problems (`int`, *optional*, defaults to `64`):
-            Problems per evaluation split, from its first.
+            The number of problems per evaluation split, starting with the first.
         engine (`str`, *optional*, defaults to `"transformers"`):
-            Where training rollouts are sampled: in process, or on a real `"vllm"` server.
+            Where the training rollouts are sampled: in process, or on a real `"vllm"` server.
         **options:
             Fields of the training configurations to change, such as `max_steps`.
 
     Returns:
-        `dict`: what `summary.json` holds.
+        `dict`: The contents of `summary.json`.
     """
     if problems < 1:
         raise ValueError(f"problems: {problems} leaves none to evaluate on. Set at least 1.")

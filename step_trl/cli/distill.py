@@ -19,23 +19,23 @@ from .sources import check_model, load_rows, model_source
 
 
 def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
-    """Rows that are right and ended by themselves."""
+    """Return the samples that are correct and that ended with the EOS token."""
     return samples[samples["correct"].astype(bool) & (samples["finish_reason"] == "eos")]
 
 
 def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
     """
-    Rejection sampling: of each problem, the shortest right completions.
+    Keep the shortest correct completions of each problem (rejection sampling).
 
     Args:
         samples ([`~pandas.DataFrame`]):
-            Result of [`~step_trl.evaluation.evaluate`].
+            The result of [`~step_trl.evaluation.evaluate`].
         per_problem (`int`, *optional*, defaults to `1`):
-            Most of one problem. Equal ones are kept once.
+            The maximum number of completions to keep per problem. Identical completions are kept once.
 
     Returns:
-        [`~pandas.DataFrame`]: rows of `samples` that are right and ended by themselves, problem by problem, in
-        ascending order of tokens.
+        [`~pandas.DataFrame`]: The rows of `samples` that are correct and ended with the EOS token, problem by problem,
+        in ascending order of tokens.
     """
     right = keep_right(samples).drop_duplicates(["benchmark", "problem", "completion"])
     shortest = (
@@ -46,11 +46,11 @@ def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
 
 def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
     """
-    What was sampled, and what of it was kept.
+    Return statistics of all samples and of those that were kept.
 
     Args:
         samples ([`~pandas.DataFrame`]), kept ([`~pandas.DataFrame`]):
-            All samples, and those of [`keep_short`].
+            All samples, and those that [`keep_short`] kept.
     """
     return {
         "problems": samples["problem"].nunique(),
@@ -69,22 +69,22 @@ def training_rows(
     kept: pd.DataFrame, problems: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
     """
-    Kept completions as rows for [`~trl.SFTTrainer`]: the loss is on the completion only.
+    Return the kept completions as rows for [`~trl.SFTTrainer`]. The loss is on the completion only.
 
     Args:
         kept ([`~pandas.DataFrame`]):
-            Of [`keep_short`].
+            The result of [`keep_short`].
         problems ([`~datasets.Dataset`]):
             Rows with `prompt`, in the order in which they were sampled.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Of the model.
+            The model's tokenizer.
 
     Returns:
-        [`~datasets.Dataset`]: rows with `input_ids` and `completion_mask`.
+        [`~datasets.Dataset`]: Rows with `input_ids` and `completion_mask`.
     """
     rows = []
     for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
-        # Tokenized here: a chat template may open the thought in the prompt, or drop it from a message.
+        # Tokenize here: a chat template may open the thought in the prompt, or drop it from a message.
         messages = problems[int(problem)]["prompt"]
         ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         rows.append(training_row(cast("list[int]", ids), completion, tokenizer))
@@ -92,7 +92,7 @@ def training_rows(
 
 
 def training_row(prompt_ids: list[int], completion: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """`input_ids` and `completion_mask` of a completion that ended by itself."""
+    """Return the `input_ids` and `completion_mask` of a completion that ended with the EOS token."""
     answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
     return {
         "input_ids": [*prompt_ids, *answer],
@@ -112,15 +112,15 @@ def fine_tune(
 
     Args:
         model (`str`):
-            Folder or name on the hub.
+            The model's folder, or its name on the Hub.
         rows ([`~datasets.Dataset`]):
             Rows with `input_ids` and `completion_mask`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer.
         config ([`~step_trl.cli.recipe.DistillConfig`]):
-            Options of the training.
+            The training options.
         options ([`~trl.ModelConfig`], *optional*):
-            Quantization and LoRA.
+            The quantization and LoRA options.
     """
     options = options or ModelConfig()
     trainer = SFTTrainer(
@@ -138,11 +138,11 @@ def fine_tune(
 
 def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConfig) -> dict[str, float]:
     """
-    Sample with the truncated rollout, keep what is right and short, and train on it.
+    Sample with the truncated rollout, keep the short correct completions, and train on them.
 
-    Samples go to `samples/` in `config.output_dir`, where they are not made twice; kept rows to `kept.parquet`; the
-    model is saved beside them. Of several processes, the first one samples, and the others wait for it for up to
-    `ddp_timeout` seconds.
+    Samples are saved to `samples/` in `config.output_dir` and are not generated twice. The kept rows are saved to
+    `kept.parquet`, and the model beside them. With several processes, the first one samples, and the others wait for
+    it for up to `ddp_timeout` seconds.
 
     Args:
         arguments ([`~step_trl.cli.recipe.DistillArguments`]):
@@ -150,10 +150,10 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConf
         model ([`~trl.ModelConfig`]):
             The model, and how it is loaded for training.
         config ([`~step_trl.cli.recipe.DistillConfig`]):
-            Options of the training. Its seed is also that of the samples.
+            The training options. The seed is also used for sampling.
 
     Returns:
-        `dict[str, float]`: see [`statistics`].
+        `dict[str, float]`: The result of [`statistics`].
     """
     output_dir = Path(str(config.output_dir))
     check_no_model(output_dir)
@@ -196,7 +196,7 @@ def check_no_model(output_dir: Path) -> None:
 
 
 def keep(samples: pd.DataFrame, per_problem: int, output_dir: Path) -> dict[str, float]:
-    """Write what [`keep_short`] keeps to `kept.parquet`, and print its [`statistics`]."""
+    """Write the samples that [`keep_short`] keeps to `kept.parquet`, and print their [`statistics`]."""
     kept = keep_short(samples, per_problem)
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)
@@ -204,6 +204,6 @@ def keep(samples: pd.DataFrame, per_problem: int, output_dir: Path) -> dict[str,
         print(f"{what:16}{value:10.3f}" if isinstance(value, float) else f"{what:16}{value:10d}")
     if kept.empty:
         raise ValueError(
-            f"n: of {len(samples)} samples none is right and ended by itself. Set a larger n or max_tokens."
+            f"n: none of the {len(samples)} samples is both correct and complete. Set a larger n or max_tokens."
         )
     return figures

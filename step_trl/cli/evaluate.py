@@ -1,4 +1,4 @@
-"""`step-trl eval`: a model on benchmarks, with samples, a summary and a picture in a folder."""
+"""`step-trl eval`: evaluate a model on benchmarks, and write samples, a summary and a picture to a folder."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def engine_of(
     model: str, engine: str, urls: Sequence[str] | None, max_tokens: int, log_file: Path
 ) -> Iterator[str | Engine]:
     """
-    The model itself, or the engine over servers: those that run at `urls`, or one that runs meanwhile, of a LoRA
-    adapter with its base model.
+    Yield the model itself, or an engine of vLLM servers.
+
+    The servers are those at `urls`, or one that is started here. It serves a LoRA adapter merged into its base model.
     """
     if engine == "transformers":
         yield model
@@ -58,7 +59,7 @@ def sample(
     n: int = 1,
     **options: Any,
 ) -> pd.DataFrame:
-    """[`~step_trl.evaluation.evaluate`] with a bar, on the engine that [`engine_of`] makes of the first arguments."""
+    """Run [`~step_trl.evaluation.evaluate`] with a progress bar, on the engine that [`engine_of`] returns."""
     with (
         engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
         tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
@@ -80,8 +81,9 @@ def sample(
 
 def name_of(model: str) -> str:
     """
-    What a model on a server is called, whose address may be another one next time: its name on the hub, or its folder
-    with a fingerprint of the weights, as training changes them.
+    Return a name for a model that does not depend on the address of its server.
+
+    It is the name on the Hub, or the folder with a fingerprint of the weights, which training changes.
     """
     files = sorted(Path(model).glob("*.safetensors"))
     if not files:
@@ -115,42 +117,42 @@ def run_eval(
     **options: Any,
 ) -> pd.DataFrame:
     """
-    Evaluate; writes `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png`.
+    Evaluate a model, and write `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png`.
 
     Args:
         model (`str`):
-            Folder, name on the hub, `"testbed"`, or the folder of a LoRA adapter.
+            A folder, a name on the Hub, `"testbed"`, or the folder of a LoRA adapter.
         benchmarks (`Sequence[str]`):
-            Names for [`~step_trl.evaluation.load_benchmark`]; `"testbed"` are its four.
+            The names of benchmarks, as in [`~step_trl.evaluation.load_benchmark`]. `"testbed"` stands for its four.
         report (`Path`):
-            Folder to write to. Samples that it holds are not sampled again.
+            The folder to write to. Samples that it already holds are not generated again.
         engine (`str`, *optional*, defaults to `"transformers"`):
-            In process, or `"vllm"`.
+            The engine that samples: `"transformers"`, in process, or `"vllm"`.
         urls (`Sequence[str]`, *optional*):
-            Of vLLM servers of the model; without them, one is started.
+            The URLs of vLLM servers that serve the model. By default, one is started.
         source (`Path`, *optional*):
-            Folder with one folder per benchmark, in place of the hub.
+            A folder with one folder per benchmark, instead of the Hub.
         max_tokens (`int`, *optional*, defaults to `32768`):
-            Of a completion.
+            The maximum number of tokens per completion.
         limit (`int`, *optional*):
-            First problems of each benchmark only. A report keeps the one that it began with.
+            The number of problems to use of each benchmark, starting with the first. It cannot change within a report.
         token_targets (`Sequence[int]`, *optional*):
-            Evaluate each benchmark once for each of these lengths, which its prompts ask for (L1), under the name
-            `math500@512`. The summary then says how far lengths are from them.
+            Evaluate each benchmark once at each of these lengths, which its prompts ask for (L1), under a name such as
+            `math500@512`. The summary then includes how far the completions' lengths are from them.
         at_most (`bool`, *optional*, defaults to `False`):
-            Ask for at most that length.
+            Whether the prompts ask for at most that length.
         system_prompt (`str`, *optional*):
-            System message, for a model that was trained with one.
+            The system message, for a model that was trained with one.
         truncate (`float`, *optional*):
-            Leave a thought where an induced answer is more confident than this (DEER).
+            End a thought when the confidence of an induced answer exceeds this (DEER).
         vanilla (`Path`, *optional*):
-            The `report` of another model, which CR and AES are relative to. For a budget that it does not have, its
-            samples without one count.
+            The `report` of another model, which CR and AES are relative to. Where it has no samples for a budget, its
+            samples without a budget are used.
         **options:
-            Further ones of [`~step_trl.evaluation.evaluate`].
+            Further arguments of [`~step_trl.evaluation.evaluate`].
 
     Returns:
-        [`~pandas.DataFrame`]: the summary.
+        [`~pandas.DataFrame`]: The summary.
     """
     base = None if vanilla is None else _read_samples(vanilla)
     name = model_source(model)
@@ -186,11 +188,11 @@ def load_problems(
     token_targets: Sequence[int] | None,
     at_most: bool,
 ) -> dict[str, Dataset]:
-    """Rows of each benchmark, at each budget, for the arguments of [`run_eval`]."""
+    """Return the rows of each benchmark, at each budget, for the arguments of [`run_eval`]."""
     if at_most and not token_targets:
         raise ValueError("at_most: there are no token_targets. Set for example --token-targets 512 1024.")
     if limit is not None and limit < 1:
-        raise ValueError(f"limit: {limit} leaves no problem. Set at least 1.")
+        raise ValueError(f"limit: {limit} leaves no problems. Set at least 1.")
     problems = {}
     for name in names_of_benchmarks(benchmarks):
         rows = load_benchmark(name, None if source is None else source / name)
@@ -205,7 +207,7 @@ def load_problems(
 
 
 def names_of_benchmarks(names: Sequence[str]) -> list[str]:
-    """All of them, each once, with the testbed's four in place of `"testbed"`. Raises an error for unknown ones."""
+    """Expand `"testbed"` to its four benchmarks, drop duplicates, and raise an error for unknown names."""
     known: list[str] = []
     for name in names:
         meant = [one for one in BENCHMARKS if one.startswith(f"{TESTBED}-")] if name == TESTBED else [name]
@@ -216,7 +218,7 @@ def names_of_benchmarks(names: Sequence[str]) -> list[str]:
 
 
 def with_budgets(vanilla: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
-    """Samples of another model, with those that were asked for no length in place of budgets that it does not have."""
+    """Return another model's samples. For each missing budget, its samples without a budget are used."""
     parts = [vanilla]
     for name in set(names) - set(vanilla["benchmark"]):
         parts.append(vanilla[vanilla["benchmark"] == name.partition("@")[0]].assign(benchmark=name))

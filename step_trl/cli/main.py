@@ -18,7 +18,7 @@ FORWARDING = ("train", "distill", "serve", "study")  # commands that have a pars
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `step-trl`."""
+    """Run the `step-trl` command."""
     parser = argparse.ArgumentParser(prog="step-trl", description="Efficient-reasoning trainers for TRL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (add_demo, add_train, add_distill, add_eval, add_report, add_serve, add_study):
@@ -45,14 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def add_command(commands: Commands, name: str, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
-    """The parser of a command, with what every command has."""
+    """Add a command with the options that every command has, and return its parser."""
     parser = commands.add_parser(name, help=help)
     parser.set_defaults(run=run)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-# A command's function is imported when it runs: torch and TRL, which `--help` does without.
+# A command's function is imported only when it runs, because `--help` does not need torch and TRL.
 
 
 def add_demo(commands: Commands) -> None:
@@ -62,17 +62,19 @@ def add_demo(commands: Commands) -> None:
         run_demo(**options)
 
     demo = add_command(commands, "demo", run, "train Step-GRPO and SAS on the embedded testbed and compare")
-    demo.add_argument("--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is set aside")
-    demo.add_argument("--problems", type=int, default=64, help="problems per evaluation split")
-    demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="of the rollouts")
-    demo.add_argument("--max-steps", type=int, default=40, help="updates of each training")
+    demo.add_argument(
+        "--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is renamed first"
+    )
+    demo.add_argument("--problems", type=int, default=64, help="number of problems per evaluation split")
+    demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="rollout engine")
+    demo.add_argument("--max-steps", type=int, default=40, help="number of updates per training")
 
 
 def add_train(commands: Commands) -> None:
     add_training(
         commands,
         "train",
-        help="train as a recipe says: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks",
+        help="train from a recipe: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks it",
     )
 
 
@@ -86,7 +88,7 @@ def add_distill(commands: Commands) -> None:
 
 
 def add_training(commands: Commands, name: str, trainer: str | None = None, **options: Any) -> None:
-    """A command whose arguments are the fields of a recipe, which have a parser of their own."""
+    """Add a command whose arguments are the fields of a recipe, which have their own parser."""
 
     def run(
         further: list[str],
@@ -134,21 +136,23 @@ def add_eval(commands: Commands) -> None:
         run_eval(**options)
 
     evaluation = add_command(commands, "eval", run, "sample and grade a model on benchmarks")
-    evaluation.add_argument("--model", required=True, help="folder, name on the hub, or 'testbed'")
+    evaluation.add_argument("--model", required=True, help="a folder, a name on the Hub, or 'testbed'")
     evaluation.add_argument(
         "--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24, or 'testbed'"
     )
     evaluation.add_argument("--report", type=Path, required=True, help="folder for samples, summary and picture")
     evaluation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    evaluation.add_argument("--urls", nargs="+", help="of vLLM servers of the model; without, one is started")
-    evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, in place of the hub")
-    evaluation.add_argument("--limit", type=int, help="first problems of each benchmark only")
-    evaluation.add_argument("--n", type=int, default=1, help="samples per problem")
-    evaluation.add_argument("--seeds", type=int, nargs="+", metavar="N", help="one per sample, by default 0, 1, ...")
+    evaluation.add_argument("--urls", nargs="+", help="URLs of running vLLM servers; by default, one is started")
+    evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, instead of the Hub")
+    evaluation.add_argument("--limit", type=int, help="use only the first problems of each benchmark")
+    evaluation.add_argument("--n", type=int, default=1, help="number of samples per problem")
+    evaluation.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="one seed per sample, by default 0, 1, ..."
+    )
     evaluation.add_argument("--temperature", type=float, default=0.6)
     evaluation.add_argument("--top-p", type=float, default=0.95)
-    evaluation.add_argument("--max-tokens", type=int, default=32_768, help="of a completion")
-    evaluation.add_argument("--max-in-flight", type=int, default=64, help="completions under way at once")
+    evaluation.add_argument("--max-tokens", type=int, default=32_768, help="maximum number of tokens per completion")
+    evaluation.add_argument("--max-in-flight", type=int, default=64, help="maximum number of concurrent completions")
     evaluation.add_argument(
         "--token-targets", type=int, nargs="+", metavar="N",
         help="evaluate each benchmark at each of these lengths, which its prompts ask for (L1)",
@@ -157,13 +161,13 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument("--system-prompt", help="for a model that was trained with one (ThinkPrune)")
     evaluation.add_argument(
         "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
-        help="leave a thought where an induced answer is more confident than this (DEER)",
+        help="end a thought when the confidence of an induced answer exceeds this (DEER)",
     )  # fmt: skip
     evaluation.add_argument(
         "--require-end-of-thinking", action=argparse.BooleanOptionalAction, default=True,
-        help="a completion without </think> is wrong; not so for models that do not think",
+        help="grade a completion without </think> as wrong; switch off for models that do not think",
     )  # fmt: skip
-    evaluation.add_argument("--vanilla", type=Path, help="the --report that CR and AES are relative to")
+    evaluation.add_argument("--vanilla", type=Path, help="the --report folder that CR and AES are relative to")
 
 
 def add_report(commands: Commands) -> None:
@@ -172,15 +176,15 @@ def add_report(commands: Commands) -> None:
 
         run_report(**options)
 
-    report = add_command(commands, "report", run, "tables and figures of evaluations and trainings, side by side")
+    report = add_command(commands, "report", run, "compare evaluations and trainings in tables and figures")
     report.add_argument(
         "runs", nargs="+", metavar="[NAME=]FOLDER",
-        help="of `step-trl eval --report`, of a training, of a W&B run, or wandb:entity/project/run",
+        help="folder of `step-trl eval --report`, of a training or of a W&B run, or wandb:entity/project/run",
     )  # fmt: skip
     report.add_argument("--output-dir", type=Path, required=True, help="an earlier report there is replaced")
-    report.add_argument("--vanilla", metavar="NAME", help="of the run that CR and AES are relative to")
+    report.add_argument("--vanilla", metavar="NAME", help="name of the run that CR and AES are relative to")
     report.add_argument(
-        "--accuracy", default="rewards/math_accuracy_reward/mean", metavar="METRIC", help="of trainings, to be drawn"
+        "--accuracy", default="rewards/math_accuracy_reward/mean", metavar="METRIC", help="metric to draw"
     )
 
 
@@ -191,10 +195,10 @@ def add_serve(commands: Commands) -> None:
         return serve(**options, extra_arguments=further)
 
     server = add_command(commands, "serve", run, "start a vLLM server for rollouts; further arguments go to vLLM")
-    server.add_argument("model", help="folder, name on the hub, or 'testbed'")
+    server.add_argument("model", help="a folder, a name on the Hub, or 'testbed'")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
     server.add_argument("--port", type=int, default=8000)
-    server.add_argument("--max-model-len", type=int, help="tokens of prompt and completion together")
+    server.add_argument("--max-model-len", type=int, help="maximum number of tokens of prompt and completion together")
 
 
 def add_study(commands: Commands) -> None:

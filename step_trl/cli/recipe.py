@@ -18,8 +18,8 @@ from ..runtime.run_config import check_precision
 from ..trainers import METHODS
 
 
-DISTILL = "distill"  # is a trainer of recipes, too: see DistillArguments
-# What the other trainers' fields are called there.
+DISTILL = "distill"  # also a value of `trainer` in recipes, see DistillArguments
+# What the other trainers' fields are called for `distill`.
 DISTILL_FIELDS = {
     "model": "model_name_or_path",
     "num_generations": "n",
@@ -28,17 +28,17 @@ DISTILL_FIELDS = {
     "use_vllm": "engine",
     "vllm_server_base_url": "urls",
 }
-# Fields of earlier versions, most of TRL and transformers, that recipes elsewhere still have, and what to set instead.
+# Fields of earlier versions, mostly of TRL and transformers, that older recipes still have, and what to set instead.
 OBSOLETE_FIELDS = {
     "max_prompt_length": "TRL no longer cuts prompts. Drop the field, and long prompts from the data.",
-    "vllm_device": "Set vllm_mode, and CUDA_VISIBLE_DEVICES of the server.",
+    "vllm_device": "Set vllm_mode, and set CUDA_VISIBLE_DEVICES for the server.",
     "vllm_dtype": "Give --dtype to the server.",
     "vllm_max_model_len": "Set vllm_max_model_length.",
     "vllm_guided_decoding_regex": "Set vllm_structured_outputs_regex.",
     "use_liger_loss": "Set use_liger_kernel.",
     "wandb_log_unique_prompts": "Set log_unique_prompts.",
     "torch_dtype": "Set dtype.",
-    "dataset_config": "Set dataset_name, which is the data set's configuration here; its own name is dataset.",
+    "dataset_config": "Set dataset_name: here it is the data set's configuration, and dataset is its name.",
     "dataset_train_split": "Set dataset_split.",
     "warmup_ratio": "Set warmup_steps, where a number below 1 is a share of all updates.",
     "evaluation_strategy": "Set eval_strategy.",
@@ -55,76 +55,78 @@ OBSOLETE_FIELDS = {
 @dataclass
 class TrainArguments:
     """
-    What a recipe says besides the fields of the trainer's configuration and of [`~trl.ModelConfig`].
+    The fields of a recipe besides those of the trainer's configuration and of [`~trl.ModelConfig`].
 
     Args:
         trainer (`str`):
             A key of [`~step_trl.trainers.METHODS`], such as `"step_grpo"`; recipes of `"distill"` are read as
             [`DistillArguments`].
         dataset (`str`):
-            Name on the hub, folder or file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
+            The name on the Hub, a folder or a file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
         dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            Configuration and split of the data set.
+            The configuration and the split of the data set.
         prompt_template (`str`, *optional*), system_prompt (`str`, *optional*):
             As in [`~step_trl.data.load_problems`].
         token_targets (`list[int]`, *optional*):
-            Two numbers, between which a length is drawn for each prompt, which then asks for it; see
+            Two lengths. Each prompt asks for a length drawn between them, see
             [`~step_trl.token_targets.add_token_targets`].
         token_targets_at_most (`bool`, *optional*, defaults to `False`):
-            Ask for at most that length.
+            Whether prompts ask for at most that length.
     """
 
     trainer: str = field(metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill'."})
-    dataset: str = field(metadata={"help": "Name on the hub, folder, file, or 'testbed'."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, or 'testbed'."})
+    dataset_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "The split of the data set."})
     prompt_template: str | None = field(
-        default=None, metadata={"help": "Template of the user message, with {problem} in it."}
+        default=None, metadata={"help": "The template of the user message, with {problem} in it."}
     )
     system_prompt: str | None = field(default=None, metadata={"help": "System message."})
     token_targets: list[int] | None = field(
         default=None, metadata={"help": "Two lengths: each prompt asks for one between them (L1)."}
     )
-    token_targets_at_most: bool = field(default=False, metadata={"help": "Prompts ask for at most that length."})
+    token_targets_at_most: bool = field(
+        default=False, metadata={"help": "Whether prompts ask for at most that length."}
+    )
 
 
 @dataclass
 class DistillArguments(TrainArguments):
     """
-    What a recipe of `trainer: distill` (DEER+SFT) says besides the fields of [`~trl.ModelConfig`] and
-    [`DistillConfig`]: those of [`TrainArguments`], and how completions are sampled and chosen.
+    The fields of a recipe with `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and
+    [`DistillConfig`]: those of [`TrainArguments`], and those that say how completions are sampled and chosen.
 
     Args:
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            Whether a completion without `</think>` is wrong.
+            Whether a completion without `</think>` is graded as wrong.
         limit (`int`, *optional*):
-            First problems only.
+            The number of problems to use, starting with the first.
         n (`int`, *optional*, defaults to `4`):
-            Samples per problem.
+            The number of samples per problem.
         per_problem (`int`, *optional*, defaults to `1`):
-            Most completions of a problem that are kept.
+            The maximum number of completions to keep per problem.
         confidence (`float`, *optional*, defaults to `0.95`):
-            A thought ends where the confidence of an induced answer is greater.
+            A thought ends when the confidence of an induced answer exceeds this.
         temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
-            Sampling temperature, and most tokens of a completion.
+            The sampling temperature, and the maximum number of tokens per completion.
         engine (`str`, *optional*, defaults to `"transformers"`), urls (`list[str]`, *optional*):
-            What samples, as in `step-trl eval`.
+            The engine that samples, and the URLs of its servers, as in `step-trl eval`.
     """
 
     require_end_of_thinking: bool = field(
-        default=True, metadata={"help": "Whether a completion without </think> is wrong."}
+        default=True, metadata={"help": "Whether a completion without </think> is graded as wrong."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Use the first problems only."})
-    n: int = field(default=4, metadata={"help": "Samples per problem."})
-    per_problem: int = field(default=1, metadata={"help": "Most completions of a problem that are kept."})
+    limit: int | None = field(default=None, metadata={"help": "Use only this many problems, from the first."})
+    n: int = field(default=4, metadata={"help": "The number of samples per problem."})
+    per_problem: int = field(default=1, metadata={"help": "The maximum number of completions to keep per problem."})
     confidence: float = field(
-        default=0.95, metadata={"help": "A thought ends where the confidence of an induced answer is greater."}
+        default=0.95, metadata={"help": "A thought ends when the confidence of an induced answer exceeds this."}
     )
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    max_tokens: int = field(default=16_384, metadata={"help": "Most tokens of a completion."})
-    engine: str = field(default="transformers", metadata={"help": "What samples: 'transformers' or 'vllm'."})
+    max_tokens: int = field(default=16_384, metadata={"help": "The maximum number of tokens per completion."})
+    engine: str = field(default="transformers", metadata={"help": "The rollout engine: 'transformers' or 'vllm'."})
     urls: list[str] | None = field(
-        default=None, metadata={"help": "URLs of running vLLM servers. By default one is started."}
+        default=None, metadata={"help": "The URLs of running vLLM servers. By default, one is started."}
     )
 
     def __post_init__(self):
@@ -139,16 +141,18 @@ class DistillArguments(TrainArguments):
 class DistillConfig(SFTConfig):
     """[`~trl.SFTConfig`] whose defaults are those of DEER+SFT in Step-GRPO's comparison."""
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Initial learning rate."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up updates, or a share of all if below 1."})
-    seed: int = field(default=0, metadata={"help": "Seed of the samples and of the training."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows to this many tokens. By default none is cut."}
+    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The learning rate schedule."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "The number of warm-up updates, or their share of all updates if below 1."}
     )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Shuffle the rows before training."})
+    seed: int = field(default=0, metadata={"help": "The seed for sampling and training."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut longer rows to this many tokens. By default, no row is cut."}
+    )
+    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether to shuffle the rows before training."})
     completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Compute the loss on completions only, not on prompts."}
+        default=True, metadata={"help": "Whether to compute the loss on completions only, not on prompts."}
     )
 
     def __post_init__(self):
@@ -158,23 +162,23 @@ class DistillConfig(SFTConfig):
 
 def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
     """
-    What a recipe takes from which file.
+    Return the fields of a recipe by the file that they come from.
 
     Args:
         path (`Path`):
-            Of the recipe.
+            The path of the recipe.
         derived (`Sequence[Path]`, *optional*):
-            Files that have it as their base, for the error about a circle.
+            The files that have it as their base, for the error about a circle.
 
     Returns:
-        `list[tuple[Path, dict[str, Any]]]`: the file and its fields, then its `base` and the fields that come from
-        there, and so on. No field is in two of them.
+        `list[tuple[Path, dict[str, Any]]]`: The file and its fields, then its `base` and the fields that come from
+        it, and so on. Each field is listed once.
     """
     if path.resolve() in (*map(Path.resolve, derived),):
         raise ValueError(f"base: {' -> '.join(map(str, [*derived, path]))} is a circle. Drop `base` from one of them.")
     if not path.is_file():
         raise FileNotFoundError(
-            f"base: {derived[-1]} names {path}, which is no file. Give a path relative to {derived[-1].name}."
+            f"base: {derived[-1]} names {path}, which does not exist. Give a path relative to {derived[-1].name}."
             if derived
             else f"config: there is no file {path}. Give a recipe, such as recipes/step_grpo/paper.yaml."
         )
@@ -183,7 +187,7 @@ def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, 
     if base is None:
         return [(path, own)]
     if not isinstance(base, str):
-        raise ValueError(f"base: {base!r} of {path} is no path. Give one file, relative to {path.name}.")
+        raise ValueError(f"base: {base!r} of {path} is not a path. Give one file, relative to {path.name}.")
     inherited = recipe_layers(path.parent / base, [*derived, path])
     left = _fields_of_another_trainer(inherited, own.get("trainer"))
     return [(path, own)] + [
@@ -193,7 +197,7 @@ def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, 
 
 
 def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
-    """What a recipe with another trainer leaves with its base: options that only the base's trainer has."""
+    """Return the fields that a recipe does not take from its base, as only the base's trainer has them."""
     before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
     known = (*METHODS, DISTILL)
     if trainer == before or trainer not in known or before not in known:
@@ -202,13 +206,13 @@ def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], traine
 
 
 def recipe_path(arguments: Sequence[str]) -> Path | None:
-    """The file behind `--config`."""
+    """Return the file that `--config` names."""
     path = _value_of("--config", arguments)
     return None if path is None else Path(path)
 
 
 def load_recipe(path: Path) -> dict[str, Any]:
-    """Fields of a recipe: its own, and the others of its `base`."""
+    """Return the fields of a recipe: its own, and those that it takes from its `base`."""
     return {name: value for _, fields in reversed(recipe_layers(path)) for name, value in fields.items()}
 
 
@@ -217,24 +221,24 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         recipe = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(
-            f"config: {path} is no YAML of plain values: {error}\nWrite text, numbers, lists and mappings; tags that "
-            "make Python objects are refused."
+            f"config: {path} is not a YAML file of plain values: {error}\nWrite text, numbers, lists and mappings; "
+            "tags that make Python objects are refused."
         ) from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"config: {path} is no mapping of fields to values.")
+        raise ValueError(f"config: {path} is not a mapping of fields to values.")
     return recipe
 
 
 def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """
-    Read the file behind `--config`.
+    Read the file that `--config` names.
 
     Args:
         arguments (`Sequence[str]`):
-            Of the command line.
+            The arguments of the command line.
 
     Returns:
-        `tuple[dict[str, Any], list[dict[str, Any]], list[str]]`: its fields; the fields of each of its `stages`, which
+        `tuple[dict[str, Any], list[dict[str, Any]], list[str]]`: Its fields; the fields of each of its `stages`, which
         are trained one after another, or one empty mapping; and the other arguments.
     """
     path, rest = recipe_path(arguments), list(arguments)
@@ -245,12 +249,12 @@ def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str
     recipe = load_recipe(path)
     stages = recipe.pop("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise ValueError(f"stages: {stages!r} is no list of mappings. Give the fields that differ, stage by stage.")
+        raise ValueError(f"stages: {stages!r} is not a list of mappings. Give the fields that differ, stage by stage.")
     return recipe, stages, rest
 
 
 class RecipeParser(TrlParser):
-    """[`~trl.TrlParser`] whose errors are one line, not the usage of 300 options."""
+    """A [`~trl.TrlParser`] that reports an error in one line, without the usage of 300 options."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -258,20 +262,20 @@ class RecipeParser(TrlParser):
 
 def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...]:
     """
-    Fields of a recipe, and those that are set on the command line.
+    Parse the fields of a recipe and those that are set on the command line.
 
     Args:
         recipe (`Mapping[str, Any]`):
-            Fields.
+            The fields of the recipe.
         arguments (`Sequence[str]`):
-            `--FIELD VALUE`s, which win.
+            The `--FIELD VALUE` pairs of the command line, which take precedence.
 
     Returns:
-        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration; of `trainer: distill`,
+        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration. For `trainer: distill`,
         [`DistillArguments`], [`~trl.ModelConfig`] and [`DistillConfig`].
 
     Raises:
-        `ValueError`: the trainer is not known, or fields; names those that are meant.
+        `ValueError`: If the trainer or a field is not known. The message suggests known fields.
     """
     name = trainer_name(recipe, arguments)
     if unknown := unknown_fields(name, recipe, arguments):
@@ -280,7 +284,7 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
 
 
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
-    """A key of `METHODS`, or `DISTILL`."""
+    """Return the trainer of a recipe, a key of `METHODS` or `DISTILL`, and raise an error for any other."""
     name = named_trainer(recipe, arguments)
     if name not in (*METHODS, DISTILL):
         raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*METHODS, DISTILL])}.")
@@ -300,13 +304,13 @@ def make_parser(trainer: str, recipe: Mapping[str, Any], **options: Any) -> Reci
 
 
 def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
-    """What recipe and command line set that the trainer does not have, and for each what to set instead."""
+    """Return the fields that the trainer does not have, each with a message that says what to set instead."""
     known = _known(trainer)
     unknown = {}
     for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) is not None)]:
         if key in known or (key.startswith("no_") and key[3:] in known):
             continue
-        unknown[key] = f"{key}: no option of trainer {trainer!r}. {_remedy(trainer, key)}"
+        unknown[key] = f"{key}: not an option of trainer {trainer!r}. {_remedy(trainer, key)}"
     return unknown
 
 
@@ -326,18 +330,18 @@ def _remedy(trainer: str, key: str) -> str:
 
 def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
     """
-    Values of all fields, before anything is made of them, and what is wrong with single ones, which are left out.
+    Return the values of all fields as parsed, and a message for each wrong field. Wrong fields are left out.
 
     Args:
         trainer (`str`):
             A key of `METHODS`, or `DISTILL`.
         recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
-            As of [`parse`].
+            As in [`parse`].
     """
     unknown = unknown_fields(trainer, recipe, arguments)
     wrong, dropped = list(unknown.values()), set(unknown)
     if recipe.get("dataset") is None and _value_of("--dataset", arguments) is None:
-        wrong.append("dataset: there is none. Set a name on the hub, a folder, a file, or 'testbed'.")
+        wrong.append("dataset: not set. Set a name on the Hub, a folder, a file, or 'testbed'.")
     while True:
         kept = {"dataset": None} | {key: value for key, value in recipe.items() if key not in dropped}
         parser = make_parser(trainer, kept | {"trainer": trainer}, exit_on_error=False)
@@ -349,7 +353,7 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
             wrong.append(str(error))
             dropped.add(str(field_of(error.argument_name.partition("/")[0])))
             continue
-        return values, [*wrong, *(f"{text!r}: follows no field. Write --FIELD VALUE." for text in rest)]
+        return values, [*wrong, *(f"{text!r}: does not follow a field. Write --FIELD VALUE." for text in rest)]
 
 
 def _without(arguments: Sequence[str], dropped: Container[str]) -> list[str]:
@@ -363,12 +367,12 @@ def _without(arguments: Sequence[str], dropped: Container[str]) -> list[str]:
 
 
 def field_of(argument: str) -> str | None:
-    """The field that an argument of the command line sets; `None` for a value."""
+    """Return the field that an argument of the command line sets, or `None` if the argument is a value."""
     return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
 
 
 def set_model_init_kwargs(config: GRPOConfig | SFTConfig, model: ModelConfig) -> None:
-    """Hand the options of loading from [`~trl.ModelConfig`] to a trainer's configuration, whose own win."""
+    """Copy the loading options of [`~trl.ModelConfig`] to a trainer's configuration, whose own take precedence."""
     given = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
     config.model_init_kwargs = {
         "revision": model.model_revision,
@@ -378,7 +382,7 @@ def set_model_init_kwargs(config: GRPOConfig | SFTConfig, model: ModelConfig) ->
 
 
 def resume_from(config: TrainingArguments) -> str | bool | None:
-    """`resume_from_checkpoint` as a trainer takes it: the command line's `true` is the last checkpoint."""
+    """Return `resume_from_checkpoint` as a trainer expects it: `true` in a recipe means the last checkpoint."""
     resume = config.resume_from_checkpoint
     return True if str(resume).lower() == "true" else resume
 

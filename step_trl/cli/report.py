@@ -1,4 +1,4 @@
-"""`step-trl report`: the tables and figures of evaluations and trainings, side by side."""
+"""`step-trl report`: compare evaluations and trainings in tables and figures."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ ACCURACY = "rewards/math_accuracy_reward/mean"
 
 def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = None, accuracy: str = ACCURACY) -> None:
     """
-    Compare runs: writes `results.md`, `results.tex`, `summary.csv` and `evaluation.png` of those that were evaluated,
-    and `training.png` of those that were trained.
+    Compare runs in tables and figures.
+
+    Writes `results.md`, `results.tex`, `summary.csv` and `evaluation.png` for evaluated runs, and `training.png` for
+    trained ones.
 
     Args:
         runs (`Sequence[str]`):
-            Folders of `step-trl eval --report` or of trainings, or all that [`~step_trl.report.read_history`] takes,
-            as `FOLDER` or `NAME=FOLDER`. A folder may hold both.
+            The folders of `step-trl eval --report` or of trainings, or anything else that
+            [`~step_trl.report.read_history`] reads, as `FOLDER` or `NAME=FOLDER`. A folder may hold both.
         output_dir (`Path`):
-            Folder to write to. An earlier report there is replaced.
+            The folder to write to. An earlier report there is replaced.
         vanilla (`str`, *optional*):
-            Name of the run that CR and AES are relative to.
+            The name of the run that CR and AES are relative to.
         accuracy (`str`, *optional*, defaults to `"rewards/math_accuracy_reward/mean"`):
-            Metric of the trainings that is drawn with the length.
+            The training metric to draw besides the length.
     """
     folders = _named(runs)
     samples = {name: rows for name, folder in folders.items() if len(rows := read_samples(folder))}
@@ -65,6 +67,6 @@ def _named(runs: Sequence[str]) -> dict[str, str]:
         if name in folders:
             raise ValueError(f"runs: two are called {name!r}. Give them names: NAME={folder}.")
         if not (folder.startswith(WANDB) or Path(folder).is_dir()):
-            raise FileNotFoundError(f"runs: there is no folder {folder}. Give those of evaluations and trainings.")
+            raise FileNotFoundError(f"runs: there is no folder {folder}. Give folders of evaluations or trainings.")
         folders[name] = folder
     return folders

@@ -1,4 +1,4 @@
-"""`step-trl serve`: a vLLM server for rollouts, in the foreground."""
+"""`step-trl serve`: run a vLLM server for rollouts in the foreground."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .sources import model_source
 
 
 def serve(model: str, host: str, port: int, max_model_len: int | None, extra_arguments: Sequence[str]) -> int:
-    """Run a server in the foreground until it ends or Ctrl-C or SIGTERM ends it. Returns its exit status."""
+    """Run a server in the foreground until it exits, or until Ctrl-C or SIGTERM stops it. Return its exit status."""
 
     def end(*_: object) -> None:
         raise KeyboardInterrupt

@@ -22,7 +22,7 @@ TESTBED = "testbed"
 
 
 def load_rows(arguments: TrainArguments) -> datasets.Dataset:
-    """The rows that a recipe trains on."""
+    """Return the rows that a recipe trains on."""
     if arguments.dataset == TESTBED:
         rows = testbed.load_dataset(arguments.dataset_split)
         rows = rewrite_prompts(rows, arguments.prompt_template, arguments.system_prompt)
@@ -43,21 +43,21 @@ def load_rows(arguments: TrainArguments) -> datasets.Dataset:
 
 
 def model_source(name: str | None) -> str:
-    """Folder or name on the hub, of which `"testbed"` is that of the testbed model."""
+    """Return the model's folder or name on the Hub. For `"testbed"`, it is the folder of the testbed model."""
     if name is None:
-        raise ValueError("model_name_or_path: there is none. Set a folder, a name on the hub, or 'testbed'.")
+        raise ValueError("model_name_or_path: not set. Set a folder, a name on the Hub, or 'testbed'.")
     return str(testbed.MODEL_DIR) if name == TESTBED else name
 
 
 def check_model(name: str, **options: Any) -> None:
     """
-    Raise an error that names the model where its configuration cannot be loaded.
+    Raise an error that names the model if its configuration cannot be loaded.
 
     Args:
         name (`str`):
-            Folder or name on the hub.
+            The model's folder, or its name on the Hub.
         **options:
-            As of [`~transformers.AutoConfig.from_pretrained`].
+            Options of [`~transformers.AutoConfig.from_pretrained`].
     """
     if is_adapter(name):
         return
@@ -66,5 +66,5 @@ def check_model(name: str, **options: Any) -> None:
     except (OSError, ValueError) as error:
         reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0]
         raise ValueError(
-            f"model: {name} cannot be loaded: {reason}. Give a folder that a model was saved to, or a name on the hub."
+            f"model: {name} cannot be loaded: {reason}. Give a folder that a model was saved to, or a name on the Hub."
         ) from error

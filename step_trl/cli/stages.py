@@ -1,4 +1,4 @@
-"""The stages of a recipe: functions that make a model from a model. [`STAGES`] names them all."""
+"""The stages of a recipe: functions that train a model from another one. [`STAGES`] lists them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Parsed = tuple[Any, ...]
 def build_trainer(
     arguments: TrainArguments, model: ModelConfig, config: EfficientReasoningConfig
 ) -> EfficientReasoningTrainer:
-    """Return the trainer of a recipe."""
+    """Build the trainer of a recipe."""
     set_model_init_kwargs(config, model)
     source = model_source(model.model_name_or_path)
     check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
@@ -39,7 +39,7 @@ def build_trainer(
 
 
 def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
-    """Train one of [`~step_trl.trainers.METHODS`], and save model and state."""
+    """Train with one of [`~step_trl.trainers.METHODS`], and save the model and the trainer state."""
     _, options, config = recipe
     start_from(model, options, config.trust_remote_code)
     config.output_dir = str(folder)
@@ -60,8 +60,8 @@ def train_distilled(recipe: Parsed, model: Path | None, folder: Path) -> Path:
     return folder
 
 
-# Kind of a stage to the function that makes its model: what it reads, the model of the stage before (`None` for the
-# recipe's own) and the folder to save to. Returns that folder.
+# Maps the kind of a stage to the function that trains its model. The function takes the parsed recipe, the model of
+# the previous stage (`None` for the recipe's own) and the folder to save to, and returns that folder.
 STAGES: dict[str, Callable[[Parsed, Path | None, Path], Path]] = {"grpo": train_method, DISTILL: train_distilled}
 
 
@@ -71,21 +71,23 @@ def stage_of(trainer: str) -> Callable[[Parsed, Path | None, Path], Path]:
 
 
 def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool = False) -> None:
-    """Set the model of a stage to that of the stage before, if there is one."""
+    """Set the model of a stage to that of the previous stage, if there is one."""
     if model is not None:
         options.model_name_or_path = str(whole_model(model, options, trust_remote_code))
 
 
 def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:
     """
-    Return what a stage starts from: the folder of the stage before, or `merged` in it after an adapter.
+    Return the model that a stage starts from.
+
+    It is the folder of the previous stage or, if that stage trained an adapter, `merged` in that folder.
 
     Args:
         folder (`Path`):
-            The folder of the stage before. The first process merges its adapter into the model under it, if that has
-            not been done.
+            The folder of the previous stage. If its adapter has not been merged into the base model, the first process
+            merges it.
         model ([`~trl.ModelConfig`]):
-            The revision of that model, and the type of the merged weights.
+            The revision of the base model, and the dtype of the merged weights.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             As in [`~trl.GRPOConfig`].
     """

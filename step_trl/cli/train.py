@@ -1,4 +1,4 @@
-"""`step-trl train`: a training from a recipe."""
+"""`step-trl train`: train from a recipe."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .stages import stage_of
 
 def run_train(arguments: Sequence[str]) -> Path:
     """
-    Train as a recipe says, and save model and state.
+    Train from a recipe, and save the model and the trainer state.
 
-    A recipe with `stages` is trained stage by stage, each from the model of the one before, in folders `stage-1`,
-    `stage-2`, ... below its `output_dir`. A stage that is done is not done again, so that an interrupted training
-    resumes. Where a stage trained an adapter, the next one starts from [`~step_trl.cli.stages.whole_model`].
+    A recipe with `stages` is trained stage by stage, each from the model of the previous one, in folders `stage-1`,
+    `stage-2`, ... in its `output_dir`. A finished stage is not trained again, so that an interrupted training resumes.
+    If a stage trained an adapter, the next one starts from [`~step_trl.cli.stages.whole_model`].
 
     Args:
         arguments (`Sequence[str]`):
-            `--config RECIPE` and `--FIELD VALUE`s.
+            `--config RECIPE` and `--FIELD VALUE` pairs.
 
     Returns:
-        `Path`: the folder of the trained model.
+        `Path`: The folder of the trained model.
     """
     recipe, stages, rest = read_recipe(arguments)
     trained: Path | None = None
@@ -51,5 +51,5 @@ def check_output_dir(folder: Path) -> None:
 
 
 def is_done(folder: Path) -> bool:
-    """Return whether a training has ended there."""
+    """Return whether the training in this folder has finished."""
     return (folder / "trainer_state.json").exists()  # written last

@@ -1,7 +1,7 @@
 """
 `step-trl train --help`: the fields that this package adds, and how to see those of TRL and transformers.
 
-The fields are read from the source of their dataclasses, since importing these, with TRL and torch, takes seconds.
+The fields are read from the source of their dataclasses, because importing them, with TRL and torch, takes seconds.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ INDENT = " " * 34
 OVERVIEW = """\
 usage: step-trl {command} [--config RECIPE] [--FIELD VALUE ...]
 
-Trains as a recipe says: a YAML file of fields, any of which the command line can set.
+Trains from a recipe: a YAML file of fields, any of which the command line can override.
 
 options:
   --config RECIPE                 the recipe, such as recipes/step_grpo/paper.yaml
-  --model MODEL                   folder, name on the hub, or 'testbed'; short for --model_name_or_path
-  --dry-run                       check everything, print what would be done, and train nothing
-  --accelerate-config FILE        of a dry run: the --config_file of `accelerate launch`, by default of this launch
-  --num-processes N               of a dry run: training processes, by default those of the file or this launch
-  --gpu-memory GIB                of a dry run: GiB of a GPU (80 if sold as 80 GB), by default of the visible one
+  --model MODEL                   a folder, a name on the Hub, or 'testbed'; short for --model_name_or_path
+  --dry-run                       check everything and print what would be done, without training
+  --accelerate-config FILE        for a dry run: the --config_file of `accelerate launch`, by default of this launch
+  --num-processes N               for a dry run: number of training processes, by default of the file or launch
+  --gpu-memory GIB                for a dry run: GiB of a GPU (80 if sold as 80 GB), by default of the visible one
   --debug                         show the traceback of an error
   --help-all                      all fields of --trainer, with those of TRL and transformers
 """
@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 class Field(NamedTuple):
-    """A field of a dataclass: its name, its default as Python code, if it is a plain one, and its help."""
+    """A field of a dataclass: its name, its default as Python code (`None` if it is not plain), and its help."""
 
     name: str
     default: str | None
@@ -45,7 +45,7 @@ class Field(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Fields that belong together: their title, file and classes, and the trainers that have them; all for `None`."""
+    """Fields that belong together: their title, file, classes, and the trainers that have them (`None` for all)."""
 
     title: str
     file: str
@@ -88,7 +88,7 @@ def method_configs() -> dict[str, tuple[str, str]]:
 
 
 def own_fields(path: Path, names: tuple[str, ...] | None = None) -> Iterator[Field]:
-    """Yield the fields that the classes of these names define, or all classes, without those that they inherit."""
+    """Yield the fields that the named classes (by default, all classes) define, without inherited ones."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ClassDef) and (names is None or node.name in names):
             for line in node.body:
@@ -116,7 +116,7 @@ def print_help(command: str, trainer: str | None) -> None:
         command (`str`):
             `"train"` or `"distill"`.
         trainer (`str`, *optional*):
-            Leave out the fields of other trainers.
+            Print only the fields of this trainer. By default, those of all trainers.
     """
     print(OVERVIEW.format(command=command))
     for title, file, classes, trainers in groups():

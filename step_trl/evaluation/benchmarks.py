@@ -1,5 +1,5 @@
 r"""
-The benchmarks of both papers, from the hub or from a local folder in the published format, and the testbed's four.
+The benchmarks of both papers, from the Hub or from a local folder in the published format, and the testbed's four.
 
 A benchmark is a [`~datasets.Dataset`] with the columns `problem` (id, text), `prompt` (messages), `solution` (text)
 and `grader` (`"math"`, `"choice"` or `"text"`). Your own benchmark needs nothing else.
@@ -41,7 +41,7 @@ class Published:
 
     Attributes:
         source (`str`), split (`str`), configs (`tuple[str, ...]`):
-            The name on the hub, the split, and all configurations of the benchmark, if the data set has any.
+            The name on the Hub, the split, and all configurations of the benchmark, if the data set has any.
         columns (`tuple[str, ...]`):
             The columns that `read` needs.
         read (`Callable[[dict], tuple[str, Any] | None]`):
@@ -152,7 +152,7 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
         name (`str`):
             The name, one of [`BENCHMARKS`].
         source (`str` or `Path`, *optional*):
-            A local folder to use instead of the hub, with files in the published format, such as a clone of the hub's
+            A local folder to use instead of the Hub, with files in the published format, such as a clone of the Hub's
             repository. For a benchmark with several configurations, it contains a folder or a file for each, with its
             name.
 
@@ -187,7 +187,7 @@ def _open(name: str, published: Published, config: str | None, source: str | Pat
     if missing:
         raise ValueError(
             f"{name}: {source or published.source} lacks the column {', '.join(missing)}; it has "
-            f"{', '.join(part.column_names)}. Set `source` to data in the format of {published.source} on the hub."
+            f"{', '.join(part.column_names)}. Set `source` to data in the format of {published.source} on the Hub."
         )
     return part
 

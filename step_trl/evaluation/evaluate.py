@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         model (`str`, `Path`, [`~transformers.PreTrainedModel`], [`~peft.PeftModel`] or [`Engine`]):
-            The policy: a folder or a name on the hub, a model, or an engine such as a [`VLLMServerEngine`].
+            The policy: a folder or a name on the Hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
             Names for [`load_benchmark`], or a mapping from names to rows with `prompt` (messages) and `solution`, and
             optionally `problem` (an id, by default the index), `grader` (by default `"math"`) and `target_tokens` (the

@@ -1,4 +1,4 @@
-"""Losses that are not GRPO's, as functions of log-probabilities, and what makes TRL train with them."""
+"""Losses other than GRPO's, as functions of log-probabilities, and a way to train with them in TRL."""
 
 from .as_advantages import check_loss_options, loss_as_advantages
 from .negative_aware import correct_rates, nft_loss, nft_statistics

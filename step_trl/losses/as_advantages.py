@@ -1,4 +1,4 @@
-"""Any loss per token by TRL's own `_compute_loss`, through the advantages that have the same gradient."""
+"""Train with any per-token loss in TRL's own `_compute_loss`, using advantages that give the same gradient."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ def loss_as_advantages(
     """
     Make TRL's `_compute_loss` follow the gradient of another loss.
 
-    It reads advantages and old log-probabilities after its forward pass. With old log-probabilities that equal the
-    policy's, each ratio is 1, inside the clip range, and the gradient of a token's loss with respect to its
+    `_compute_loss` reads advantages and old log-probabilities after its forward pass. If the old log-probabilities
+    equal the policy's, each ratio is 1, inside the clip range, and the gradient of a token's loss with respect to its
     log-probability is minus its advantage. So the advantages are set to minus the gradient of the other loss. TRL's KL
     term, entropy bonus, correction for vLLM and normaliser stay as they are.
 
     This holds for the options that [`check_loss_options`] accepts. The value of TRL's `loss` is not that of the other
-    one, its clip ratios are 0, and `use_bias_correction_kl` has nothing to correct, since it sees ratios of 1.
+    loss, its clip ratios are 0, and `use_bias_correction_kl` has nothing to correct, since it sees ratios of 1.
 
     Args:
         inputs (`dict`):
-            What `_compute_loss` reads. `old_per_token_logps` and `advantages` are replaced, so this is to be its own
+            The inputs that `_compute_loss` reads. `old_per_token_logps` and `advantages` are replaced, so pass a
             shallow copy: TRL uses its buffered inputs again.
         logps (`torch.Tensor` of shape `(B, T)`):
-            Log-probability of each token under the policy, of the forward pass of `_compute_loss`, detached.
+            The log-probability of each token under the policy, from the forward pass of `_compute_loss`, detached.
         loss (`callable`):
-            Takes log-probabilities `(B, T)`, at least float32, and returns the loss of each token `(B, T)`, which may
-            depend on all of them. What it needs of the old policy, it has to read from `inputs` before this call.
+            A function of log-probabilities `(B, T)`, at least float32, that returns the loss of each token `(B, T)`,
+            which may depend on all of them. Anything that it needs of the old policy has to be read from `inputs`
+            before this call.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`: loss of each token, detached, to be logged.
+        `torch.Tensor` of shape `(B, T)`: The loss of each token, detached, for logging.
     """
-    with torch.enable_grad():  # evaluation has none
+    with torch.enable_grad():  # evaluation runs without gradients
         leaf = logps.detach().to(torch.promote_types(logps.dtype, torch.float32)).requires_grad_()
         per_token_loss = loss(leaf)
         if per_token_loss.shape != leaf.shape:
@@ -60,14 +61,14 @@ def loss_as_advantages(
 
 def check_loss_options(args: GRPOConfig) -> None:
     """
-    Refuse options with which [`loss_as_advantages`] would not train with the gradient of its loss.
+    Check that [`loss_as_advantages`] trains with the gradient of its loss under these options.
 
     Args:
         args ([`~trl.GRPOConfig`]):
-            Configuration of a trainer.
+            The trainer's configuration.
 
     Raises:
-        `ValueError`: the loss type is not one of GRPO's, the importance sampling is not by token, or the off-policy
+        `ValueError`: If the loss type is not one of GRPO's, the importance sampling is not by token, or the off-policy
         mask compares with old log-probabilities that are replaced.
     """
     if args.loss_type not in LOSS_TYPES:

@@ -1,4 +1,4 @@
-"""Loss of NFT (Negative-aware Fine-Tuning, arXiv 2505.18116): likelihood training that learns from failures, too."""
+"""The loss of NFT (Negative-aware Fine-Tuning, arXiv 2505.18116): likelihood training that also uses failures."""
 
 from __future__ import annotations
 
@@ -23,46 +23,48 @@ def nft_loss(
     sequence_level: bool = False,
 ) -> torch.Tensor:
     """
-    Negative log-likelihood of correct completions, and of what is left of the old policy without them.
+    Compute the negative log-likelihood of correct completions, and of what is left of the old policy without them.
 
-    With R = pi / pi_old of a token and r the share of correct completions of its group, the old policy splits into
-    r times a policy of correct completions, which the model is trained to be, and 1 - r times one of failed ones:
+    Let R = pi / pi_old for a token, and let r be the share of correct completions in its group. The old policy splits
+    into r times a policy of correct completions, which the model is trained to match, and 1 - r times one of failed
+    completions:
 
     - a token of a correct completion has the loss `-log(R)`;
     - a token of a failed one has `-log(max(proxy, clamp_negative))` with `proxy = (1 - r * R) / (1 - r)`. The maximum
-      changes the value only: its gradient is that of the proxy.
+      only changes the value: its gradient is that of the proxy.
 
-    Both are multiplied by the weight that `omega` names. Where R is 1, the gradient with respect to a log-probability
-    is minus the advantage of Dr.GRPO for `omega=1`, and of GRPO (with the population's standard deviation) for
-    `omega=2`: the loss differs from theirs in later updates on the same completions only. The value of the loss tells
-    little, since it is 0 where R is 1.
+    Both are multiplied by the weight that `omega` selects. Where R is 1, the gradient with respect to a
+    log-probability is minus the advantage of Dr.GRPO for `omega=1`, and of GRPO (with the population's standard
+    deviation) for `omega=2`: the loss only differs from theirs in later updates on the same completions. The value of
+    the loss says little, since it is 0 where R is 1.
 
     As in the released code, r is limited to 0.02 and 0.98, and `log(R)` to at most 10, beyond which a token has no
-    gradient. A group whose completions are all correct or all failed has the loss 0: the paper samples another in its
-    place.
+    gradient. A group whose completions are all correct or all failed has the loss 0; the paper samples another group
+    instead.
 
     Args:
         logps (`torch.Tensor` of shape `(B, T)`):
-            Log-probability of each token under the policy.
+            The log-probability of each token under the policy.
         old_logps (`torch.Tensor` of shape `(B, T)`):
-            The same under the policy that sampled the completions.
+            The log-probability of each token under the policy that sampled the completions.
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion is correct.
         correct_rate (`torch.Tensor` of shape `(B,)`):
-            Share of correct completions of each completion's group, 0 to 1.
+            The share of correct completions in each completion's group, 0 to 1.
         clamp_negative (`float`, *optional*, defaults to `1.0`):
-            Least value of the proxy, positive. The paper tried 0.5, too.
+            The lower bound of the proxy, positive. The paper also tried 0.5.
         negative_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of failed completions. With 0 this is RFT, which trains on correct ones alone.
+            The weight of failed completions. With 0, this is RFT, which trains on correct ones alone.
         omega (`int`, *optional*, defaults to `1`):
-            Weight of a group: 0 for 1, 1 for `1 - r`, 2 for `sqrt((1 - r) / r)`.
+            The weight of a group: 0 for 1, 1 for `1 - r`, 2 for `sqrt((1 - r) / r)`.
         mask (`torch.Tensor` of shape `(B, T)`, *optional*):
-            1 for the tokens that count; the others have the loss 0. Defaults to all of them.
+            1 for the tokens that count. The others have the loss 0. By default, all tokens count.
         sequence_level (`bool`, *optional*, defaults to `False`):
-            R is the ratio of the whole completion and so is the loss, spread evenly over its tokens.
+            Whether R is the ratio of the whole completion. The loss is then per completion, too, and spread evenly
+            over its tokens.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`: loss of each token, to be minimised. At least float32.
+        `torch.Tensor` of shape `(B, T)`: The loss of each token, to be minimised. At least float32.
     """
     _validate(logps, old_logps, correct, correct_rate, mask)
     if not clamp_negative > 0:
@@ -96,7 +98,7 @@ def nft_statistics(
     sequence_level: bool = False,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """
-    What tells how far [`nft_loss`] is from GRPO's, which its value does not: values, and where they count.
+    Compute statistics that show how far [`nft_loss`] is from GRPO's loss, which its value does not show.
 
     A mean over several processes is the sum of all values that count, divided by their number.
 
@@ -105,10 +107,10 @@ def nft_statistics(
             As in [`nft_loss`].
 
     Returns:
-        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: values and masks of one shape. `kept_groups` `(B, 1)` tells
-        which completions are of a group with both correct and failed ones, and all count. Of the others, `(B, T)` or
-        with `sequence_level` `(B, 1)`, failed completions in such groups count: `neg_clamped_frac` tells where the
-        proxy is below `clamp_negative`, `ratio_neg_mean` is R.
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: For each name, values and a mask of the same shape.
+        `kept_groups` `(B, 1)` marks completions in groups with both correct and failed ones, and all completions
+        count. The others have the shape `(B, T)`, or `(B, 1)` with `sequence_level`, and failed completions in such
+        groups count: `neg_clamped_frac` marks where the proxy is below `clamp_negative`, and `ratio_neg_mean` is R.
     """
     _validate(logps, old_logps, correct, correct_rate, mask)
     log_ratio, tokens = _log_ratio(logps, old_logps, mask, sequence_level)
@@ -125,18 +127,18 @@ def nft_statistics(
 
 def correct_rates(correct: torch.Tensor, groups: torch.Tensor, scored: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Return the share of correct completions of each completion's group.
+    Return the share of correct completions in each completion's group.
 
     Args:
         correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
+            Whether each completion is correct.
         groups (`torch.LongTensor` of shape `(B,)`):
             The id of each completion's group.
         scored (`torch.BoolTensor` of shape `(B,)`, *optional*):
-            Which completions count. The others get 0, so that [`nft_loss`] leaves them out. Defaults to all of them.
+            Which completions count. The others get 0, so that [`nft_loss`] leaves them out. By default, all count.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: float32.
+        `torch.Tensor` of shape `(B,)`: The shares, as float32.
     """
     scored = torch.ones_like(correct) if scored is None else scored
     totals = torch.zeros(2, int(groups.max()) + 1, device=correct.device)
@@ -147,7 +149,7 @@ def correct_rates(correct: torch.Tensor, groups: torch.Tensor, scored: torch.Ten
 def _log_ratio(
     logps: torch.Tensor, old_logps: torch.Tensor, mask: torch.Tensor | None, sequence_level: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`log(R)` of tokens `(B, T)` or of completions `(B, 1)`, and 1 for the tokens that count `(B, T)`."""
+    """Return `log(R)` of tokens `(B, T)` or of completions `(B, 1)`, and 1 for the tokens that count `(B, T)`."""
     tokens = torch.ones_like(logps, dtype=torch.bool) if mask is None else mask.bool()
     log_ratio = logps.to(torch.promote_types(logps.dtype, torch.float32)) - old_logps
     log_ratio = torch.where(tokens, log_ratio, 0)
@@ -157,13 +159,13 @@ def _log_ratio(
 
 
 def _kept_and_rate(correct_rate: torch.Tensor, log_ratio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """1 for completions of groups that teach something `(B, 1)`, and r within its limits `(B, 1)`."""
+    """Return 1 for completions of groups with both kinds of completions `(B, 1)`, and r within limits `(B, 1)`."""
     rate = correct_rate.to(log_ratio)[:, None]
     return ((rate > 0) & (rate < 1)).to(rate), rate.clamp(LOWEST_RATE, HIGHEST_RATE)
 
 
 def _proxy(log_ratio: torch.Tensor, rate: torch.Tensor) -> torch.Tensor:
-    """Ratio of the policies of failed completions, new to old."""
+    """Return the ratio of the policies of failed completions, new to old."""
     return (1 - rate * log_ratio.exp()) / (1 - rate)
 
 

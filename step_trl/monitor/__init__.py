@@ -1,4 +1,4 @@
-"""Following a training: its state, views of it, and what trackers show."""
+"""Follow a training: its status, live views of it, and what trackers show."""
 
 from .monitor import Monitor
 from .status import RunStatus

@@ -1,4 +1,4 @@
-"""The monitor that a trainer holds: it is told what happens, and shows it."""
+"""The monitor of a trainer, which receives events and displays them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .trace import Trace
 
 class Monitor:
     """
-    What a training shows: its status, a view in the terminal or the notebook, completions, and histograms.
+    Display a training: its status, a view in the terminal or the notebook, completions, and histograms.
 
     Args:
         method (`str`):
             The name of the method.
         headline (`Mapping[str, str]`):
-            Label to key of the few metrics that matter first.
+            The keys of the most important metrics, by their labels.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         args ([`~transformers.TrainingArguments`]):
@@ -35,18 +35,18 @@ class Monitor:
         completions (`int`):
             The number of completions to keep for trackers.
         is_main_process (`bool`):
-            Whether this process is the one that reports.
+            Whether this is the process that reports.
 
     Attributes:
         status ([`RunStatus`]):
-            What the training is doing.
+            The status of the training.
         callbacks (`list[TrainerCallback]`):
-            What the trainer is to add.
+            The callbacks for the trainer to add.
         replaced (`tuple[type[TrainerCallback], ...]`):
-            What the trainer is to remove: transformers' progress, which shows the loss only.
+            The callbacks for the trainer to remove: transformers' progress, which only shows the loss.
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
-            What a step is in the pictures. By default trigger words end one; `None` for a tokenizer whose tokens
-            cannot be read.
+            The segmenter that defines the steps in the pictures. By default, trigger words end a step. `None` if the
+            tokenizer's tokens cannot be read.
     """
 
     def __init__(
@@ -90,40 +90,40 @@ class Monitor:
             return None
 
     def observe(self, name: str, values: Iterable[float]) -> None:
-        """Add to the histogram `name` of this process, which is logged with the next numbers."""
+        """Add values to this process's histogram `name`, which is logged with the next metrics."""
         if self._reports:
             self._observed[name].extend(values)
 
     def take_observations(self) -> dict[str, list[float]]:
-        """Return what was observed since the last call."""
+        """Return the values that were observed since the last call."""
         taken = {name: values for name, values in self._observed.items() if values}
         self._observed.clear()
         return taken
 
     def note_verdicts(self, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> None:
-        """Keep which of this process's completions are correct; `rows` are their rows of the data set."""
+        """Store which of this process's completions are correct. `rows` are their rows of the data set."""
         self._samples.note_verdicts(rows, correct)
 
     def note_generation(self, output: dict[str, Any], rollouts: Sequence[Rollout] | None) -> None:
-        """Keep the first completions of a generation, and number all of them in `output`, which the loss reads."""
+        """Store the first completions of a generation, and number all of them in `output`, which the loss reads."""
         self._samples.begin(output, rollouts)
         output[ROW] = torch.arange(len(output["completion_ids"]))
         if self._terminal is not None and self._terminal.live and self.segmenter is not None:
             self._terminal.show(self._samples.rollouts[0], self._tokenizer, self.segmenter)
 
     def note_loss(self, inputs: Mapping[str, Any], logps: torch.Tensor) -> None:
-        """Keep what the loss reads: advantages as they are now, and log-probabilities `(B, T)`."""
+        """Store the inputs of the loss: its current advantages, and log-probabilities `(B, T)`."""
         if ROW in inputs and self._reports:
             self._samples.note_loss(inputs, logps)
 
     def traces(self, number: int) -> list[Trace]:
-        """Return pictures of the first completions of the last generation, with their advantages."""
+        """Render the first completions of the last generation, with their advantages."""
         if self.segmenter is None:
             return []
         title = f"{self.status.method}, update {self.status.update}"
         return self._samples.traces(number, self._tokenizer, self.segmenter, title)
 
     def close(self) -> None:
-        """Release the terminal, also after a training that failed."""
+        """Release the terminal. This is also called if the training fails."""
         if self._terminal is not None:
             self._terminal.close()

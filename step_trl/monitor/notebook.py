@@ -1,4 +1,4 @@
-"""A training in a notebook: transformers' progress table, with the columns that matter, and live rollouts."""
+"""Show a training in a notebook: transformers' progress table with the method's metrics, and live rollouts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from transformers.utils.notebook import NotebookProgressCallback, NotebookTraini
 from .status import RunStatus, short_number
 
 
-_EVERY = 0.5  # seconds between two pictures of rollouts under way
+_EVERY = 0.5  # seconds between two updates of the live rollouts
 
 
 class NotebookView(NotebookProgressCallback):
     """
+    Show transformers' progress table with the most important metrics, and live rollouts.
+
     Args:
         status ([`RunStatus`]):
-            Of the training.
+            The status of the training.
     """
 
     training_tracker: NotebookTrainingTracker | None
@@ -39,7 +41,7 @@ class NotebookView(NotebookProgressCallback):
             self.training_tracker.write_line(values | self._row(logs))
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        # Of a hundred metrics that TRL evaluates, those of the headline. The parent adds the losses to this line.
+        # Of the hundred metrics of TRL's evaluation, show those of the headline. The parent adds the losses.
         metrics = metrics or {}
         tracker = self.training_tracker
         if tracker is not None and tracker.inner_table is not None:

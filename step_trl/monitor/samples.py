@@ -1,4 +1,4 @@
-"""A few completions of the newest generation, with their verdicts and what became of their advantages, to look at."""
+"""Keep a few completions of the latest generation for display, with their verdicts and advantages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..steps import Segmenter
 from .trace import Trace, render_rollout
 
 
-ROW = "row"  # place in the generation, of the inputs of a loss
+ROW = "row"  # key in the inputs of a loss: the position in the generation
 
 
 def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
-    """Text of a prompt or a completion, which may be a conversation."""
+    """Return the text of a prompt or a completion, which may be a conversation."""
     if isinstance(messages, str):
         return messages
     if len(messages) == 1:
@@ -29,7 +29,7 @@ def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a completion was asked, the right answer where the row has one, and whether its own answer is right."""
+    """The problem of a completion, the correct answer if the row has one, and whether the completion is correct."""
 
     problem: str
     solution: str | None
@@ -42,12 +42,12 @@ class CompletionSamples:
 
     Args:
         number (`int`):
-            How many.
+            The number of completions to keep.
 
     Attributes:
         rollouts (`list[Rollout]`):
-            Those of the newest generation. Where TRL generated them, they have no probes, and log-probabilities only
-            once the loss was computed.
+            The completions of the latest generation. If TRL generated them, they have no probes, and log-probabilities
+            only after the loss has been computed.
     """
 
     def __init__(self, number: int):
@@ -58,14 +58,14 @@ class CompletionSamples:
         self._credits: dict[int, tuple[list[float], list[float]]] = {}
 
     def note_verdicts(self, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> None:
-        """Keep what the rewards make of the completions; `rows` are those of the data set, one per completion."""
+        """Store which completions are correct. `rows` are rows of the data set, one per completion."""
         self._verdicts = [
             Verdict(as_text(row["prompt"]), None if row.get("solution") is None else str(row["solution"]), right)
             for row, right in zip(rows[: self.number], correct, strict=False)
         ]
 
     def begin(self, output: Mapping[str, Any], rollouts: Sequence[Rollout] | None) -> None:
-        """Take those of a generation: of `rollouts`, or of the tensors that TRL made."""
+        """Take the first completions of a generation, from `rollouts` or from TRL's tensors."""
         self._credits.clear()
         self._advantages = output["advantages"][: self.number].tolist()
         self.rollouts = list(rollouts[: self.number]) if rollouts is not None else self._of_tensors(output)
@@ -80,7 +80,7 @@ class CompletionSamples:
         return made
 
     def note_loss(self, inputs: Mapping[str, Any], logps: torch.Tensor) -> None:
-        """Keep what the loss makes of the completions: advantages `(B,)` or `(B, T)`, log-probabilities `(B, T)`."""
+        """Store the completions' advantages `(B,)` or `(B, T)` and log-probabilities `(B, T)` from the loss."""
         advantages = inputs["advantages"].reshape(len(logps), -1).expand(logps.shape)
         for place, row in enumerate(inputs[ROW].tolist()):
             length = len(self.rollouts[row].completion_ids) if row < len(self.rollouts) else 0
@@ -88,7 +88,7 @@ class CompletionSamples:
                 self._credits[row] = (advantages[place, :length].tolist(), logps[place, :length].tolist())
 
     def traces(self, number: int, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, title: str) -> list[Trace]:
-        """Pictures of the first `number` completions whose loss was computed."""
+        """Render the first `number` completions whose loss was computed."""
         made = []
         for row, (selected, logps) in sorted(self._credits.items())[:number]:
             made.append(

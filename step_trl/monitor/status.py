@@ -1,4 +1,4 @@
-"""What a training is doing at this moment. The trainer tells it, views read it."""
+"""The current status of a training, which the trainer updates and views read."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ..rollout import DynamicTruncatedRollout, Rollout
 
 class RunStatus(TrainerCallback):
     """
-    A training at this moment.
+    The current status of a training.
 
     Args:
         method (`str`):
-            Name of the method.
+            The name of the method.
         headline (`Mapping[str, str]`):
-            Label to key of the few metrics that matter first.
+            The keys of the most important metrics, by their labels.
 
     Attributes:
         phase (`str`):
-            `"starting"`, `"rollouts"`, `"rewards"`, `"update"`, `"evaluation"` or `"done"`.
+            The current phase: `"starting"`, `"rollouts"`, `"rewards"`, `"update"`, `"evaluation"` or `"done"`.
         update (`int`), updates (`int`):
-            Updates that are done, of how many.
+            The number of finished updates, and of all updates.
         rollouts (`int`), ended (`int`), exits (`int`):
-            Of the generation under way or the last one, on this process: completions asked for, ended, and ended
-            early. 0 where generation is TRL's own.
+            The number of completions that are requested, ended, and ended early in this process's current or last
+            generation. 0 if TRL generates.
         logs (`Mapping[str, float]`):
-            What was logged last.
+            The last logs.
         listeners (`list[Callable[[], None]]`):
-            Called whenever something has changed.
+            Functions to call after every change.
     """
 
     def __init__(self, method: str, headline: Mapping[str, str]):
@@ -48,13 +48,13 @@ class RunStatus(TrainerCallback):
         self._sampled: Callable[[], int] = int
 
     def enter(self, phase: str) -> None:
-        """Say what is done from now on."""
+        """Set the current phase."""
         self.phase = phase
         self._tell()
 
     @contextmanager
     def following(self, rollout: DynamicTruncatedRollout, number: int) -> Iterator[Callable[[int, Rollout], None]]:
-        """Count `number` rollouts. Yields what is to be told each one that ends."""
+        """Count `number` rollouts. Yield a function to call with each rollout that ends."""
         before = rollout.sampled_tokens
         self.rollouts, self.ended, self.exits = number, 0, 0
         self._rollouts_began, self._rollouts_ended = time.monotonic(), None
@@ -74,19 +74,19 @@ class RunStatus(TrainerCallback):
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the rollouts under way, or of the last ones; probes included. 0 where generation is TRL's own."""
+        """Tokens per second of the current or the last rollouts, including probes. 0 if TRL generates."""
         until = time.monotonic() if self._rollouts_ended is None else self._rollouts_ended
         seconds = until - self._rollouts_began
         return self._sampled() / seconds if self.rollouts and seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """As long as the updates so far took, for those that are left; `None` before the first one ends."""
+        """Seconds for the remaining updates at the pace so far, or `None` before the first update ends."""
         done = self.update - self._first_update
         return (time.monotonic() - self._began) / done * (self.updates - self.update) if done else None
 
     def headline_values(self, logs: Mapping[str, float] | None = None, prefix: str = "") -> dict[str, float]:
-        """Label to value of the metrics of `headline` that are in `logs`, by default the last ones."""
+        """Return the values of the `headline` metrics in `logs`, by default the last logs, by their labels."""
         logs = self.logs if logs is None else logs
         return {
             label: logs[prefix + key] for label, key in self.headline.items() if logs.get(prefix + key) is not None
@@ -102,7 +102,7 @@ class RunStatus(TrainerCallback):
         self._tell()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if self.headline_values(logs or {}):  # not the totals at the end
+        if self.headline_values(logs or {}):  # ignore the totals at the end
             self.logs = dict(logs or {})
             self._tell()
 
@@ -115,7 +115,7 @@ class RunStatus(TrainerCallback):
 
 
 def short_time(seconds: float | None) -> str:
-    """`"1:02:03"`, `"2:03"`, or `"?"`."""
+    """Format seconds as `"1:02:03"`, `"2:03"`, or `"?"`."""
     if seconds is None:
         return "?"
     minutes, seconds = divmod(round(seconds), 60)
@@ -124,6 +124,6 @@ def short_time(seconds: float | None) -> str:
 
 
 def short_number(value: float) -> str:
-    """`"0.719"`, `"3.500"`, `"12.5"`, `"1,024"`."""
+    """Format a number as `"0.719"`, `"3.500"`, `"12.5"`, or `"1,024"`."""
     size = abs(value)
     return f"{value:.3f}" if size < 10 else f"{value:.1f}" if size < 100 else f"{value:,.0f}"

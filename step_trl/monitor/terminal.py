@@ -1,4 +1,4 @@
-"""A training in the terminal: a live view for a person, plain lines for a file."""
+"""Show a training in the terminal: a live view on a terminal, plain lines in a file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .status import RunStatus, short_number, short_time
 
 
 _STEP_STYLES = ("cyan", "green", "yellow", "magenta", "blue")
-_LAST_CHARACTERS = 1200  # of a completion
+_LAST_CHARACTERS = 1200  # of a completion to show
 
 
 class TerminalView(TrainerCallback):
     """
-    Phase, progress, tokens/s, exits, time left, the metrics that matter first, and a completion with its steps
-    coloured. Where the output is no terminal: one line per log.
+    Show the phase, progress, tokens/s, exits, remaining time, the most important metrics, and a completion with
+    coloured steps. If the output is not a terminal, print one line per log.
 
     Args:
         status ([`RunStatus`]):
-            Of the training.
+            The status of the training.
         console (`rich.console.Console`, *optional*):
-            By default on stderr.
+            The console to print to. By default, one on stderr.
     """
 
     def __init__(self, status: RunStatus, console: Console | None = None):
@@ -44,11 +44,11 @@ class TerminalView(TrainerCallback):
 
     @property
     def live(self) -> bool:
-        """Whether someone looks on."""
+        """Whether the view is live, on a terminal."""
         return self._live is not None
 
     def show(self, rollout: Rollout, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter) -> None:
-        """Show this completion from now on."""
+        """Set the completion to show."""
         self._completion = coloured_steps(rollout.completion_ids, rollout.injected, tokenizer, segmenter)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -64,13 +64,13 @@ class TerminalView(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Leave the last picture behind. Also called where a training fails."""
+        """Stop, and leave the last view on the screen. This is also called if the training fails."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     def line(self) -> str:
-        """What a log comes to, in one line."""
+        """Return the last logs in one line."""
         status = self.status
         parts = [f"{label} {short_number(value)}" for label, value in status.headline_values().items()]
         if status.tokens_per_second:
@@ -79,7 +79,7 @@ class TerminalView(TrainerCallback):
         return f"{status.method} {status.update}/{status.updates}: {', '.join(parts)}"
 
     def render(self) -> RenderableType:
-        """The live view as it is now."""
+        """Render the current live view."""
         status = self.status
         head = Table.grid(expand=True, padding=(0, 1))
         head.add_column(no_wrap=True)
@@ -108,20 +108,20 @@ def coloured_steps(
     completion_ids: Sequence[int], injected: Sequence[bool], tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter
 ) -> Text:
     """
-    The end of a completion, each step in a colour of its own, injected tokens underlined.
+    Render the end of a completion, with each step in its own colour and injected tokens underlined.
 
     Args:
         completion_ids (`Sequence[int]`):
-            Tokens.
+            The token ids of the completion.
         injected (`Sequence[bool]`):
-            Which of them were not sampled.
+            Which tokens were not sampled.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Theirs.
+            The tokenizer of the token ids.
         segmenter ([`Segmenter`]):
-            Says what a step is.
+            The segmenter that defines the steps.
 
     Returns:
-        `rich.text.Text`
+        `rich.text.Text`: The rendered text.
     """
     row = torch.tensor([list(completion_ids)], dtype=torch.long)
     step_ids = segmenter.step_ids(row, torch.ones_like(row))[0].tolist()

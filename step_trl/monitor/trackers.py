@@ -1,8 +1,8 @@
 """
-What experiment trackers show besides the trainer's numbers: completions of all logged steps, traces, histograms, and
-the method's symbols. For Weights & Biases, Trackio and TensorBoard, where they have a place for it.
+Log more than the trainer's metrics to experiment trackers: completions of all logged steps, traces, histograms, and
+the method's symbols. Weights & Biases, Trackio and TensorBoard each get what they can show.
 
-Runs are those that transformers' own callbacks have opened; none is opened here.
+The runs are those that transformers' own callbacks have opened. This module opens none.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from .samples import as_text
 
 PREFIX = "completions_log"
 TABLE, TRACE = f"{PREFIX}/table", f"{PREFIX}/trace"
-NUM_TRACES = 3  # pictures per log
+NUM_TRACES = 3  # per log
 
 
 class TrackerCallback(TrainerCallback):
     """
-    Records, with each training log of the trainer:
+    Record, with each training log of the trainer:
 
     - `completions_log/table`: `num_completions_to_log` completions with their prompt, its solution, whether they are
-      correct, their rewards, advantage and what else is known of each. All logged steps are kept.
+      correct, their rewards, their advantage, and any other columns. All logged steps are kept.
     - `completions_log/trace-1`, `-2`, `-3`: the first ones as pictures, see [`~step_trl.report.render_rollout`].
-    - histograms of what the trainer observed since the last log, such as the confidences of probes.
+    - histograms of values since the last log, such as the confidences of probes.
 
     Args:
         monitor ([`Monitor`]):
             The trainer's monitor.
         symbols (`Mapping[str, Any]`):
-            Values of the method's symbols, for the run's configuration.
+            The values of the method's symbols, for the run's configuration.
         logs (`Mapping[str, Any]`):
-            TRL's `_logs`: the prompts, completions, rewards and advantages that were logged last.
+            TRL's `_logs`: the last logged prompts, completions, rewards and advantages.
         completions (`int`):
             The number of completions in the table.
         handler ([`~transformers.trainer_callback.CallbackHandler`]):
-            The trainer's callbacks, TensorBoard's among them.
+            The handler of the trainer's callbacks, including TensorBoard's.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class TrackerCallback(TrainerCallback):
         self.symbols = symbols
         self.logs = logs
         self.completions = completions
-        self.handler = weakref.proxy(handler)  # which holds this callback, and the model
-        self._tables: dict[str, Any] = {}  # of a backend; keeps what was logged
+        self.handler = weakref.proxy(handler)  # the handler refers to this callback, and to the model
+        self._tables: dict[str, Any] = {}  # by backend; a table keeps all logged rows
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
@@ -97,18 +97,18 @@ class TrackerCallback(TrainerCallback):
         return self._module(args, "trackio", lambda trackio: trackio.context_vars.current_run.get())
 
     def _module(self, args, name: str, run_of: Callable[[Any], Any]) -> Any | None:
-        """Return the package of a backend that the trainer reports to and that has a run."""
+        """Return the package of a backend if the trainer reports to it and it has a run."""
         if name not in (args.report_to or ()):
             return None
         module = __import__(name)
         return module if run_of(module) is not None else None
 
     def _summaries(self) -> dict[str, str]:
-        """What the table of runs shows of the headline's metrics: their last values; of rewards, the best ones."""
+        """Return how the table of runs summarizes the headline metrics: last values, and for rewards also the best."""
         return {key: "last" if "completions" in key else "last,max" for key in self.monitor.status.headline.values()}
 
     def _rows(self, step: int) -> pd.DataFrame:
-        """The first completions of the batch that was scored last, as TRL's own table."""
+        """Return the first completions of the last scored batch, in the format of TRL's own table."""
         logged, number = self.logs, self.completions
         columns: dict[str, Sequence[Any]] = {
             name: [as_text(messages) for messages in list(logged[name])[:number]] for name in ("prompt", "completion")
@@ -120,7 +120,7 @@ class TrackerCallback(TrainerCallback):
         return rows[[*first, *rows.columns.drop(first)]]
 
     def _table(self, backend: str, module: Any, rows: pd.DataFrame) -> Any:
-        if backend == "trackio":  # keeps every table that was logged
+        if backend == "trackio":  # Trackio keeps every logged table
             return module.Table(dataframe=rows)
         if backend not in self._tables:
             self._tables[backend] = module.Table(columns=list(rows.columns), log_mode="INCREMENTAL")

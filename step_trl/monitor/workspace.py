@@ -1,4 +1,4 @@
-"""A Weights & Biases workspace in which the plots that matter come first."""
+"""A Weights & Biases workspace that shows the most important plots first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .trackers import NUM_TRACES, TABLE, TRACE
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-# Title of a section to titles of its plots, each with the keys that it draws.
+# Maps the title of a section to its plots: their titles, each with the keys to draw.
 Charts = Mapping[str, Mapping[str, Iterable[str]]]
 CHARTS: Charts = {
     "Efficient reasoning": {
@@ -30,13 +30,13 @@ CHARTS: Charts = {
 
 
 class Charted(Protocol):
-    """What has charts of its own: a trainer or its class."""
+    """An object with its own charts: a trainer or its class."""
 
     charts: Charts
 
 
 def merged_charts(methods: Iterable[Charted]) -> dict[str, dict[str, list[str]]]:
-    """Return the charts of every training and of some methods. Plots of the same title become one."""
+    """Return the charts of every training and of some methods. Plots with the same title are merged."""
     merged: dict[str, dict[str, list[str]]] = {}
     for charts in (CHARTS, *(method.charts for method in methods)):
         for section, plots in charts.items():
@@ -52,14 +52,14 @@ def wandb_workspace(entity: str, project: str, methods: Iterable[Charted] = (), 
 
     Args:
         entity (`str`), project (`str`):
-            Where the runs are.
+            The entity and the project of the runs.
         methods (`Iterable` of trainers or their classes, *optional*):
-            Methods whose own charts are shown, too.
+            The methods whose own charts are also shown.
         name (`str`, *optional*, defaults to `"step_trl"`):
             The name of the workspace.
 
     Returns:
-        [`wandb_workspaces.workspaces.Workspace`]
+        [`wandb_workspaces.workspaces.Workspace`]: The workspace.
 
     Example:
 

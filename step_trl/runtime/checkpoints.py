@@ -1,4 +1,4 @@
-"""What TRL's checkpoints lack for an exact resume: rollouts that are still in use, and the order of later epochs."""
+"""Save what TRL's checkpoints lack for an exact resume: rollouts still in use, and the order of later epochs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 def save_unused_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
-    """Save the rollouts of which a trainer still has some to train on, before the checkpoint in `folder` is made."""
+    """Save the rollouts that a trainer has not finished training on, before it writes the checkpoint in `folder`."""
     generate_every = cast("int", cast("GRPOConfig", trainer.args).steps_per_generation) * trainer.num_iterations
-    batches = cast("list[MicroBatch] | None", trainer._buffered_inputs)  # of the last generation
+    batches = cast("list[MicroBatch] | None", trainer._buffered_inputs)  # the last generation batch
     if trainer._step % generate_every and batches is not None:
         save_rollouts(folder, trainer.accelerator, trainer._step, batches)
 
@@ -33,16 +33,16 @@ def resume_rollouts(trainer: GRPOTrainer, sampler: Sampler | None, folder: Path)
     """
     Resume a trainer as if it had not been interrupted.
 
-    Without this, TRL would generate anew between two updates of one generation, and would be out of step with its
-    sampler from then on; and each resumed run would start with the order of the first epoch.
+    Without this, TRL would generate again between two updates on one generation batch, and would be out of step with
+    its sampler from then on. Also, each resumed run would start with the order of the first epoch.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]):
-            The trainer, whose state is that of the checkpoint.
+            The trainer, with its state loaded from the checkpoint.
         sampler (`torch.utils.data.Sampler`, *optional*):
-            The trainer's sampler; there is none with an iterable data set.
+            The trainer's sampler. There is none with an iterable data set.
         folder (`Path`):
-            The checkpoint.
+            The folder of the checkpoint.
     """
     if isinstance(sampler, RepeatSampler):
         skip_epochs(sampler, int(trainer.state.epoch or 0))
@@ -53,17 +53,18 @@ def resume_rollouts(trainer: GRPOTrainer, sampler: Sampler | None, folder: Path)
 
 def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Sequence[MicroBatch]) -> None:
     """
-    Save the micro-batches of a generation of which some are still to be trained on.
+    Save the micro-batches of a generation batch that has not been fully trained on.
 
     Args:
         folder (`Path`):
-            Of the checkpoint.
+            The folder of the checkpoint.
         accelerator ([`~accelerate.Accelerator`]):
-            Knows the processes, each of which saves its own.
+            The trainer's accelerator. Each process saves its own micro-batches.
         step (`int`):
-            Micro-batches that were trained on since the start of the run.
+            The number of micro-batches trained on since the start of the run.
         batches (`Sequence[dict]`):
-            Tensors of each micro-batch. Those of images are not saved: their rollouts are sampled anew, as TRL does.
+            The tensors of each micro-batch. Batches with images are not saved: their rollouts are sampled again, as in
+            TRL.
     """
     if not all(torch.is_tensor(value) for batch in batches for value in batch.values()):
         return
@@ -77,7 +78,7 @@ def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Se
 
 
 def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[MicroBatch]] | None:
-    """What [`save_rollouts`] was given as `step` and `batches`, or `None` where there is nothing to go on with."""
+    """Return the `step` and `batches` that [`save_rollouts`] saved, or `None` if there are none to resume with."""
     path = _file(folder, accelerator)
     if not path.exists():
         return None
@@ -99,7 +100,7 @@ def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[Mic
 
 
 def skip_epochs(sampler: RepeatSampler, epochs: int) -> None:
-    """Draw the orders of the epochs before, of which a sampler draws one after the other."""
+    """Draw the orders of the previous epochs, since a sampler draws one order after another."""
     if sampler.shuffle:
         for _ in range(epochs):
             torch.randperm(sampler.num_samples, generator=sampler.generator)

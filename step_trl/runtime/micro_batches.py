@@ -1,4 +1,4 @@
-"""Micro-batches without needless padding: completions of like length together, columns that are padding left out."""
+"""Reduce the padding of micro-batches: group completions of similar length, and drop columns of padding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 MicroBatch = dict[str, Any]
 
-# Of shape (B, P+C): prompt and completion side by side.
+# Tensors of shape (B, P+C): prompt and completion side by side.
 _WHOLE_SEQUENCES = ("token_type_ids", "mm_token_type_ids")
-# Their second dimension counts no tokens, even where it happens to equal the completions' length.
+# Their second dimension is not tokens, even if it happens to equal the completions' length.
 _IMAGES = (
     "pixel_values",
     "image_grid_thw",
@@ -25,7 +25,7 @@ _IMAGES = (
 
 
 def reduce_padding(trainer: GRPOTrainer, batches: list[MicroBatch]) -> list[MicroBatch]:
-    """Sort the micro-batches of a generation by length where that leaves the gradient as it is, and trim them all."""
+    """Sort the micro-batches of a generation batch by length if that keeps the gradient the same, and trim them."""
     if order_is_free(trainer, batches):
         batches = sort_by_length(batches, trainer.args.gradient_accumulation_steps)
     multiple = cast("int | None", trainer.pad_to_multiple_of)  # TRL has resolved "auto"
@@ -37,7 +37,7 @@ def order_is_free(trainer: GRPOTrainer, batches: list[MicroBatch]) -> bool:
     args = cast("GRPOConfig", trainer.args)
     return (
         cast("int", args.steps_per_generation) % args.gradient_accumulation_steps == 0
-        and args.loss_type != "bnpo"  # normalised by the micro-batch's own tokens
+        and args.loss_type != "bnpo"  # normalised by the tokens of the micro-batch
         and args.top_entropy_quantile == 1.0  # a quantile of the micro-batch
         and not trainer._entropy_bonus_enabled  # a mean over its tokens
         and not trainer.aux_loss_enabled  # balances the experts within it
@@ -47,20 +47,20 @@ def order_is_free(trainer: GRPOTrainer, batches: list[MicroBatch]) -> bool:
 
 def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatch]:
     """
-    Put the rows of each update's micro-batches in the order of their completions' lengths.
+    Sort the rows of each update's micro-batches by the lengths of their completions.
 
-    An update sees the same rows as before, so its gradient stays the same where the loss is a sum over rows (or over
+    An update sees the same rows as before, so its gradient stays the same if the loss is a sum over rows (or over
     tokens) with one normaliser.
 
     Args:
         batches (`list[dict]`):
-            Micro-batches of equal size as TRL makes them, tensors of shape `(B, ...)` and others. Those of one update
-            follow each other.
+            Micro-batches of equal size from TRL, with tensors of shape `(B, ...)` and other values. Those of one
+            update are consecutive.
         per_update (`int`):
-            Micro-batches of an update; divides their number.
+            The number of micro-batches per update. It divides the number of `batches`.
 
     Returns:
-        `list[dict]`: as many micro-batches of the same sizes.
+        `list[dict]`: The same number of micro-batches, with the same sizes.
     """
     sorted_batches: list[MicroBatch] = []
     for start in range(0, len(batches), per_update):
@@ -81,17 +81,17 @@ def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatc
 
 def trim_padding(batch: MicroBatch, multiple: int | None = None) -> MicroBatch:
     """
-    Leave out the columns that are padding in every row: of prompts on the left, of completions on the right.
+    Drop the columns that are padding in every row: on the left of prompts, and on the right of completions.
 
     Args:
         batch (`dict`):
-            Tensors of a micro-batch. Those of the shape of `completion_ids` `(B, C)` are trimmed with it, and token
-            type ids `(B, P+C)` with both it and `prompt_ids` `(B, P)`.
+            The tensors of a micro-batch. Tensors with the shape of `completion_ids` `(B, C)` are trimmed with it, and
+            token type ids `(B, P+C)` with both it and `prompt_ids` `(B, P)`.
         multiple (`int`, *optional*):
-            Keep a multiple of so many columns of each, as `pad_to_multiple_of` asks for.
+            Keep a number of columns of each that is a multiple of this, for `pad_to_multiple_of`.
 
     Returns:
-        `dict`: the same rows with fewer columns, at least one of each.
+        `dict`: The same rows with fewer columns, but at least one column each.
     """
     prompt_mask, completion_mask = batch["prompt_mask"], batch["completion_mask"]
     width = prompt_mask.size(1)

@@ -1,4 +1,4 @@
-"""What TRL's model card does not say: options of the method, and how the training ended."""
+"""Add what TRL's model card lacks: the options of the method, and the last metrics of the training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 
-FRAMEWORKS = "### Framework versions"  # TRL's heading behind the method
+FRAMEWORKS = "### Framework versions"  # TRL's heading after the method
 SHARED_OPTIONS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -38,7 +38,7 @@ def add_training(
     metric_prefixes: Sequence[str],
     log_history: list[dict[str, Any]],
 ) -> None:
-    """Add the options and the last metrics of a training to the file of a model card, see [`describe_training`]."""
+    """Add the options and the last metrics of a training to a model card's file, see [`describe_training`]."""
     text = describe_training(card.read_text(encoding="utf-8"), args, method_options, metric_prefixes, log_history)
     card.write_text(text, encoding="utf-8")
 
@@ -55,18 +55,18 @@ def describe_training(
 
     Args:
         card (`str`):
-            The card as TRL writes it.
+            The text of TRL's model card.
         args ([`~trl.GRPOConfig`]):
             The configuration. Servers and folders are left out.
         method_options (`Mapping[str, Any]`):
             The options that only the method has.
         metric_prefixes (`Sequence[str]`):
-            What the method's own metrics start with.
+            The prefixes of the method's own metrics.
         log_history (`list[dict]`):
-            What the trainer has logged so far.
+            The trainer's log history so far.
     """
     options = {**method_options, **{name: getattr(args, name) for name in SHARED_OPTIONS}}
-    # Of an enumeration, what is written in a recipe.
+    # For an enumeration, the value that is written in a recipe.
     values = {name: repr(getattr(value, "value", value)) for name, value in options.items()}
     sections = _table("Hyperparameters", "option", values)
     for name, key in (("training", "reward"), ("evaluation", "eval_reward")):

@@ -1,4 +1,4 @@
-"""Where completions of the policy come from: the policy itself, a vLLM in this process, or vLLM servers."""
+"""The engine that generates completions: the policy itself, vLLM in this process, or vLLM servers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def loading_options(args: RunConfig) -> dict[str, Any]:
-    """Return the options of `from_pretrained` that say where a model's configuration and tokenizer come from."""
+    """Return the options of `from_pretrained` for loading a model's configuration and tokenizer."""
     return {"trust_remote_code": args.trust_remote_code} | {
         name: value
         for name, value in cast("dict[str, Any]", args.model_init_kwargs or {}).items()
@@ -47,7 +47,7 @@ def connect(
     model: str | PreTrainedModel,
     processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
 ) -> VLLMServerEngine:
-    """Check the servers of a training, and return the engine that uses them."""
+    """Check the vLLM servers of a training, and return their engine."""
     config = model.config if not isinstance(model, str) else AutoConfig.from_pretrained(model, **loading_options(args))
     if processing_class is None:
         processing_class = AutoTokenizer.from_pretrained(get_config_model_id(config), **loading_options(args))
@@ -72,8 +72,8 @@ class PolicyEngine:
     """
     The engine that samples from the current policy, the same for every method.
 
-    It is made before TRL's constructor runs, so that a wrong server is refused before TRL opens a process group with
-    it. The constructor runs within [`hidden_from_trl`], and the trainer is attached afterwards, by [`attach`].
+    It is created before TRL's constructor runs, so that a wrong server is refused before TRL opens a process group
+    with it. The constructor runs within [`hidden_from_trl`], and the trainer is attached afterwards, by [`attach`].
 
     Args:
         args ([`RunConfig`]):
@@ -81,14 +81,14 @@ class PolicyEngine:
         model (`str` or [`~transformers.PreTrainedModel`]):
             The policy.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
-            The policy's tokenizer or processor. By default it is loaded with the model.
+            The policy's tokenizer or processor. By default, it is loaded with the model.
 
     Attributes:
         servers ([`VLLMServerEngine`], *optional*):
-            The engine over vLLM servers, with `vllm_mode="server"`.
+            The engine of the vLLM servers, with `vllm_mode="server"`.
         colocated ([`VLLMColocatedEngine`], *optional*):
-            The engine over TRL's vLLM in this process, with `vllm_mode="colocate"`, once [`check_own_rollouts`] is
-            called.
+            The engine of TRL's vLLM in this process, with `vllm_mode="colocate"`, after [`check_own_rollouts`] has
+            been called.
     """
 
     servers: VLLMServerEngine | None
@@ -111,10 +111,10 @@ class PolicyEngine:
     @contextmanager
     def hidden_from_trl(self) -> Iterator[None]:
         """
-        Hide `use_vllm` from TRL's constructor where weights go over the disk.
+        Hide `use_vllm` from TRL's constructor if weights are synchronised over the disk.
 
-        With it, `GRPOTrainer.__init__` makes a `VLLMGeneration` (`if self.use_vllm:`, under "Initialize vLLM
-        generation backend"), which opens an NCCL process group with the server. [`attach`] makes the other one.
+        With it, `GRPOTrainer.__init__` creates a `VLLMGeneration` (`if self.use_vllm:`, under "Initialize vLLM
+        generation backend"), which opens an NCCL process group with the server. [`attach`] creates one for the disk.
         """
         self.args.use_vllm = self.args.use_vllm and not self._by_disk
         try:
@@ -123,13 +123,13 @@ class PolicyEngine:
             self.args.use_vllm = self.args.use_vllm or self._by_disk
 
     def attach(self, trainer: GRPOTrainer) -> None:
-        """Take the trainer, once TRL's constructor is done."""
-        self._trainer = cast("GRPOTrainer", weakref.proxy(trainer))  # which holds this object: what it holds is large
+        """Attach the trainer, after TRL's constructor has run."""
+        self._trainer = cast("GRPOTrainer", weakref.proxy(trainer))  # the trainer refers to this object, and is large
         if trainer._dist.fsdp_version == 2 and trainer.ref_model is not None:
             check_reference_model(trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
         if self.servers is not None and self._by_disk:
             trainer.use_vllm = True
-            trainer._last_loaded_step = -1  # as TRL: no weights were sent yet
+            trainer._last_loaded_step = -1  # as in TRL: no weights have been sent yet
             trainer.vllm_generation = DiskSyncedGeneration(
                 engine=self.servers,
                 folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
@@ -145,12 +145,12 @@ class PolicyEngine:
             )
 
     def check_own_rollouts(self) -> None:
-        """Refuse what the rollouts of [`sampling`] cannot do; called by trainers that do not leave them to TRL."""
+        """Refuse what rollouts with [`sampling`] do not support. Trainers with their own rollouts call this."""
         trainer = self._trainer
         if isinstance(trainer.processing_class, ProcessorMixin):
             raise ValueError(
-                "processing_class: truncated rollouts are for text models, this one has a multimodal processor. Set "
-                "truncated_rollout=False."
+                "processing_class: truncated rollouts are for text models, but this one has a multimodal processor. "
+                "Set truncated_rollout=False."
             )
         if not trainer.use_vllm:
             check_rollouts_in_process(
@@ -161,12 +161,12 @@ class PolicyEngine:
 
     @property
     def has_spare_slots(self) -> bool:
-        """Whether more requests than completions run at once. TRL gives a colocated vLLM one slot per completion."""
+        """Whether the engine runs more requests than completions. TRL gives a colocated vLLM one slot for each."""
         return self.colocated is None
 
     @property
     def sampling_params(self) -> SamplingParams:
-        """How the trainer samples its completions."""
+        """Return the sampling parameters of the trainer's completions."""
         trainer = self._trainer
         return SamplingParams(
             cast("int", trainer.max_completion_length),
@@ -178,9 +178,9 @@ class PolicyEngine:
 
     def seeds(self, count: int) -> list[int] | None:
         """
-        Return the seeds of this process's next `count` completions, or `None` where they are not seeded.
+        Return the seeds of this process's next `count` completions, or `None` if they are not seeded.
 
-        They are drawn from the run's seed, the update, the number of earlier calls in this update, and the place of
+        They are drawn from the run's seed, the update, the number of earlier calls in this update, and the position of
         this process's completions in the batch of all processes.
         """
         trainer = self._trainer
@@ -194,9 +194,9 @@ class PolicyEngine:
     @contextmanager
     def sampling(self) -> Iterator[Engine]:
         """
-        Give the engine the policy's current weights, and yield it. Every process must enter.
+        Update the engine with the policy's current weights, and yield it. Every process must enter.
 
-        An error of one process ends the block on all of them, except with tools: then processes enter a different
+        An error in one process ends the block in all of them, except with tools: then processes enter a different
         number of times, and cannot wait for each other.
         """
         with nullcontext() if self._trainer.tools else failing_together():
@@ -242,8 +242,8 @@ class PolicyEngine:
         """Send the policy's weights to vLLM if it has moved since, as TRL's `_generate_single_turn` does."""
         trainer = self._trainer
         if trainer.state.global_step != trainer._last_loaded_step:
-            # TRL's first process sends the weights and asks for completions, one after the other. Here each process
-            # asks for its own, and must not before all is sent: a forward pass with half of it ends the server.
+            # In TRL, the first process sends the weights and then requests completions. Here each process requests its
+            # own, and must wait until all weights are sent: a forward pass with half of them crashes the server.
             with failing_together():
                 trainer.vllm_generation.sync_weights()
             trainer._last_loaded_step = trainer.state.global_step
@@ -254,11 +254,11 @@ class PolicyEngine:
 
         Args:
             output (`Mapping[str, torch.Tensor]`):
-                What TRL makes of a generation. It holds the policy's log-probabilities where TRL corrects for the
-                servers'.
+                TRL's output for a generation. It holds the policy's log-probabilities if TRL corrects for those of the
+                servers.
 
         Raises:
-            [`WeightSyncError`]: they differ; on every process.
+            [`WeightSyncError`]: If they differ, on every process.
         """
         trainer = self._trainer
         every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, trainer.state.global_step
@@ -280,7 +280,7 @@ class PolicyEngine:
 
     @contextmanager
     def saving_on_outage(self) -> Iterator[None]:
-        """Save a checkpoint if a server stays unreachable, so that nothing that was trained is lost."""
+        """Save a checkpoint if a server remains unreachable, so that no training is lost."""
         try:
             yield
         except EngineUnavailableError:  # raised on every process, between two updates

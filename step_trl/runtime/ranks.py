@@ -1,4 +1,4 @@
-"""What the processes of a distributed training share: seeds that do not depend on their number, and errors."""
+"""What distributed processes share: seeds that do not depend on the number of processes, and errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..rollout.engines import EngineUnavailableError
 
 def rollout_seeds(key: Sequence[int], first: int, count: int) -> list[int]:
     """
-    Seeds of `count` completions of a batch over all processes, from the `first` of them on.
+    Return the seeds of `count` completions of a batch over all processes, starting at index `first`.
 
     Args:
         key (`Sequence[int]`):
-            Non-negative numbers that name the batch, such as the run's seed and the update.
+            Non-negative numbers that identify the batch, such as the run's seed and the update.
         first (`int`), count (`int`):
-            This process's part of the batch.
+            The index of this process's first completion in the batch, and the number of its completions.
 
     Returns:
-        `list[int]`: below 2**62.
+        `list[int]`: The seeds, all below 2**62.
     """
     return np.random.default_rng(list(key)).integers(2**62, size=first + count)[first:].tolist()
 
@@ -30,10 +30,10 @@ def rollout_seeds(key: Sequence[int], first: int, count: int) -> list[int]:
 @contextmanager
 def failing_together() -> Iterator[None]:
     """
-    End a block with an error on every process if it ends with one on any. Every process must come by.
+    Raise an error in every process if the block raises one in any process. Every process must enter.
 
-    A process that failed alone would leave the others waiting for it in their next collective operation. The process
-    keeps its own error and traceback; the others name it.
+    If one process failed alone, the others would deadlock in their next collective operation. The failed process keeps
+    its own error and traceback; the errors of the others name it.
     """
     failure: Exception | None = None
     try:

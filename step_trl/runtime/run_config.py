@@ -1,4 +1,4 @@
-"""Options of a long run, whatever the method: rollouts on vLLM servers, micro-batches, and what trackers show."""
+"""Options for long runs with any method: rollouts on vLLM servers, micro-batches, and what trackers show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trl import GRPOConfig
 
 
 def check_precision(args: TrainingArguments) -> None:
-    """Raise an error that names the remedy where bfloat16, TRL's default, is not supported."""
+    """Raise an error that names the remedy if bfloat16, TRL's default, is not supported."""
     bf16 = not args.fp16 if args.bf16 is None else args.bf16  # as TRL's configurations decide
     if bf16 and not (args.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
         raise ValueError(
@@ -23,61 +23,64 @@ def check_precision(args: TrainingArguments) -> None:
 @dataclass
 class RunConfig(GRPOConfig):
     r"""
-    [`~trl.GRPOConfig`] with what long completions and rollouts on vLLM servers need.
+    A [`~trl.GRPOConfig`] with options for long completions and rollouts on vLLM servers.
 
     Args:
         vllm_server_base_url (`list[str]`, *optional*):
-            URL of the vLLM server, as in [`~trl.GRPOConfig`], or several URLs: the prompts are spread over the
-            servers.
+            The URL of the vLLM server, as in [`~trl.GRPOConfig`], or several URLs of servers that share the prompts.
         reduce_padding (`bool`, *optional*, defaults to `True`):
-            Put completions of similar length into one micro-batch of an update, and drop the columns that are padding
-            in all of its rows. Neither changes the gradient of an update, apart from rounding. Completions are not
-            moved where that would change it: with loss type `"bnpo"`, `top_entropy_quantile` below 1, an entropy
-            bonus, a router's auxiliary loss, or images. With `False`, micro-batches are TRL's, and so are all results,
-            to the bit.
+            Whether to put completions of similar length into one micro-batch of an update, and to drop the columns
+            that are padding in all of its rows. Neither changes the gradient of an update, apart from rounding.
+            Completions are not moved if that would change it: with loss type `"bnpo"`, `top_entropy_quantile` below 1,
+            an entropy bonus, a router's auxiliary loss, or images. With `False`, micro-batches are TRL's, and all
+            results are bitwise equal to TRL's.
         seeded_rollouts (`bool`, *optional*):
-            Give each completion of a rollout that is not TRL's its own seed, drawn from `seed` and its place in the
-            batch of all processes, so that a run can be repeated. By default on for in-process generation and off for
-            servers: vLLM samples seeded requests one by one.
+            Whether each completion of a rollout that is not TRL's has its own seed, drawn from `seed` and its position
+            in the batch of all processes, so that a run can be repeated. By default, this is on for in-process
+            generation and off for servers, as vLLM samples seeded requests one by one.
         max_rollouts_in_flight (`int`, *optional*):
-            The largest number of rollouts of a process at once, where they are not TRL's; by default all of its batch.
+            The maximum number of concurrent rollouts per process, if they are not TRL's. By default, all of its batch.
             A vLLM server runs `--max-num-seqs` requests at once; with more rollouts than that, probes wait for
             thoughts to end. Keep some slots free.
         weight_sync (`str`, *optional*, defaults to `"nccl"`):
             How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
             them to a folder that the servers read, for machines without NCCL and for several servers.
         weight_sync_dir (`str`, *optional*):
-            Folder of `weight_sync="disk"`, which this process and every server must see under the same path. Defaults
-            to `weight_sync` below `output_dir`.
+            The folder for `weight_sync="disk"`, which this process and every server must see under the same path.
+            Defaults to `weight_sync` in `output_dir`.
         weight_sync_check_every (`int`, *optional*, defaults to `100`):
-            After the first synchronisation, and again after this many updates, the servers' log-probabilities are
-            compared with the policy's; `0` turns the comparison off.
+            The number of updates between two comparisons of the servers' log-probabilities with the policy's. The
+            first comparison follows the first synchronisation. `0` turns the comparison off.
         num_completions_to_log (`int`, *optional*, defaults to `8`):
-            The number of completions that trackers show at each logging step: in a table that keeps all steps, and the
-            first ones as pictures. `0` for none. TRL's `log_completions` and its table are independent of it.
+            The number of completions that trackers show at each logging step: all of them in a table that keeps all
+            steps, and the first ones also as pictures. `0` for none. TRL's `log_completions` and its table are
+            independent of it.
     """
 
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
-        default=None, metadata={"help": "URL of the vLLM server, or of several that share the prompts."}
+        default=None,
+        metadata={"help": "The URL of the vLLM server, or several URLs of servers that share the prompts."},
     )
     reduce_padding: bool = field(
         default=True, metadata={"help": "Put completions of similar length into one micro-batch, and trim padding."}
     )
     seeded_rollouts: bool | None = field(
-        default=None, metadata={"help": "Give each completion its own seed. By default only in process."}
+        default=None,
+        metadata={"help": "Give each completion its own seed. By default, only for in-process generation."},
     )
     max_rollouts_in_flight: int | None = field(
-        default=None, metadata={"help": "Most rollouts of a process at once. By default all of its batch."}
+        default=None,
+        metadata={"help": "The maximum number of concurrent rollouts per process. By default, all of its batch."},
     )
     weight_sync: str = field(default="nccl", metadata={"help": "How servers receive weights: 'nccl' or 'disk'."})
     weight_sync_dir: str | None = field(
-        default=None, metadata={"help": "Folder of weight_sync='disk', seen by trainer and servers."}
+        default=None, metadata={"help": "The folder for weight_sync='disk', seen by trainer and servers."}
     )
     weight_sync_check_every: int = field(
-        default=100, metadata={"help": "Updates between two checks of the servers' weights; 0 for none."}
+        default=100, metadata={"help": "The number of updates between two checks of the servers' weights; 0 for none."}
     )
     num_completions_to_log: int = field(
-        default=8, metadata={"help": "Completions that trackers show at each logging step; 0 for none."}
+        default=8, metadata={"help": "The number of completions that trackers show at each logging step; 0 for none."}
     )
 
     def __post_init__(self):
@@ -89,7 +92,7 @@ class RunConfig(GRPOConfig):
             raise ValueError(f"num_completions_to_log: {self.num_completions_to_log} is negative. Set 0 to show none.")
         if self.max_rollouts_in_flight is not None and self.max_rollouts_in_flight < 1:
             raise ValueError(
-                f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows none. Set at least 1, or None."
+                f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows no rollouts. Set at least 1, or None."
             )
         self._check_weight_sync()
 
@@ -98,7 +101,7 @@ class RunConfig(GRPOConfig):
             raise ValueError(f"weight_sync: {self.weight_sync!r} is not known. Set 'nccl' or 'disk'.")
         if self.weight_sync_check_every < 0:
             raise ValueError(
-                f"weight_sync_check_every: {self.weight_sync_check_every} is negative. Set 0 to compare never."
+                f"weight_sync_check_every: {self.weight_sync_check_every} is negative. Set 0 to never compare."
             )
         if self.weight_sync == "disk" and self.use_vllm and self.vllm_mode != "server":
             raise ValueError(

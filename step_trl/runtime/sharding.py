@@ -1,7 +1,7 @@
 """
-Completions from a model whose parameters are sharded over processes, each of which samples at its own pace.
+Sample from a model whose parameters are sharded over processes, each of which samples at its own pace.
 
-Only rollouts of our own need this: transformers' `generate` keeps the processes in step.
+Only our own rollouts need this: transformers' `generate` keeps the processes in step.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from transformers import PreTrainedModel
 @contextmanager
 def whole_parameters(model: PreTrainedModel, reshard_after_forward: bool) -> Iterator[None]:
     """
-    Hold all parameters of a model that FSDP2 shards on every process. Every process must enter.
+    Gather all parameters of a model that FSDP2 shards on every process. Every process must enter.
 
     FSDP2 gathers a layer's parameters in each of its forward passes, which is a collective operation, and processes
     run different numbers of them. This is what TRL does under ZeRO-3 (`ds3_gather_for_generation`).
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            As accelerate prepared it. Others are left alone.
+            The model as accelerate prepared it. A model that FSDP2 does not shard is left unchanged.
         reshard_after_forward (`bool`):
-            What it was prepared with, and goes back to.
+            The setting that the model was prepared with, which is restored afterwards.
     """
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if not units:
@@ -37,7 +37,7 @@ def whole_parameters(model: PreTrainedModel, reshard_after_forward: bool) -> Ite
     try:
         yield
     finally:
-        # accelerate keeps what the end of the forward pass used: the backward pass begins with it.
+        # accelerate keeps the parameters that the forward pass used last: the backward pass begins with them.
         for unit in units:
             unit.set_reshard_after_forward(reshard_after_forward, recurse=False)
             unit.reshard()
@@ -50,29 +50,29 @@ def check_reference_model(cpu_ram_efficient_loading: bool) -> None:
     """
     Refuse a reference model that FSDP2 would leave without weights.
 
-    Only the first process reads weights then. accelerate sends the policy's to the others, but it is TRL that shards
-    the reference model.
+    With this option, only the first process reads weights. accelerate sends the policy's to the others, but it is TRL
+    that shards the reference model.
 
     Args:
         cpu_ram_efficient_loading (`bool`):
-            Of the FSDP plugin.
+            The option of the FSDP plugin.
     """
     if cpu_ram_efficient_loading:
         raise ValueError(
-            "fsdp_cpu_ram_efficient_loading: the reference model of beta would have no weights but on the first "
+            "fsdp_cpu_ram_efficient_loading: the reference model of beta would only have weights on the first "
             "process. Set it to false in the accelerate config, or beta=0.0."
         )
 
 
 def check_rollouts_in_process(zero_stage: int, fsdp_version: int | None, gather_for_generation: bool) -> None:
     """
-    Refuse what would deadlock: processes that run different numbers of forward passes of a sharded model.
+    Refuse settings that would deadlock because processes run different numbers of forward passes of a sharded model.
 
     Args:
         zero_stage (`int`):
-            Of DeepSpeed, 0 without it.
+            The ZeRO stage of DeepSpeed, or 0 without DeepSpeed.
         fsdp_version (`int`, *optional*):
-            1, 2 or none.
+            The version of FSDP, 1 or 2, or `None` without FSDP.
         gather_for_generation (`bool`):
             TRL's `ds3_gather_for_generation`.
     """

@@ -1,4 +1,4 @@
-"""Plain warnings for runs that carry no learning signal."""
+"""Plain warnings for runs without a learning signal."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SignalWarnings(TrainerCallback):
 
     def __init__(self, symptoms: Sequence[Symptom] = ()):
         self.symptoms = (*SYMPTOMS, *symptoms)
-        self.settled: set[str] = set()  # warned of, or found well where that is enough
+        self.settled: set[str] = set()  # keys that are no longer checked
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         for symptom in self.symptoms:

@@ -1,8 +1,8 @@
 """
-How vLLM servers receive the policy's weights where NCCL does not reach them: over a folder that both sides see.
+Send the policy's weights to vLLM servers that NCCL does not reach, through a folder that both sides see.
 
-TRL's `VLLMGeneration` walks the parameters of any wrapping (FSDP, ZeRO-3, LoRA merged on the way) and is what its
-trainers call; [`DiskSyncedGeneration`] is one that saves them, instead of sending them.
+TRL's trainers call `VLLMGeneration`, which collects the parameters from any wrapper (FSDP, ZeRO-3, LoRA merged on the
+way). [`DiskSyncedGeneration`] is a subclass that saves them instead of sending them.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .ranks import failing_together
 
 
 class WeightSyncError(RuntimeError):
-    """Servers and policy have different weights."""
+    """Raised when servers and policy have different weights."""
 
 
 class DiskSyncedGeneration(VLLMGeneration):
     """
-    TRL's server mode without a process group: weights go over the disk, completions over the HTTP engine.
+    TRL's server mode without a process group: weights are sent over the disk, and completions over HTTP.
 
     Args:
         engine ([`~step_trl.rollout.engines.VLLMServerEngine`]):
-            The servers.
+            The engine of the servers.
         folder (`str` or `Path`):
-            Where weights are written, seen under the same path by the main process and by every server.
+            The folder for the weights, seen under the same path by the main process and by every server.
         generate_together (`bool`, *optional*, defaults to `True`):
-            Whether every process calls [`DiskSyncedGeneration.generate`] as often, so that an error on one can end the
-            call on all. With tools, processes call it in different numbers.
+            Whether all processes call [`DiskSyncedGeneration.generate`] equally often, so that an error in one can end
+            the call in all. With tools, they call it a different number of times.
         **kwargs:
-            Those of [`~trl.generation.vllm_generation.VLLMGeneration`].
+            Arguments of [`~trl.generation.vllm_generation.VLLMGeneration`].
     """
 
     def __init__(self, *, engine: VLLMServerEngine, folder: str | Path, generate_together: bool = True, **kwargs: Any):
@@ -53,14 +53,14 @@ class DiskSyncedGeneration(VLLMGeneration):
         super().__init__(mode="server", **kwargs)
 
     def _init_vllm(self) -> None:
-        """No client and no communicator to set up."""
+        """Do nothing: there is no client and no communicator to set up."""
 
     def sync_weights(self) -> None:
         """
-        Save the policy, let every server load it, forget their cached prefixes, and remove what was saved before.
+        Save the policy, load it on every server, reset their prefix caches, and remove the previous checkpoint.
 
-        A reader never sees half a checkpoint: it is written elsewhere and renamed. Every process must call this, as
-        gathering parameters is collective; it returns when the servers have the weights, or raises on every process.
+        A reader never sees half a checkpoint, as it is written elsewhere and renamed. Every process must call this, as
+        gathering parameters is collective. It returns when the servers have the weights, or raises on every process.
         """
         main = self.accelerator.is_main_process
         weights = {}
@@ -83,7 +83,7 @@ class DiskSyncedGeneration(VLLMGeneration):
             shutil.rmtree(folder)
 
     def generate(self, prompts, images, num_generations, profiler=None) -> tuple:
-        """Plain completions, as TRL's method returns them. Each process asks for its own."""
+        """Generate plain completions, in the format of TRL's method. Each process requests its own."""
         if images is not None:
             raise ValueError("images: are not supported by weight_sync='disk'. Use weight_sync='nccl'.")
         sampling = SamplingParams(
@@ -110,23 +110,23 @@ def check_log_probabilities(
 
     Args:
         sampled (`torch.Tensor` of shape `(B, T)`):
-            What the servers sampled with; NaN where nothing was sampled.
+            The servers' log-probabilities, NaN where nothing was sampled.
         policy (`torch.Tensor` of shape `(B, T)`):
-            The policy's, at the same temperature.
+            The policy's log-probabilities, at the same temperature.
         mask (`torch.Tensor` of shape `(B, T)`):
-            0 for padding.
+            The mask of the tokens, 0 for padding.
         support_is_whole (`bool`):
-            Whether tokens were sampled without top-p, top-k and min-p. These only raise log-probabilities, so that
-            otherwise only lower ones are a difference.
+            Whether tokens were sampled without top-p, top-k and min-p. These only raise log-probabilities, so with
+            them, only lower ones count as a difference.
         tolerance (`float`):
-            Highest mean difference, in nats.
+            The maximum mean difference, in nats.
         tied_embeddings (`bool`):
             Whether the model ties its embeddings, for the message.
         urls (`Sequence[str]`):
-            Of the servers, for the message.
+            The URLs of the servers, for the message.
 
     Raises:
-        [`WeightSyncError`]: the mean difference is greater than `tolerance`.
+        [`WeightSyncError`]: If the mean difference is greater than `tolerance`.
     """
     counted = mask.bool() & ~sampled.isnan()
     if not counted.any():

@@ -1,10 +1,10 @@
 """
-The pipeline that every method goes through, and GRPO with a length reward, which is no more than that.
+The pipeline that all methods share. By itself, it is GRPO with a length reward.
 
     rows -> SAMPLE -> completions -> REWARD COLUMNS -> advantages -> CREDIT -> BEFORE LOSS -> loss
 
 A method overrides some of the four hooks `sample`, `reward_columns`, `credit` and `before_loss`. Everything else stays
-here, TRL's own hooks included. What any long run needs is held, not inherited: see `runtime/` and `monitor/`.
+here, including TRL's own hooks. What any long run needs is an attribute, not inherited: see `runtime/` and `monitor/`.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from .batch import Batch
 
 class EfficientReasoningTrainer(GRPOTrainer):
     """
-    [`~trl.GRPOTrainer`] that knows which completions are correct, with one of the length rewards of the papers'
-    baselines; the base of all other trainers.
+    A [`~trl.GRPOTrainer`] that knows which completions are correct, with an optional length reward from the papers'
+    baselines. It is the base class of all other trainers.
 
     The first reward function is the correctness signal: a completion is correct when it returns more than 0.5. Without
-    reward functions, the signal is the environment's own reward where there is one, and otherwise math accuracy
-    against the row's `solution`.
+    reward functions, the signal is the environment's own reward if there is one, and otherwise math accuracy against
+    the row's `solution`.
 
     A completion whose reward functions all return `None` counts as not correct, and is not trained on, as in TRL: the
     columns that our trainers add are `None`, too.
@@ -57,21 +57,22 @@ class EfficientReasoningTrainer(GRPOTrainer):
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default; otherwise the first one tells which completions are correct (more than 0.5).
+            The reward functions, by default math accuracy. The first one tells which completions are correct (more
+            than 0.5).
         args ([`EfficientReasoningConfig`], *optional*):
-            Configuration; `length_reward` names the reward. Without one, this is GRPO.
+            The configuration. Its `length_reward` names the length reward. Without one, this is GRPO.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`; with `solution` for the default reward; with `target_tokens` for L1.
         eval_dataset, processing_class, reward_processing_classes (*optional*):
             As in [`~trl.GRPOTrainer`].
         **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+            Further arguments of [`~trl.GRPOTrainer`].
 
     Attributes:
         batch ([`~step_trl.trainers.batch.Batch`]):
-            The generation batch under way, or the last one.
+            The current or the last generation batch.
         monitor ([`~step_trl.monitor.Monitor`]):
-            What is told of the training, and shows it.
+            The monitor that displays the training.
 
     Example:
 
@@ -90,18 +91,18 @@ class EfficientReasoningTrainer(GRPOTrainer):
     """
 
     config_class: ClassVar[type[EfficientReasoningConfig]] = EfficientReasoningConfig
-    metric_prefixes: ClassVar[tuple[str, ...]] = ()  # of the metrics that only this method has
-    charts: ClassVar[Charts] = {}  # that only this method has, see `monitor/workspace.py`
-    symptoms: ClassVar[tuple[Symptom, ...]] = ()  # of a run without a signal, that only this method has
-    model_files: ClassVar[tuple[str, ...]] = ()  # that the method keeps beside a model's weights
+    metric_prefixes: ClassVar[tuple[str, ...]] = ()  # prefixes of the metrics that only this method has
+    charts: ClassVar[Charts] = {}  # charts that only this method has, see `monitor/workspace.py`
+    symptoms: ClassVar[tuple[Symptom, ...]] = ()  # symptoms of a run without a signal that only this method has
+    model_files: ClassVar[tuple[str, ...]] = ()  # files that the method saves beside a model's weights
     args: EfficientReasoningConfig
     model: PreTrainedModel
     batch: Batch
     monitor: Monitor
     _tokenizer: PreTrainedTokenizerBase
-    _correctness_columns: int = 1  # of the rewards, from the first
-    _train_sampler: Sampler | None = None  # none with an iterable data set
-    _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is under way
+    _correctness_columns: int = 1  # how many of the first reward columns tell correctness
+    _train_sampler: Sampler | None = None  # `None` with an iterable data set
+    _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is running
 
     def __init__(
         self,
@@ -142,10 +143,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     def sample(self, batch: Batch) -> list[Rollout] | None:
         """
-        Generate the training completions of `batch.prompt_ids`, one for each of them.
+        Generate the training completions of `batch.prompt_ids`, one for each prompt.
 
-        Called for each generation in training, and with tools for each turn. May read `batch.rows`, `prompt_ids` and
-        `num_generations`; [`policy_engine`] has an engine with the policy's weights.
+        This is called for each generation in training, and with tools for each turn. It may read `batch.rows`,
+        `prompt_ids` and `num_generations`; [`policy_engine`] yields an engine with the policy's weights.
 
         Returns:
             `list[Rollout]`, or `None` to let TRL generate.
@@ -154,21 +155,22 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     def reward_columns(self, batch: Batch) -> dict[str, torch.Tensor]:
         """
-        Return the columns of rewards that need more than one completion, or more than its text.
+        Return reward columns that depend on more than one completion, or on more than its text.
 
-        Called after the reward functions, whose values are gathered by then. May read `batch.correct`, `groups`,
-        `completions`, `completion_ids`, `rows` and `rollouts`. Columns must have been added by `_add_reward_column`.
+        This is called after the reward functions, when their values have been gathered. It may read `batch.correct`,
+        `groups`, `completions`, `completion_ids`, `rows` and `rollouts`. Columns must have been added with
+        `_add_reward_column`.
 
         Returns:
-            `dict[str, torch.Tensor]`: name to rewards `(B_global,)`.
+            `dict[str, torch.Tensor]`: The rewards `(B_global,)` by column name.
         """
         return {} if self.args.length_reward is None else {self._length_column: self._length_rewards(batch)}
 
     def credit(self, batch: Batch, advantages: torch.Tensor) -> torch.Tensor:
         """
-        Return the advantages that the loss will be given, those of TRL by default.
+        Return the advantages for the loss, by default TRL's.
 
-        May read all of `batch`, add tensors to `batch.inputs`, and leave tokens out with `batch.exclude`.
+        This may read all of `batch`, add tensors to `batch.inputs`, and leave tokens out with `batch.exclude`.
 
         Args:
             batch ([`Batch`]):
@@ -185,11 +187,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
         """
         Change what the loss reads after its forward pass: advantages, and old and reference log-probabilities.
 
-        Called once per micro-batch and iteration, between the loss's own forward pass and the loss.
+        This is called once per micro-batch and iteration, between the loss's own forward pass and the loss.
 
         Args:
             inputs (`dict[str, Any]`):
-                The micro-batch, as a copy: `advantages`, `completion_ids`, `completion_mask`, `correct`, `unscorable`
+                A copy of the micro-batch: `advantages`, `completion_ids`, `completion_mask`, `correct`, `unscorable`
                 and whatever [`credit`] has added.
             logps (`torch.Tensor` of shape `(B, T)`):
                 The policy's log-probabilities, detached.
@@ -203,9 +205,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     def old_logps(self, batch: Batch) -> torch.Tensor:
         """
-        Return the log-probabilities `(B, T)` of this process's completions under the policy that has sampled.
+        Return the log-probabilities `(B, T)` of this process's completions under the policy that sampled them.
 
-        Only in [`credit`]. Takes a forward pass where TRL has not computed them.
+        Call this only in [`credit`]. It takes a forward pass if TRL has not computed them.
         """
         inputs = batch.inputs
         if "old_per_token_logps" in inputs:
@@ -230,11 +232,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     @property
     def status(self) -> RunStatus:
-        """What the training is doing."""
+        """Return the status of the training."""
         return self.monitor.status
 
     def completion_traces(self, number: int) -> list[Trace]:
-        """Return pictures of the first completions of the last generation, with their advantages."""
+        """Render the first completions of the last generation, with their advantages."""
         return self.monitor.traces(number)
 
     def log_masked_means(self, values: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -243,7 +245,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
         Args:
             values (`Mapping[str, tuple[torch.Tensor, torch.Tensor]]`):
-                Name to a tensor and a mask of its shape. What is masked out may be NaN; an empty mean is not logged.
+                For each name, a tensor and a mask of its shape. Masked values may be NaN. An empty mean is not logged.
         """
         totals = [
             torch.stack([torch.where(mask, value, 0).sum().float(), mask.sum().float()])
@@ -263,7 +265,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     @property
     def _mode(self) -> str:
-        """Key of `_metrics`, as TRL's hooks compute it."""
+        """Return the key of `_metrics`, as TRL's hooks compute it."""
         return "train" if self.model.training else "eval"
 
     # The length reward.
@@ -302,13 +304,13 @@ class EfficientReasoningTrainer(GRPOTrainer):
             args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
         elif not isinstance(args, self.config_class):
             raise TypeError(
-                f"args: a {type(args).__name__} is no {self.config_class.__name__}. Give {type(self).__name__} a "
+                f"args: a {type(args).__name__} is not a {self.config_class.__name__}. Give {type(self).__name__} a "
                 f"{self.config_class.__name__}, which has all fields of GRPOConfig."
             )
         if has_reward_funcs and args.require_end_of_thinking != type(args).require_end_of_thinking:
             raise ValueError(
-                f"require_end_of_thinking: {args.require_end_of_thinking} is about the default reward, and there are "
-                "reward_funcs. Leave it out, or give functools.partial(math_accuracy_reward, "
+                f"require_end_of_thinking: {args.require_end_of_thinking} is only for the default reward, but there "
+                "are reward_funcs. Leave it out, or give functools.partial(math_accuracy_reward, "
                 f"require_end_of_thinking={args.require_end_of_thinking}) as the first of them."
             )
         return args
@@ -316,7 +318,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _check_datasets(
         self, model, args, datasets: dict[str, Any], processing_class, *, needs_solution: bool
     ) -> None:
-        """Fail on unusable rows before a model is loaded; `datasets` by what errors call them."""
+        """Raise an error for unusable rows before a model is loaded. The keys of `datasets` are names for messages."""
         loading = loading_options(args)
         config = AutoConfig.from_pretrained(model, **loading) if isinstance(model, str) else model.config
         context = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -331,7 +333,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 validate_targets(dataset, args.length_reward, name=name)
 
     def _prefer_the_environments_rewards(self) -> None:
-        """Drop the default reward where TRL has found rewards of environments: a column for each of their classes."""
+        """Drop the default reward if TRL has added rewards of environments, which have a column per class."""
         environments = len(self.reward_funcs) - 1
         if environments == 0:
             return
@@ -341,7 +343,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         self._correctness_columns = environments
 
     def _follow(self) -> None:
-        """Show the training, and what it logs."""
+        """Display the training, and what it logs."""
         args = self.args
         self.monitor = Monitor(
             self._name,
@@ -360,14 +362,14 @@ class EfficientReasoningTrainer(GRPOTrainer):
             self.add_callback(callback)
 
     def _headline(self) -> dict[str, str]:
-        """Label to key of the metrics that matter first."""
+        """Return the keys of the most important metrics, by their labels."""
         return {
             "reward": "reward",
             "accuracy": f"rewards/{self.reward_func_names[0]}/mean",
             "tokens": "completions/mean_length",
         }
 
-    # TRL's hooks, and where ours are called from them.
+    # TRL's hooks, which call ours.
 
     def train(self, *args, **kwargs):
         try:
@@ -390,7 +392,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         output["advantages"] = self.credit(batch, output["advantages"])
         if training and self.args.probability_mask is not None:
             batch.exclude(~uncertain_tokens(self.old_logps(batch), self.args.probability_mask))
-        batch.inputs = {}  # what it holds is large
+        batch.inputs = {}  # its tensors are large
         if training:
             self.status.enter("update")
         return output
@@ -415,7 +417,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         batch.unscorable = rewards_per_func.isnan().all(dim=1)
         self._note_verdicts(batch)
         for name, rewards in self.reward_columns(batch).items():
-            # NaN where the others are, so that TRL leaves the row out.
+            # NaN if all others are, so that TRL leaves the row out.
             scored = rewards.to(rewards_per_func).masked_fill(batch.unscorable, torch.nan)
             rewards_per_func[:, self.reward_func_names.index(name)] = scored
         return rewards_per_func
@@ -428,7 +430,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         if any(row.get("solution") is not None for row in batch.rows):
             columns["solution"] = [row.get("solution") for row in batch.rows]
         for name, values in columns.items():
-            if name not in self._pending_extra_logs:  # a reward function may have a column of this name
+            if name not in self._pending_extra_logs:  # a reward function may have a column with this name
                 self._log_completion_extra(name, values)
 
     def _prepare_inputs(self, generation_batch):
@@ -442,9 +444,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return self._buffered_inputs[self._step % steps_per_generation]
 
     def _compute_loss(self, model, inputs):
-        # `before_loss` needs the inputs of a loss and its log-probabilities, which meet nowhere in TRL. The inputs
-        # wait here for the next log-probabilities, which are this loss's: others are computed when TRL generates. TRL
-        # reads what `before_loss` may change after that (tests/trainers/test_hooks.py pins the order).
+        # `before_loss` needs the inputs of a loss and its log-probabilities, and no method of TRL has both. The
+        # inputs are stored here until the next log-probabilities are computed, which are this loss's: others are
+        # computed when TRL generates. TRL reads what `before_loss` may change only afterwards
+        # (tests/trainers/test_hooks.py checks the order).
         self._loss_inputs = inputs = dict(inputs)
         return super()._compute_loss(model, inputs)
 
@@ -479,9 +482,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
 def _keep_kl_to_sampled_tokens(inputs: dict[str, Any], logps: torch.Tensor) -> None:
     """
-    Leave tokens that the policy did not sample out of the KL term, which is an estimate over tokens that it did.
+    Leave tokens that the policy did not sample out of the KL term, which is an estimate over sampled tokens.
 
-    Elsewhere it would be exp(15) where the policy has unlearnt an injected token that the reference expects.
+    Otherwise, it would be exp(15) for an injected token that the reference expects and the policy has unlearned.
     """
     if "sampling_per_token_logps" in inputs and "ref_per_token_logps" in inputs:
         sampled = ~inputs["sampling_per_token_logps"].isnan()
@@ -489,12 +492,12 @@ def _keep_kl_to_sampled_tokens(inputs: dict[str, Any], logps: torch.Tensor) -> N
 
 
 def _own_list(values: Any) -> Any:
-    """A list that columns can be added to without a change to the caller's."""
+    """Return a copy of a list, so that adding columns does not change the caller's list."""
     return list(values) if isinstance(values, list) else values
 
 
 def _no_reward_yet(completions, **kwargs) -> list[None]:
-    """`None`, so that TRL sees whether any other function has scored a completion, and warns where none has."""
+    """Return `None` for each completion, so that TRL warns if no other function has scored it."""
     return [None] * len(completions)
 
 
@@ -503,7 +506,7 @@ def _default_reward(args: EfficientReasoningConfig) -> Callable[..., Any]:
 
 
 def _by_name(train_dataset, eval_dataset) -> dict[str, Any]:
-    """The data sets that there are, by what errors call them."""
+    """Return the given data sets by their names in messages."""
     datasets = {"train_dataset": train_dataset}
     datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
     return {name: dataset for name, dataset in datasets.items() if dataset is not None}

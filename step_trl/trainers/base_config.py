@@ -1,4 +1,4 @@
-"""Options that all trainers share: those of any long run, the reward, and what leaves the loss."""
+"""Options that all trainers share: those for long runs, the reward, and the tokens that are left out of the loss."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from ..runtime.run_config import RunConfig
 @dataclass
 class EfficientReasoningConfig(RunConfig):
     r"""
-    Configuration of [`EfficientReasoningTrainer`]: these fields, those of [`RunConfig`] and of [`~trl.GRPOConfig`].
+    Configuration of [`EfficientReasoningTrainer`]: these fields and those of [`RunConfig`] and [`~trl.GRPOConfig`].
 
     Args:
         length_reward (`str`, *optional*):
             A reward for short completions that is added to the correctness: `"kimi"`, `"soft_overlong"`,
             `"grpo_lambda"`, `"train_efficiently"`, `"l1_exact"` or `"l1_max"`, see [`~step_trl.rewards`]. It is
-            computed over the global batch, and logged in a column of its own, without the correctness.
+            computed over the global batch, and logged in its own column, without the correctness.
         length_reward_weight (`float`, *optional*, defaults to `1.0`):
             The weight of that column.
         length_reward_options (`dict`, *optional*):
-            Options of that reward, such as `{"alpha": 0.2}`.
+            The options of that reward, such as `{"alpha": 0.2}`.
         probability_mask (`float`, *optional*):
-            Leave tokens of at least this probability under the policy that has sampled out of the loss, such as `0.9`
-            in SPO (arXiv 2505.23564). Where TRL does not compute old log-probabilities, this takes one more forward
-            pass per generation.
+            Leave tokens whose probability under the sampling policy is at least this out of the loss, such as `0.9` in
+            SPO (arXiv 2505.23564). If TRL does not compute old log-probabilities, this takes one more forward pass per
+            generation.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
-            Whether the default reward, math accuracy, is 0 for a completion without `</think>`. True in
-            [`SASConfig`]: set it in what SAS is compared with, so that both train on the same reward.
+            Whether the default reward, math accuracy, is 0 for a completion without `</think>`. It defaults to `True`
+            in [`SASConfig`]. To compare another method with SAS, set it there, too, so that both train on the same
+            reward.
     """
 
-    # Symbol to field, as the papers write them; the KL weight and the step penalty are both called beta there.
+    # Maps the papers' symbols to fields. The papers call both the KL weight and the step penalty beta.
     _SYMBOLS: ClassVar[dict[str, str]] = {"G": "num_generations", "beta (KL)": "beta", "epsilon": "epsilon"}
     WHOLE_GROUPS: ClassVar[bool] = False  # whether each process must sample whole groups
-    _OWN_LENGTH_REWARDS: ClassVar[tuple[str, ...]] = ()  # that no other trainer can use
+    _OWN_LENGTH_REWARDS: ClassVar[tuple[str, ...]] = ()  # length rewards that no other trainer can use
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "length_reward_options"]
 
     length_reward: str | None = field(
-        default=None, metadata={"help": "Reward for short completions that is added to the correctness, by its name."}
+        default=None, metadata={"help": "The name of a reward for short completions that is added to the correctness."}
     )
-    length_reward_weight: float = field(default=1.0, metadata={"help": "Weight of the length reward."})
+    length_reward_weight: float = field(default=1.0, metadata={"help": "The weight of the length reward."})
     length_reward_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the length reward."}
+        default=None, metadata={"help": "The options of the length reward."}
     )
     probability_mask: float | None = field(
-        default=None, metadata={"help": "Leave tokens of at least this probability out of the loss, such as 0.9."}
+        default=None, metadata={"help": "Leave tokens of at least this probability, such as 0.9, out of the loss."}
     )
     require_end_of_thinking: bool = field(
-        default=False, metadata={"help": "The default reward is 0 for a completion without </think>."}
+        default=False, metadata={"help": "Whether the default reward is 0 for a completion without </think>."}
     )
 
     def __post_init__(self):
@@ -60,7 +61,7 @@ class EfficientReasoningConfig(RunConfig):
         if self.length_reward is not None:
             check_length_reward(self.length_reward, self.length_options(), self._OWN_LENGTH_REWARDS)
         elif self.length_reward_options is not None:
-            raise ValueError("length_reward_options: there is no length_reward. Set one, or drop its options.")
+            raise ValueError("length_reward_options: length_reward is not set. Set it, or drop its options.")
         if self.probability_mask is not None and not 0 < self.probability_mask < 1:
             raise ValueError(
                 f"probability_mask: {self.probability_mask} is not between 0 and 1. Set a probability such as 0.9, or "
@@ -68,7 +69,7 @@ class EfficientReasoningConfig(RunConfig):
             )
 
     def length_options(self) -> dict[str, Any]:
-        """Return `length_reward_options`, which may be none."""
+        """Return `length_reward_options`, or an empty dictionary if they are not set."""
         # The parent's __post_init__ has read a JSON text from the command line.
         return self.length_reward_options if isinstance(self.length_reward_options, dict) else {}
 
@@ -86,14 +87,14 @@ class EfficientReasoningConfig(RunConfig):
 
     @property
     def own_rollouts(self) -> bool:
-        """Whether the trainer samples the completions of a training, and not TRL."""
+        """Return whether the trainer samples the training completions itself, instead of TRL."""
         return False
 
     def check_start(self, model: str) -> None:
-        """Refuse the folder or the name of a model that the method cannot start from, with a `ValueError`."""
+        """Raise a `ValueError` if the method cannot start from this model, given by its folder or name."""
 
     def describe(self) -> list[str]:
-        """Return what is trained, in the method's terms, for the plan of a training."""
+        """Describe what is trained, in the method's terms, for the plan of a training."""
         words = ["reward 1 for a correct answer" + " after a closed thought" * self.require_end_of_thinking]
         return words + self._describe_length_reward()
 

@@ -15,23 +15,23 @@ from ..rollout import Rollout
 @dataclass
 class Batch:
     """
-    The completions of one generation. The base trainer fills it in as the generation passes the hooks.
+    The completions of one generation. The base trainer fills it in between the hooks.
 
-    Shapes: `B` is the number of completions of this process, `B_global` of all processes.
+    Shapes: `B` is the number of completions of this process, `B_global` that of all processes.
 
     Attributes:
         accelerator ([`~accelerate.Accelerator`]):
-            Knows the other processes.
+            The trainer's accelerator.
         rows (`Sequence[dict[str, Any]]` of length `B`):
             The row of the data set that each completion belongs to.
         num_generations (`int`):
             The number of completions per group.
         training (`bool`):
-            Whether the policy is trained on them, or evaluated.
+            Whether the batch is for training, not for evaluation.
         prompt_ids (`list[list[int]]`):
             The token ids of the prompts, from `sample` on. With tools, those of this turn.
         rollouts (`list[Rollout]`, *optional*):
-            What `sample` returned; `None` where TRL generated the completions, and with tools.
+            The result of `sample`; `None` if TRL generated the completions, and with tools.
         completions (`list`), completion_ids (`list[list[int]]`):
             The completions of this process, as messages or text, and their token ids, from `reward_columns` on.
         correct (`torch.BoolTensor` of shape `(B_global,)`):
@@ -39,8 +39,8 @@ class Batch:
         unscorable (`torch.BoolTensor` of shape `(B_global,)`):
             Which completions no reward function has scored, from `reward_columns` on.
         inputs (`dict[str, Any]`):
-            What the loss will be given, in `credit`; empty before and after. Tensors of shape `(B, ...)` that are
-            added here arrive in `before_loss`, split into micro-batches.
+            The inputs of the loss, in `credit`; empty before and after. Tensors of shape `(B, ...)` that are added
+            here are passed to `before_loss`, split into micro-batches.
     """
 
     accelerator: Accelerator
@@ -57,11 +57,11 @@ class Batch:
 
     @property
     def groups(self) -> torch.Tensor:
-        """The group `(B_global,)` of each completion, as an id."""
+        """Return the group id `(B_global,)` of each completion."""
         return torch.arange(len(self.correct), device=self.correct.device) // self.num_generations
 
     def gather(self, values: Sequence[Any] | torch.Tensor) -> torch.Tensor:
-        """Return the values `(B_global, ...)` of all processes; every process gives its own `(B, ...)`."""
+        """Gather the values `(B_global, ...)` of all processes. Every process passes its own `(B, ...)`."""
         return self.accelerator.gather(torch.as_tensor(values, device=self.accelerator.device))
 
     def local(self, gathered: torch.Tensor) -> torch.Tensor:
@@ -70,9 +70,9 @@ class Batch:
 
     def exclude(self, mask: torch.Tensor) -> None:
         """
-        Leave tokens out of the loss, and out of its normaliser. Only in `credit`, and on every process.
+        Leave tokens out of the loss and its normaliser. The policy still attends to them.
 
-        The policy still attends to them.
+        Call this only in `credit`, and on every process.
 
         Args:
             mask (`torch.BoolTensor` of shape `(B, T)`):

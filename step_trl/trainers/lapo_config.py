@@ -14,22 +14,22 @@ LENGTHS_FILE = "lapo_lengths.json"
 @dataclass
 class LAPOConfig(EfficientReasoningConfig):
     """
-    Configuration of [`LAPOTrainer`]: these fields, those of [`EfficientReasoningConfig`], [`RunConfig`] and
+    Configuration of [`LAPOTrainer`]: these fields and those of [`EfficientReasoningConfig`], [`RunConfig`] and
     [`~trl.GRPOConfig`].
 
     Args:
         lapo_stage (`str`, *optional*, defaults to `"discovery"`):
-            `"discovery"` finds the lengths of solutions, `"internalization"` has the model state them. The stage's
-            reward is the `length_reward`; `length_reward_weight` and `length_reward_options` apply to it.
+            `"discovery"` finds the lengths of solutions, and `"internalization"` teaches the model to state them. The
+            stage's reward is the `length_reward`; `length_reward_weight` and `length_reward_options` apply to it.
         lapo_lengths (`str`, *optional*):
-            File of the lengths that the first stage found, for the second one. By default `lapo_lengths.json` in the
-            model's folder, where the first stage saves it.
+            The file with the lengths that the first stage found, for the second one. By default, `lapo_lengths.json`
+            in the model's folder, where the first stage saves it.
     """
 
     _OWN_LENGTH_REWARDS = ("lapo_discovery", "lapo_internalization")
 
-    lapo_stage: str = field(default="discovery", metadata={"help": "'discovery' or 'internalization'."})
-    lapo_lengths: str | None = field(default=None, metadata={"help": "File of the lengths of LAPO's first stage."})
+    lapo_stage: str = field(default="discovery", metadata={"help": "The stage: 'discovery' or 'internalization'."})
+    lapo_lengths: str | None = field(default=None, metadata={"help": "The lengths that LAPO's first stage saved."})
 
     def __post_init__(self):
         if self.lapo_stage not in ("discovery", "internalization"):
@@ -48,7 +48,7 @@ class LAPOConfig(EfficientReasoningConfig):
         Return the file of the lengths that the first stage found: `lapo_lengths`, or the one in the model's folder.
 
         Raises:
-            `ValueError`: there is no such file.
+            `ValueError`: If there is no such file.
         """
         file = self.lapo_lengths or os.path.join(model, LENGTHS_FILE)
         if not os.path.isfile(file):

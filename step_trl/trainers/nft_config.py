@@ -11,37 +11,40 @@ from .base_config import EfficientReasoningConfig
 @dataclass
 class NFTConfig(EfficientReasoningConfig):
     """
-    Configuration of [`NFTTrainer`]: these fields, those of [`EfficientReasoningConfig`], [`RunConfig`] and
+    Configuration of [`NFTTrainer`]: these fields and those of [`EfficientReasoningConfig`], [`RunConfig`] and
     [`~trl.GRPOConfig`].
 
     NFT differs from Dr.GRPO only where the policy has moved since the rollout: set `num_iterations` above 1, or
     `steps_per_generation` above `gradient_accumulation_steps`.
 
-    The default of `loss_type` is Dr.GRPO's normaliser, which has a constant number of tokens, as the paper's has.
+    The default of `loss_type` gives Dr.GRPO's normaliser, which uses a constant number of tokens, as the paper's does.
 
     Args:
         clamp_negative (`float`, *optional*, defaults to `1.0`):
-            Epsilon: the least value of a failed token's likelihood ratio in the loss. Its gradient stays.
+            Epsilon: the lower bound on a failed token's likelihood ratio in the loss. The gradient is not clamped.
         negative_weight (`float`, *optional*, defaults to `1.0`):
-            The weight of failed completions. `0.0` is RFT, which trains on correct ones alone; the paper suggests 0.5
-            for a model of 32B.
+            The weight of failed completions. `0.0` is RFT, which trains on correct ones alone. The paper suggests 0.5
+            for a 32B model.
         omega (`int`, *optional*, defaults to `1`):
             The weight of a group whose share of correct completions is r: `0` for 1, `1` for `1 - r`, `2` for
-            `sqrt((1 - r) / r)`. On the policy that has sampled, 1 is Dr.GRPO and 2 is GRPO.
+            `sqrt((1 - r) / r)`. On policy, 1 is Dr.GRPO and 2 is GRPO.
         sequence_level (`bool`, *optional*, defaults to `False`):
-            Whether ratios are those of whole completions.
+            Whether likelihood ratios are computed per completion instead of per token.
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"epsilon": "clamp_negative", "omega": "omega"}
 
-    clamp_negative: float = field(default=1.0, metadata={"help": "Least ratio of a failed token in the loss."})
-    negative_weight: float = field(default=1.0, metadata={"help": "Weight of failed completions; 0 is RFT."})
-    omega: int = field(default=1, metadata={"help": "Weight of a group: 0, 1 (as Dr.GRPO) or 2 (as GRPO)."})
-    sequence_level: bool = field(default=False, metadata={"help": "Whether ratios are those of whole completions."})
-    loss_type: str = field(default="dr_grpo", metadata={"help": "Loss type, see GRPOConfig: here the normaliser."})
-    scale_rewards: str = field(default="none", metadata={"help": "How logged advantages are scaled; no effect."})
+    clamp_negative: float = field(default=1.0, metadata={"help": "The lower bound on a failed token's ratio."})
+    negative_weight: float = field(default=1.0, metadata={"help": "The weight of failed completions; 0 is RFT."})
+    omega: int = field(default=1, metadata={"help": "The group weight: 0, 1 (as Dr.GRPO) or 2 (as GRPO)."})
+    sequence_level: bool = field(default=False, metadata={"help": "Whether ratios are computed per completion."})
+    loss_type: str = field(default="dr_grpo", metadata={"help": "The loss's normaliser, see GRPOConfig."})
+    scale_rewards: str = field(
+        default="none", metadata={"help": "How logged advantages are scaled; no effect on training."}
+    )
     use_bias_correction_kl: bool = field(
-        default=False, metadata={"help": "Multiply the KL term by the ratio, see GRPOConfig. NFT sets ratios to 1."}
+        default=False,
+        metadata={"help": "Whether to multiply the KL term by the ratio, see GRPOConfig. NFT sets ratios to 1."},
     )
 
     def __post_init__(self):
@@ -55,7 +58,7 @@ class NFTConfig(EfficientReasoningConfig):
             raise ValueError(f"omega: {self.omega!r} is not known. Set 0, 1 or 2.")
         if self.length_reward is not None:
             raise ValueError(
-                f"length_reward: {self.length_reward!r} would have no effect: NFT learns from which completions are "
+                f"length_reward: {self.length_reward!r} would have no effect: NFT only uses which completions are "
                 "correct. Leave it out."
             )
 

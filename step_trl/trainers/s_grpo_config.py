@@ -13,14 +13,14 @@ class SGRPOConfig(StepGRPOConfig):
     """
     Configuration of [`SGRPOTrainer`]: the fields of [`StepGRPOConfig`], with S-GRPO's defaults.
 
-    The options of Step-GRPO's probes have no effect: groups are exits from random places of one thought.
+    Step-GRPO's probe options have no effect: the completions of a group exit one thought at random positions.
 
     Args:
         length_reward (`str`, *optional*, defaults to `"s_grpo"`):
             The reward that halves with each correct answer of a group, see [`~step_trl.rewards.s_grpo_reward`].
         accuracy_weight (`float`, *optional*, defaults to `1.0`), step_reward (`bool`, *optional*, defaults to
             `False`), format_reward (`bool`, *optional*, defaults to `False`):
-            As in [`StepGRPOConfig`], whose own rewards S-GRPO does not have.
+            As in [`StepGRPOConfig`]. S-GRPO does not use Step-GRPO's own rewards.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
             As in [`~trl.GRPOConfig`]: advantages are not divided by a standard deviation.
     """
@@ -29,11 +29,12 @@ class SGRPOConfig(StepGRPOConfig):
     _OWN_LENGTH_REWARDS = ("s_grpo",)
 
     length_reward: str | None = field(
-        default="s_grpo", metadata={"help": "Reward for short completions that is added to the correctness."}
+        default="s_grpo",
+        metadata={"help": "The name of a reward for short completions that is added to the correctness."},
     )
-    accuracy_weight: float = field(default=1.0, metadata={"help": "Weight of accuracy."})
-    step_reward: bool = field(default=False, metadata={"help": "Use Step-GRPO's efficiency term of the reward."})
-    format_reward: bool = field(default=False, metadata={"help": "Use Step-GRPO's format term of the reward."})
+    accuracy_weight: float = field(default=1.0, metadata={"help": "The weight of accuracy."})
+    step_reward: bool = field(default=False, metadata={"help": "Whether to use Step-GRPO's efficiency term."})
+    format_reward: bool = field(default=False, metadata={"help": "Whether to use Step-GRPO's format term."})
     scale_rewards: str = field(default="none", metadata={"help": "How advantages are scaled, see GRPOConfig."})
 
     def __post_init__(self, serial_group):
@@ -47,7 +48,7 @@ class SGRPOConfig(StepGRPOConfig):
         if local % cast("int", self.num_generations):
             raise ValueError(
                 f"num_generations: {local} completions per process, which is per_device_train_batch_size * "
-                f"steps_per_generation, are no whole groups of {self.num_generations}, and S-GRPO samples whole "
+                f"steps_per_generation, are not whole groups of {self.num_generations}, and S-GRPO samples whole "
                 "groups on each process. Set a multiple."
             )
 

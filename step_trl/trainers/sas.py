@@ -40,15 +40,16 @@ class StepSelector:
     """
     Step-level advantage selection for a trainer, which calls [`mark`] in `credit` and [`select`] in `before_loss`.
 
-    Which log-probabilities measure confidence: `old_per_token_logps` where TRL computes them (several iterations per
-    batch, generation and optimisation not aligned, or vLLM); otherwise those of the loss's own forward pass, which are
-    the same policy's, since it has not moved since the rollout. There is never a second forward pass.
+    Confidence is measured with `old_per_token_logps` if TRL computes them (several iterations per batch, generation
+    and optimisation not aligned, or vLLM). Otherwise, it is measured with the log-probabilities of the loss's own
+    forward pass, which are those of the same policy, as it has not changed since the rollout. There is never a second
+    forward pass.
 
     Args:
         options ([`StepSelection`]):
             The options of the method.
         segmenter ([`~step_trl.steps.Segmenter`]):
-            What a step is.
+            The segmenter that defines the steps.
     """
 
     def __init__(self, options: StepSelection, segmenter: Segmenter):
@@ -56,13 +57,13 @@ class StepSelector:
         self.segmenter = segmenter
 
     def mark(self, batch: Batch) -> None:
-        """Add `step_ids` `(B, T)` to what the loss will be given: -1 for tokens that are not selected on."""
+        """Add `step_ids` `(B, T)` to the inputs of the loss: -1 for tokens that are not part of the selection."""
         inputs = batch.inputs
         mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
         step_ids = self.segmenter.step_ids(inputs["completion_ids"], mask)
         left_alone = inputs["unscorable"].unsqueeze(1)
         if "sampling_per_token_logps" in inputs:
-            # Injected tokens make no step unsure, and keep the advantage that teaches the model to stop.
+            # Injected tokens do not make a step unsure, and keep the advantage that teaches the model to stop.
             left_alone = left_alone | inputs["sampling_per_token_logps"].isnan()
         inputs["step_ids"] = step_ids.masked_fill(left_alone, -1)
 
@@ -70,8 +71,8 @@ class StepSelector:
         """Turn the advantages of a micro-batch into those of its tokens `(B, T)`, and log what has changed."""
         advantages, step_ids, correct = inputs["advantages"], inputs["step_ids"], inputs["correct"]
         token_logps = inputs.get("old_per_token_logps", logps)
-        # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has none to
-        # withhold, and would get away with the unsure steps that made it long.
+        # Eq. 4 withholds credit. A correct completion that a length or step reward puts below its group has no credit
+        # to withhold, and its unsure steps, which made it long, would go unpunished.
         selected = select_step_advantages(
             advantages, token_logps, step_ids, correct, **self.options.options(), spare_negative=True
         )
@@ -90,25 +91,26 @@ class SASTrainer(EfficientReasoningTrainer):
     SAS (arXiv 2604.24003) keeps training in a short context stable: it gives no credit to the uncertain steps of
     correct completions and does not punish the confident steps of failed ones, many of which were only cut off.
     Changes with respect to [`~trl.GRPOTrainer`]: advantages `(B,)` become `(B, T)` inside the loss, and the default
-    reward wants the thought closed.
+    reward requires a closed thought.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy after `</think>` by default; otherwise the first one tells which completions are correct
-            (more than 0.5). A comparison with another trainer needs the same reward there:
+            The reward functions, by default math accuracy after `</think>`. The first one tells which completions are
+            correct (more than 0.5). To compare with another trainer, give it the same reward:
             `require_end_of_thinking=True`.
         args ([`SASConfig`], *optional*):
-            Configuration.
+            The configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
         eval_dataset, processing_class (*optional*):
             As in [`~trl.GRPOTrainer`].
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
-            What a step is, in place of `step_delimiter`; tokens whose step id is -1 are not selected on.
+            The segmenter that defines the steps, instead of `step_delimiter`. Tokens whose step id is -1 are not part
+            of the selection.
         **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes.
+            Further arguments of [`~trl.GRPOTrainer`].
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Options of step-level advantage selection; the symbols are the paper's (arXiv 2604.24003)."""
+"""Options of step-level advantage selection, with the symbols of the paper (arXiv 2604.24003)."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from .base_config import EfficientReasoningConfig
 @dataclass
 class StepSelection:
     """
-    Options of step-level advantage selection; the symbols are the paper's.
+    Options of step-level advantage selection, with the paper's symbols.
 
     Args:
         selection_ratio (`float`, *optional*, defaults to `0.3`):
-            r: share of the steps of a correct completion that lose their advantage.
+            r: the share of the steps of a correct completion that lose their advantage.
         step_delimiter (`str`, *optional*, defaults to a blank line):
-            Text that closes a step.
+            The text that ends a step.
         failed_step_advantage (`float`, *optional*, defaults to `0.0`):
-            Advantage of the most confident steps of a failed completion: with `0.0` of the `floor(r * N)` most
-            confident ones, the rule of the paper's later version; with any other value, such as the `1.0` of its
-            earlier version, of the `ceil((1 - r) * N)` most confident ones.
+            The advantage of the most confident steps of a failed completion. With `0.0`, it is given to the
+            `floor(r * N)` most confident ones, the rule of the paper's later version. Any other value, such as the
+            `1.0` of its earlier version, is given to the `ceil((1 - r) * N)` most confident ones.
         selection (`str`, *optional*, defaults to `"both"`):
-            Completions to select on: `"both"`, `"correct"` or `"failed"`.
+            The completions whose steps are selected: `"both"`, `"correct"` or `"failed"`.
         criterion (`str`, *optional*, defaults to `"confidence"`):
-            `"confidence"`, or `"random"` as a control.
+            The criterion for selecting steps: `"confidence"`, or `"random"` as a control.
         granularity (`str`, *optional*, defaults to `"step"`):
-            `"step"`, or `"token"` to treat each token of the thought as a step.
+            The unit of selection: `"step"`, or `"token"` to treat each token of the thought as a step.
         selection_bug_compatible (`bool`, *optional*, defaults to `False`):
-            Reproduce the released code: all steps of correct completions lose their advantage, failed ones keep it.
+            Whether to reproduce the released code: all steps of correct completions lose their advantage, and those of
+            failed ones keep it.
     """
 
-    selection_ratio: float = field(default=0.3, metadata={"help": "Share r of steps that lose their advantage."})
-    step_delimiter: str = field(default="\n\n", metadata={"help": "Text that closes a step."})
+    selection_ratio: float = field(default=0.3, metadata={"help": "The share r of steps that lose their advantage."})
+    step_delimiter: str = field(default="\n\n", metadata={"help": "The text that ends a step."})
     failed_step_advantage: float = field(
-        default=0.0, metadata={"help": "Advantage of the selected steps of failed completions."}
+        default=0.0, metadata={"help": "The advantage of the selected steps of failed completions."}
     )
     selection: str = field(default="both", metadata={"help": "Select on 'both', 'correct' or 'failed' completions."})
     criterion: str = field(default="confidence", metadata={"help": "Select steps by 'confidence' or at 'random'."})
     granularity: str = field(default="step", metadata={"help": "Select a whole 'step' or each 'token'."})
     selection_bug_compatible: bool = field(
-        default=False, metadata={"help": "Reproduce the selection of the released SAS code."}
+        default=False, metadata={"help": "Whether to reproduce the selection of the released SAS code."}
     )
 
     def validate(self) -> None:
-        """Raise a `ValueError` that names the field, its value and the remedy."""
+        """Check the options, and raise a `ValueError` that names the field, its value and the remedy."""
         if not 0 < self.selection_ratio < 1:
             raise ValueError(
                 f"selection_ratio: {self.selection_ratio} is not between 0 and 1. Set the share of steps that lose "
                 "their advantage, for example 0.3."
             )
         if not self.step_delimiter:
-            raise ValueError("step_delimiter: the empty text closes no step. Set for example a blank line, '\\n\\n'.")
+            raise ValueError(
+                "step_delimiter: an empty string cannot end a step. Set for example a blank line, '\\n\\n'."
+            )
         for name, choices in (
             ("selection", ("both", "correct", "failed")),
             ("criterion", ("confidence", "random")),
@@ -64,7 +67,7 @@ class StepSelection:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not known. Set one of {choices}.")
 
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of [`~step_trl.advantages.select_step_advantages`]."""
+        """Return the keyword arguments of [`~step_trl.advantages.select_step_advantages`]."""
         return {
             "ratio": self.selection_ratio,
             "failed_step_advantage": self.failed_step_advantage,
@@ -76,10 +79,10 @@ class StepSelection:
 
 
 def check_loss_type(args: GRPOConfig) -> None:
-    """Advantages per token have no meaning in a loss that weighs whole completions by them."""
+    """Refuse a loss that weights whole completions by their advantage, since advantages are per token here."""
     if args.loss_type == "vespo":
         raise ValueError(
-            "loss_type: 'vespo' weighs a completion by one advantage, step-level selection gives one to each token. "
+            "loss_type: 'vespo' needs one advantage per completion, but step-level selection gives one to each token. "
             "Set loss_type to 'dapo', 'grpo', 'bnpo', 'dr_grpo', 'cispo', 'sapo' or 'luspo'."
         )
 
@@ -92,7 +95,7 @@ class SASConfig(StepSelection, EfficientReasoningConfig):
 
     Args:
         require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            As in [`EfficientReasoningConfig`], with the default that SAS is trained with.
+            As in [`EfficientReasoningConfig`], but `True` by default, as SAS is trained.
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"r": "selection_ratio"}

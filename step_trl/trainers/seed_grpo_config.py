@@ -12,7 +12,7 @@ from .base_config import EfficientReasoningConfig
 @dataclass
 class SEEDGRPOConfig(EfficientReasoningConfig):
     """
-    Configuration of [`SEEDGRPOTrainer`]: these fields, those of [`EfficientReasoningConfig`], [`RunConfig`] and
+    Configuration of [`SEEDGRPOTrainer`]: these fields and those of [`EfficientReasoningConfig`], [`RunConfig`] and
     [`~trl.GRPOConfig`].
 
     The defaults of `loss_type` and `scale_rewards` are those of Dr.GRPO, which the paper builds on.
@@ -27,22 +27,22 @@ class SEEDGRPOConfig(EfficientReasoningConfig):
         gamma (`float`, *optional*, defaults to `2.0`):
             The exponent of `f="focal"`.
         estimator (`str`, *optional*, defaults to `"count"`):
-            The masses of the answers: `"count"` takes their shares of the completions, `"likelihood"` the
-            completions' length-normalised probabilities.
+            How the probability mass of an answer is estimated: `"count"` uses its share of the completions,
+            `"likelihood"` the completions' length-normalised probabilities.
         entropy (`str`, *optional*, defaults to `"eq5"`):
-            What is computed of the masses: `"eq5"`, as in the paper, or `"shannon"`.
+            The entropy that is computed from the masses: `"eq5"`, as in the paper, or `"shannon"`.
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"alpha": "alpha", "f": "f"}
 
     alpha: float = field(default=0.02, metadata={"help": "How strongly disagreement weakens the update."})
     f: Form = field(
-        default="linear", metadata={"help": "Form of the factor: 'linear', 'exponential', 'focal' or 'inverse'."}
+        default="linear", metadata={"help": "The form of the factor: 'linear', 'exponential', 'focal' or 'inverse'."}
     )
-    gamma: float = field(default=2.0, metadata={"help": "Exponent of f='focal'."})
-    estimator: Estimator = field(default="count", metadata={"help": "Masses of the answers: 'count' or 'likelihood'."})
-    entropy: Entropy = field(default="eq5", metadata={"help": "Entropy of the masses: 'eq5' or 'shannon'."})
-    loss_type: str = field(default="dr_grpo", metadata={"help": "Loss type, see GRPOConfig."})
+    gamma: float = field(default=2.0, metadata={"help": "The exponent of f='focal'."})
+    estimator: Estimator = field(default="count", metadata={"help": "The answers' masses: 'count' or 'likelihood'."})
+    entropy: Entropy = field(default="eq5", metadata={"help": "The entropy of the masses: 'eq5' or 'shannon'."})
+    loss_type: str = field(default="dr_grpo", metadata={"help": "The loss type, see GRPOConfig."})
     scale_rewards: str = field(default="none", metadata={"help": "How advantages are scaled, see GRPOConfig."})
 
     def __post_init__(self):

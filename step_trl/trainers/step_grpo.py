@@ -4,8 +4,8 @@ Step-GRPO: dynamic truncated rollouts and a step-relative reward (arXiv 2604.168
 Departures from GRPO:
 1. Rollout: at each trigger word an answer is induced; if the model is confident in it, the thought ends there (eq. 2).
 2. Steps: a completion has one semantic step more than it has trigger words (eq. 3).
-3. Reward: a correct completion earns more with fewer steps than the correct ones of its group, less with more
-   (eq. 4 and 5): R = alpha * acc * (1 - beta * tanh((k - mu) / mu)) + (1 - alpha) * fmt.
+3. Reward: a correct completion earns more if it has fewer steps than the mean of its group's correct ones, and less if
+   it has more (eq. 4 and 5): R = alpha * acc * (1 - beta * tanh((k - mu) / mu)) + (1 - alpha) * fmt.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             The policy.
         reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            Math accuracy by default. Otherwise the first one is the correctness signal (correct when more than 0.5),
-            weighted by alpha; further ones are added with their `reward_weights`.
+            The reward functions, by default math accuracy. The first one is the correctness signal (correct when more
+            than 0.5), weighted by alpha. Further ones are added with their `reward_weights`.
         args ([`StepGRPOConfig`], *optional*):
-            Configuration.
+            The configuration.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt` and, for the default reward, `solution`.
         eval_dataset, processing_class (*optional*):
             As in [`~trl.GRPOTrainer`].
         truncation_callbacks (`Sequence[TruncationCallback]`, *optional*):
-            Decide where rollouts stop in training. By default a [`ConfidenceTruncation`] with the options of `args`.
+            The callbacks that decide where rollouts stop in training. By default, a [`ConfidenceTruncation`] with the
+            options of `args`.
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
-            What a step is, in place of `triggers`; its matches count as those of trigger words do.
+            The segmenter that defines the steps, instead of `triggers`. Its matches count as trigger words do.
         **kwargs:
-            Everything else that [`~trl.GRPOTrainer`] takes. A `rollout_func` replaces the truncated rollout.
+            Further arguments of [`~trl.GRPOTrainer`]. A `rollout_func` replaces the truncated rollout.
 
     Example:
 
@@ -146,12 +147,12 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
         self._add_reward_columns()
 
     def _check_who_samples(self, truncation_callbacks) -> None:
-        """Say which options of the truncated rollout have no effect."""
+        """Refuse options of the truncated rollout that would have no effect."""
         args = self.args
         if truncation_callbacks is not None and not args.truncated_rollout:
             raise ValueError(
-                "truncation_callbacks: truncated_rollout=False asks none of them. Set truncated_rollout=True, or give "
-                "no callbacks."
+                "truncation_callbacks: truncated_rollout=False does not call them. Set truncated_rollout=True, or "
+                "give no callbacks."
             )
         if self.rollout_func is None:
             return
@@ -162,14 +163,14 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             )
         if args.truncated_rollout:
             logger.warning(
-                "rollout_func: it samples the completions, in place of the truncated rollout. Set "
+                "rollout_func: it samples the completions, instead of the truncated rollout. Set "
                 "truncated_rollout=False, or run a step_trl.rollout.DynamicTruncatedRollout in your function."
             )
 
     def _add_reward_columns(self) -> None:
         """
-        Eq. 5 as TRL columns: alpha * accuracy, alpha * efficiency, (1 - alpha) * format; further ones stay. Without
-        any part of Step-GRPO this is GRPO, and accuracy keeps its weight.
+        Add eq. 5 as TRL columns: alpha * accuracy, alpha * efficiency, (1 - alpha) * format. Further columns stay as
+        they are. Without any part of Step-GRPO, this is GRPO, and accuracy keeps its weight.
         """
         args = self.args
         alpha = args.accuracy_weight
@@ -191,7 +192,7 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
                 engine,
                 self.truncation_callbacks,
                 self._policy_engine.sampling_params,
-                # Without spare slots, a probe beside a thought would wait for another rollout's end.
+                # Without spare slots, a probe beside a thought would wait until another rollout ends.
                 self.args.speculative_probing and self._policy_engine.has_spare_slots,
                 max_in_flight=self.args.max_rollouts_in_flight,
             )
@@ -246,7 +247,7 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             self.monitor.observe("step_grpo/steps/histogram", num_steps.tolist())
 
     def _log_lengths(self, batch: Batch) -> None:
-        """Log what early exits have saved, and which completions had one."""
+        """Log what early exits saved, and which completions had one."""
         if self._truncates and batch.training:
             totals = self.accelerator.reduce(self._length_totals.to(self.accelerator.device), reduction="sum")
             if not math.isnan(saved := tokens_saved(totals)):

@@ -1,4 +1,4 @@
-"""Options of Step-GRPO; the symbols are the paper's (arXiv 2604.16890)."""
+"""Options of Step-GRPO, with the symbols of the paper (arXiv 2604.16890)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @dataclass
 class StepGRPOConfig(EfficientReasoningConfig):
     r"""
-    Configuration of [`StepGRPOTrainer`]: these fields, those of [`EfficientReasoningConfig`] and of
+    Configuration of [`StepGRPOTrainer`]: these fields and those of [`EfficientReasoningConfig`] and
     [`~trl.GRPOConfig`].
 
     Args:
@@ -29,54 +29,56 @@ class StepGRPOConfig(EfficientReasoningConfig):
             `answer_prompt`, `max_probes`, `keep_trigger`, `keep_probe_answer`, `require_probe_end`,
             `skip_probe_tokens` and `exit_margin`. Each of these that you set yourself keeps your value.
         triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            Words that open a semantic step. Released: `("Wait",)`.
+            The words that open a semantic step. Released: `("Wait",)`.
         confidence_threshold (`float`, *optional*, defaults to `0.95`):
             Delta: a rollout stops when the confidence of its induced answer is strictly greater.
         answer_prompt (`str`, *optional*, defaults to `"\n</think>\n\nThe final answer is"`):
-            Text that induces an answer. Without `</think>` it probes inside the open thought, as the released one
+            The text that induces an answer. Without `</think>`, it probes inside the open thought, as the released one
             does: `"\n**Final Answer**\n\\boxed"`.
         max_probe_tokens (`int`, *optional*, defaults to `20`):
-            Most tokens of an induced answer.
+            The maximum number of tokens of an induced answer.
         max_probes (`int`, *optional*):
-            Most probes per rollout. No limit by default. Released: `10`.
+            The maximum number of probes per rollout. No limit by default. Released: `10`.
         keep_trigger (`bool`, *optional*, defaults to `True`):
             Whether the trigger word stays in the path and in the probe's context. Released: `False`.
         keep_probe_answer (`bool`, *optional*, defaults to `True`):
-            Keep the confident answer; otherwise close the thought and sample an answer anew. Released: `False`.
+            Whether to keep the confident answer. Otherwise, the thought is closed and a new answer is sampled.
+            Released: `False`.
         require_probe_end (`bool`, *optional*, defaults to `False`):
-            An induced answer that does not end within `max_probe_tokens` has confidence 0. Released: `True`.
+            Whether an induced answer that does not end within `max_probe_tokens` has confidence 0. Released: `True`.
         skip_probe_tokens (`int`, *optional*, defaults to `0`):
-            First tokens of an induced answer that do not count in its confidence. Released: `1`.
+            The number of tokens at the start of an induced answer that are left out of its confidence. Released: `1`.
         exit_margin (`int`, *optional*, defaults to `0`):
             Stop without a probe at a trigger with at most this many tokens of the budget left. Released: `50`.
         speculative_probing (`bool`, *optional*, defaults to `True`):
-            Let a thought go on while its probe runs. Does not change the result, but for the draws of seeded rollouts
-            on a vLLM server: its seeds belong to requests, and a thought that goes on is one request.
+            Whether a thought continues while its probe runs. This does not change the result, except for the draws of
+            seeded rollouts on a vLLM server: its seeds belong to requests, and a thought that continues is one
+            request.
         early_rejection (`bool`, *optional*, defaults to `True`):
-            Abandon a probe once it cannot reach the threshold. Does not change the result.
+            Whether to abort a probe once it cannot reach the threshold. This does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
-            Alpha: weight of accuracy and efficiency; the format has 1 - alpha. Kept where some of
-            `truncated_rollout`, `step_reward` and `format_reward` are off, as in the paper's ablations. With all three
-            off nothing is left of Step-GRPO, and accuracy has its own weight, as in GRPO.
+            Alpha: the weight of accuracy and efficiency. The format has the weight 1 - alpha. These weights also apply
+            if some of `truncated_rollout`, `step_reward` and `format_reward` are off, as in the paper's ablations.
+            With all three off, nothing is left of Step-GRPO, and accuracy has its own weight, as in GRPO.
         step_penalty (`float`, *optional*, defaults to `0.5`):
-            Beta: most that the number of steps changes the reward of a correct completion.
+            Beta: the largest change that the number of steps makes to the reward of a correct completion.
         step_baseline (`str`, *optional*, defaults to `"correct"`):
-            Completions of the group whose mean number of steps is mu: `"correct"` or `"all"`.
+            The completions of the group whose mean number of steps is mu: `"correct"` or `"all"`.
         truncated_rollout (`bool`, *optional*, defaults to `True`):
-            Truncate rollouts in training. Evaluation never truncates, so it shows what the model does by itself. A
-            `rollout_func` of the trainer samples in its place.
+            Whether to truncate rollouts in training. Evaluation never truncates, so it shows what the model does by
+            itself. A `rollout_func` of the trainer replaces the truncated rollout.
         serial_group (`bool`, *optional*):
-            No longer an option: S-GRPO is [`SGRPOTrainer`].
+            No longer an option: use [`SGRPOTrainer`] for S-GRPO.
         step_reward (`bool`, *optional*, defaults to `True`):
-            Use the efficiency term.
+            Whether to use the efficiency term of the reward.
         format_reward (`bool`, *optional*, defaults to `True`):
-            Use the format term.
+            Whether to use the format term of the reward.
         train_on_injected_tokens (`bool`, *optional*, defaults to `True`):
-            Keep the tokens that were not sampled from the policy (injected text, induced answers) in the loss: this
-            teaches the model to stop by itself.
+            Whether to keep the tokens that were not sampled from the policy (injected text, induced answers) in the
+            loss. This teaches the model to stop by itself.
         advantage_selection (`dict`, *optional*):
-            Combine with step-level advantage selection: fields of [`StepSelection`], such as
-            `{"selection_ratio": 0.3}`.
+            The fields of [`StepSelection`], such as `{"selection_ratio": 0.3}`, to combine Step-GRPO with step-level
+            advantage selection.
     """
 
     _VALID_DICT_FIELDS = [*EfficientReasoningConfig._VALID_DICT_FIELDS, "advantage_selection"]
@@ -91,50 +93,56 @@ class StepGRPOConfig(EfficientReasoningConfig):
     variant: str = field(
         default="paper", metadata={"help": "Probe as the 'paper' does or as its 'released' code: sets eight options."}
     )
-    # None until `__post_init__`, which takes what is not given from the variant.
+    # None until `__post_init__`, which takes the values that are not set from the variant.
     triggers: list[str] = field(
         default=None,  # type: ignore[arg-type]
-        metadata={"help": "Words that open a semantic step. By default those of the variant."},
+        metadata={"help": "The words that open a semantic step. By default, those of the variant."},
     )
     confidence_threshold: float = field(
         default=0.95, metadata={"help": "Delta: stop when the confidence of the induced answer is greater."}
     )
     answer_prompt: str = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Text that induces an answer. By default that of the variant."}
+        default=None, metadata={"help": "The text that induces an answer. By default, that of the variant."}
     )
-    max_probe_tokens: int = field(default=20, metadata={"help": "Most tokens of an induced answer."})
+    max_probe_tokens: int = field(default=20, metadata={"help": "The maximum number of tokens of an induced answer."})
     max_probes: int | None = field(
-        default=None, metadata={"help": "Most probes per rollout. By default no limit; 10 in the released code."}
+        default=None,
+        metadata={"help": "The maximum number of probes per rollout. By default, no limit; 10 in the released code."},
     )
     keep_trigger: bool = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Keep the trigger in the path and before the probe. By default as the variant."},
+        metadata={"help": "Keep the trigger in the path and before the probe. By default, as in the variant."},
     )
     keep_probe_answer: bool = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Keep a confident answer as the completion's. By default as the variant."}
+        default=None, metadata={"help": "Keep a confident answer as the completion's. By default, as in the variant."}
     )
     require_probe_end: bool = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Confidence is 0 for an answer without an end. By default as the variant."}
+        default=None, metadata={"help": "Give an unfinished answer confidence 0. By default, as in the variant."}
     )
     skip_probe_tokens: int = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "First answer tokens left out of the confidence. By default as the variant."}
+        default=None,
+        metadata={"help": "Leave this many first tokens out of the confidence. By default, as in the variant."},
     )
     exit_margin: int = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Stop at a trigger this close to the end of the budget. By default as the variant."},
+        metadata={"help": "Stop at a trigger this close to the end of the budget. By default, as in the variant."},
     )
-    speculative_probing: bool = field(default=True, metadata={"help": "Let a thought go on while its probe runs."})
-    early_rejection: bool = field(default=True, metadata={"help": "Abandon probes that cannot reach the threshold."})
-    accuracy_weight: float = field(default=0.9, metadata={"help": "Alpha: weight of accuracy; format has 1 - alpha."})
-    step_penalty: float = field(default=0.5, metadata={"help": "Beta: most that steps change a correct reward."})
-    step_baseline: str = field(default="correct", metadata={"help": "Mean steps of the 'correct' or of 'all' ones."})
+    speculative_probing: bool = field(default=True, metadata={"help": "Continue a thought while its probe runs."})
+    early_rejection: bool = field(default=True, metadata={"help": "Abort probes that cannot reach the threshold."})
+    accuracy_weight: float = field(default=0.9, metadata={"help": "Alpha: weight of accuracy; 1 - alpha for format."})
+    step_penalty: float = field(
+        default=0.5, metadata={"help": "Beta: the largest change that steps make to a correct completion's reward."}
+    )
+    step_baseline: str = field(
+        default="correct", metadata={"help": "The completions whose mean number of steps is mu: 'correct' or 'all'."}
+    )
     truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
     serial_group: InitVar[bool | None] = None
     step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
     format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
-    train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep unsampled tokens in the loss."})
+    train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep injected tokens in the loss."})
     advantage_selection: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Fields of StepSelection, to combine with SAS."}
+        default=None, metadata={"help": "The fields of StepSelection, to combine Step-GRPO with SAS."}
     )
 
     def __post_init__(self, serial_group):
@@ -151,7 +159,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
             check_loss_type(self)
 
     def _fill_in_variant(self) -> None:
-        """Give the options that are not set the values of the variant."""
+        """Fill in the values of the variant for options that are not set."""
         if self.variant not in VARIANTS:
             raise ValueError(f"variant: {self.variant!r} is not known. Set 'paper' or 'released'.")
         for name, value in VARIANTS[self.variant].items():
@@ -159,7 +167,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
                 setattr(self, name, value)
 
     def step_selection(self) -> StepSelection | None:
-        """`advantage_selection` as an object."""
+        """Return `advantage_selection` as an object."""
         # The parent's __post_init__ has read a JSON text from the command line.
         return StepSelection(**self.advantage_selection) if isinstance(self.advantage_selection, dict) else None
 
@@ -195,7 +203,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
 
     def _check_ranges(self) -> None:
         if isinstance(self.triggers, str) or not self.triggers or not all(self.triggers):
-            raise ValueError(f"triggers: {self.triggers!r} is no list of words. Set for example ['Wait'].")
+            raise ValueError(f"triggers: {self.triggers!r} is not a list of words. Set for example ['Wait'].")
         self.triggers = tuple(self.triggers)  # type: ignore[assignment]
         for name, low, high, advice in (
             ("confidence_threshold", 0, 1, "a probability such as 0.95; 1.0 never stops a rollout"),
@@ -214,7 +222,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
         if self.skip_probe_tokens >= self.max_probe_tokens:
             raise ValueError(
                 f"skip_probe_tokens: {self.skip_probe_tokens} leaves no token of max_probe_tokens="
-                f"{self.max_probe_tokens} to measure confidence on. Set a smaller one."
+                f"{self.max_probe_tokens} to measure confidence on. Set a smaller number."
             )
         if self.max_probes is not None and self.max_probes < 1:
             raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
@@ -222,7 +230,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
             raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
 
     def _check_rollout(self) -> None:
-        """Options of the parent that a truncated rollout would ignore."""
+        """Refuse options of the parent class that a truncated rollout would ignore."""
         unsupported = [
             ("repetition_penalty", 1.0),
             ("generation_kwargs", None),

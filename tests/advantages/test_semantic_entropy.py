@@ -24,7 +24,7 @@ def double(*values):
 
 
 def entropies(clusters, **options):
-    """Of one group, in float64."""
+    """Return the entropies of one group, in float64."""
     equal = torch.zeros(len(clusters), dtype=torch.float64)  # equal likelihoods are counts
     found = semantic_entropy(clusters, len(clusters), **{"logps": equal} | LIKELIHOOD | options)
     assert (found == found[0]).all()
@@ -193,7 +193,7 @@ def test_arguments_are_checked(call, message):
 
 
 def reference(clusters, logps, num_generations, entropy):
-    """With dictionaries and `math`."""
+    """Compute the reference values with dictionaries and `math`."""
     result = []
     for start in range(0, len(clusters), num_generations):
         masses = {}

@@ -17,7 +17,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 def reference_row(advantage, logps, steps, correct, ratio, failed_step_advantage, selection, granularity):
-    """One completion, with lists, `sorted` and fractions. `ratio` is a string, as written on paper."""
+    """Select steps of one completion, with lists, `sorted` and fractions. `ratio` is a string, as written on paper."""
     ratio = Fraction(ratio)
     if granularity == "token":
         steps = [sum(step >= 0 for step in steps[:t]) if steps[t] >= 0 else -1 for t in range(len(steps))]
@@ -42,14 +42,14 @@ TEN = [-0.7, -0.3, -0.5, -0.1, -0.8, -0.4, -0.05, -0.6, -0.2, -0.9]
 
 
 def select(logps, steps, correct, advantage=2.0, **kwargs):
-    """One row."""
+    """Select the steps of one row."""
     return select_step_advantages(
         torch.tensor([advantage]), torch.tensor([logps]), torch.tensor([steps]), torch.tensor([correct]), **kwargs
     )[0].tolist()
 
 
 def changed(logps, correct, **kwargs):
-    """Steps that change in a completion whose steps are one token each."""
+    """Return the steps that change in a completion whose steps are one token each."""
     row = select(logps, list(range(len(logps))), correct, **kwargs)
     return [step for step, value in enumerate(row) if value != 2.0]
 

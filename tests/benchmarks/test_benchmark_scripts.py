@@ -72,7 +72,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 @contextmanager
 def imported(module):
-    """A script under its plain name, which its processes look it up by; `tests/rollout` has the same."""
+    """Import a script under its plain name, by which its processes find it. `tests/rollout` does the same."""
     name = module if (BENCHMARKS / f"{module}.py").exists() else f"{module}.__main__"
     before = sys.modules.pop(module, None)
     try:

@@ -195,7 +195,7 @@ def test_arms_with_other_settings_are_marked_until_they_are_run_again(small, tmp
 
 
 def test_what_was_lost_is_left_out(small, tmp_path):
-    """Records of samples whose texts and logs are gone."""
+    """Records of samples whose texts and logs are missing."""
     run.run_study(tmp_path, [], max_steps=1)
     vanilla = collect_records(tmp_path).samples
     names = ("step-grpo", "sas", "trigger-dropped")
@@ -248,7 +248,7 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatc
 
 @pytest.mark.timeout(600)
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
-    """What differs from a plain training: several models after each other, prompts that say more, and SFT."""
+    """Arms that are not a plain training: several models in turn, prompts with a token target, and SFT."""
     monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
     chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
     asked = {}

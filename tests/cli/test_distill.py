@@ -90,7 +90,7 @@ def test_nothing_to_learn_from(tmp_path):
 
 
 def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypatch):
-    """It would be a client of their store, and wait for a first process that it is itself."""
+    """Otherwise, it would be a client of their store, and wait for the first process, which is itself."""
     for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE"):
         monkeypatch.setenv(name, "1")
     started = []

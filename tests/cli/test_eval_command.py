@@ -16,7 +16,7 @@ from step_trl.evaluation import read_samples
 
 @pytest.fixture
 def source(tmp_path):
-    """Problems of the testbed as GSM8K is published."""
+    """Problems of the testbed in the published format of GSM8K."""
     rows = testbed.load_dataset("easy").select(range(5))
     folder = tmp_path / "source" / "gsm8k" / "main"
     folder.mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_at_budgets(tmp_path, source, capsys):
 
 
 def test_models_that_do_not_think_and_seeds_of_ones_own(tmp_path, source):
-    """A budget that ends most thoughts: without `</think>` an answer may still be right, if that is not required."""
+    """The budget ends most thoughts. An answer without `</think>` may still be correct if that is not required."""
     arguments = ["--n", "2", "--seeds", "7", "3", "--max-tokens", "60"]
     run(tmp_path / "thinks", source, *arguments)
     run(tmp_path / "any", source, *arguments, "--no-require-end-of-thinking")

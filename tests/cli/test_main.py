@@ -33,7 +33,7 @@ DISTILL = ["distill", "--model", "testbed", "--dataset", "testbed", *SMALLEST]
 
 
 def test_help_starts_without_torch():
-    """Every command's: a user should not wait for it."""
+    """The help of every command: a user should not have to wait for it."""
     code = f"""
 import sys
 from step_trl.cli.main import main
@@ -56,7 +56,7 @@ assert not {{"torch", "transformers", "trl"}} & sys.modules.keys()
     ],
 )
 def test_help_has_the_fields_of_each_configuration(kind):
-    """Read from the source, they are those of the dataclass."""
+    """The fields that are read from the source are those of the dataclass."""
     real = {one.name: one for one in fields(kind) if one.name in vars(kind).get("__annotations__", {})}
     file = Path(inspect.getfile(kind))
     assert file in {
@@ -95,7 +95,7 @@ def test_all_help_has_the_fields_of_trl(capsys):
 
 
 def made(folder):
-    """Files and folders that a clumsy user names."""
+    """Create the files and folders that a user names by mistake."""
     (folder / "empty").mkdir()
     (folder / "broken").mkdir()
     (folder / "broken" / "config.json").write_text("{")
@@ -111,7 +111,7 @@ def made(folder):
         ([*EVAL, "--model", "./runs/nothing"], "model: ./runs/nothing cannot be loaded: "),
         ([*EVAL, "--benchmarks", "math5000"], "benchmarks: math5000 is not known. Choose from gsm8k, math500, "),
         ([*EVAL, "--benchmarks", "math500", "--source", "nowhere"], "source: nowhere/math500 is not a folder"),
-        ([*EVAL, "--limit", "0"], "limit: 0 leaves no problem"),
+        ([*EVAL, "--limit", "0"], "limit: 0 leaves no problems"),
         ([*EVAL, "--n", "0"], r"seeds: \[\] are not 0 different seeds"),
         ([*EVAL, "--seeds", "1", "1", "--n", "2"], r"seeds: \[1, 1\] are not 2 different seeds"),
         ([*EVAL, "--max-tokens", "5000"], "max_tokens: 5000 after a prompt of"),
@@ -119,7 +119,7 @@ def made(folder):
         ([*EVAL, "--temperature", "-1"], "temperature: -1"),
         (["train"], f"trainer: None is not known. Set one of {', '.join(METHODS)}, distill"),
         (["train", "--config", "nowhere.yaml"], "config: there is no file nowhere.yaml"),
-        (["train", "--config", "notes.txt"], "config: notes.txt is no mapping"),
+        (["train", "--config", "notes.txt"], "config: notes.txt is not a mapping"),
         (["train", "stray", *TRAIN[1:]], "stray"),
         ([*TRAIN, "--model", "empty"], "model: empty cannot be loaded"),
         ([*TRAIN, "--dataset", "empty"], "empty"),
@@ -185,7 +185,7 @@ def test_a_check_of_ours_is_one_even_behind_other_frames():
 
 
 def test_the_testbed_is_a_model_to_evaluate(tmp_path, capsys):
-    """Without training first, and all of its benchmarks under one name."""
+    """Without training it first, and with all of its benchmarks under one name."""
     report = tmp_path / "report"
     arguments = ["--model", "testbed", "--benchmarks", "testbed", "--limit", "2", "--max-tokens", "60"]
     main(["eval", *arguments, "--report", str(report)])

@@ -50,7 +50,7 @@ def test_another_trainer_leaves_the_options_that_it_does_not_have(recipe):
     baseline = recipe("baseline.yaml", base="paper.yaml", trainer="grpo")
     left = {name: PAPER[name] for name in PAPER.keys() - {"confidence_threshold"}}
     assert load_recipe(baseline) == left | {"trainer": "grpo", "no_such_field": 1}  # which is an error, as before
-    with pytest.raises(ValueError, match=r"confidence_threshold: no option of trainer 'grpo'"):
+    with pytest.raises(ValueError, match=r"confidence_threshold: not an option of trainer 'grpo'"):
         fields = load_recipe(recipe("wrong.yaml", base="paper.yaml", trainer="grpo", confidence_threshold=0.5))
         parse({name: value for name, value in fields.items() if name != "no_such_field"}, [])
 
@@ -73,8 +73,14 @@ def test_stages_are_inherited_as_a_whole(recipe):
     [
         ({"a": {"base": "a.yaml"}}, r"base: \S*a\.yaml -> \S*a\.yaml is a circle\. Drop `base` from one of them"),
         ({"a": {"base": "b.yaml"}, "b": {"base": "../dir/a.yaml"}}, r"base: .*a\.yaml -> .*b\.yaml -> .*is a circle"),
-        ({"a": {"base": "nowhere.yaml"}}, r"base: \S*a\.yaml names \S*nowhere\.yaml, which is no file\. Give a path"),
-        ({"a": {"base": ["b.yaml", "c.yaml"]}}, r"base: \['b\.yaml', 'c\.yaml'\] of \S*a\.yaml is no path\. Give one"),
+        (
+            {"a": {"base": "nowhere.yaml"}},
+            r"base: \S*a\.yaml names \S*nowhere\.yaml, which does not exist\. Give a path",
+        ),
+        (
+            {"a": {"base": ["b.yaml", "c.yaml"]}},
+            r"base: \['b\.yaml', 'c\.yaml'\] of \S*a\.yaml is not a path\. Give one",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_base_is_said_in_one_line(fields, message, recipe, capsys):

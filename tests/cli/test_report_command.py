@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("runs to report")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two evaluations, the second one in the folder of a training, and that of other problems."""
+    """Two evaluations, the second one in the folder of a training, and one of other problems."""
     folder = tmp_path_factory.mktemp("runs")
     tokenizer = testbed.load_tokenizer()
     trainer = SASTrainer(

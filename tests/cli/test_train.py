@@ -65,8 +65,11 @@ def test_a_recipe_is_overridden_by_flags(tmp_path, command):
     ("options", "message"),
     [
         ({"trainer": "dapo"}, f"trainer: 'dapo' is not known. Set one of {', '.join(METHODS)}, distill"),
-        ({"confidence_threshold": 0.9}, "confidence_threshold: no option of trainer 'grpo'. Drop it: .* 'step_grpo'"),
-        ({"max_completion_lenght": 5}, "max_completion_lenght: no option.* Did you mean max_completion_length?"),
+        (
+            {"confidence_threshold": 0.9},
+            "confidence_threshold: not an option of trainer 'grpo'. Drop it: .* 'step_grpo'",
+        ),
+        ({"max_completion_lenght": 5}, "max_completion_lenght: not an option.* Did you mean max_completion_length?"),
         ({"config": "nowhere.yaml"}, "config: there is no file nowhere.yaml"),
     ],
 )
@@ -78,20 +81,20 @@ def test_what_is_refused(command, options, message):
 def test_unknown_keys_of_a_recipe_are_refused(tmp_path, command):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("step_penality: 0.5\n")
-    with pytest.raises(ValueError, match=r"step_penality: no option.* Did you mean step_penalty\?"):
+    with pytest.raises(ValueError, match=r"step_penality: not an option.* Did you mean step_penalty\?"):
         parsed(["--config", str(recipe), *command(trainer="step_grpo")])
     recipe.write_text("step_penality: 0.5\nmax_prompt_length: 512\ntorch_dtype: bfloat16\n")
     with pytest.raises(ValueError, match=r"step_penality.*\n.*TRL no longer cuts prompts.*\n.*Set dtype\."):
         parsed(["--config", str(recipe), *command(trainer="step_grpo")])
     recipe.write_text("- a list")
-    with pytest.raises(ValueError, match=r"config: .*recipe\.yaml is no mapping"):
+    with pytest.raises(ValueError, match=r"config: .*recipe\.yaml is not a mapping"):
         parsed(["--config", str(recipe), *command()])
 
 
 def test_recipes_make_no_python_objects(tmp_path, command, capsys):
     recipe, trace = tmp_path / "recipe.yaml", tmp_path / "trace"
     recipe.write_text(f"output_dir: !!python/object/apply:os.mkdir [{trace}]\n")
-    with refused(capsys, "is no YAML of plain values.*python/object/apply"):
+    with refused(capsys, "is not a YAML file of plain values.*python/object/apply"):
         main(["train", "--config", str(recipe), *command()])
     with pytest.raises(SystemExit, match="1"):
         main(["train", "--config", str(recipe), "--dry-run", *command()])
@@ -106,7 +109,7 @@ def test_a_value_that_cannot_be_read_is_named_in_a_line(command):
 
 @pytest.mark.timeout(300)
 def test_two_processes_of_accelerate(tmp_path, command):
-    """On the CPU, by gloo. `accelerate launch --cpu` would start one process only, so it is `--multi_gpu`."""
+    """On the CPU, with gloo. `accelerate launch --cpu` would start only one process, so use `--multi_gpu`."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: step_grpo\nnum_generations: 4\nper_device_train_batch_size: 2\n")
     flags = command()
@@ -158,7 +161,7 @@ def test_a_run_is_never_overwritten_and_goes_on(tmp_path, command, capsys):
 def test_a_model_is_needed(command, capsys):
     flags = command()
     del flags[flags.index("--model_name_or_path") : flags.index("--model_name_or_path") + 2]
-    with refused(capsys, "model_name_or_path: there is none"):
+    with refused(capsys, "model_name_or_path: not set"):
         main(["train", *flags])
 
 
@@ -205,7 +208,7 @@ def test_stages_are_trained_one_after_another_and_once(tmp_path, command, monkey
 
 
 def test_a_stage_goes_on_with_the_adapter_of_the_one_before(tmp_path, command):
-    """LAPO's, as the second one reads a file of the first one's."""
+    """The stages are LAPO's, as the second one reads a file of the first one."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages:\n- lapo_stage: discovery\n- lapo_stage: internalization\n")
     lora = {"use_peft": True, "lora_target_modules": "all-linear", "lora_dropout": 0.0, "learning_rate": 1e-2}
@@ -256,10 +259,10 @@ def test_distillation_is_a_recipe(tmp_path, monkeypatch, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_generations": 5}, "num_generations: no option of trainer 'distill'. Set n."),
-        ({"max_completion_length": 5}, "max_completion_length: no option of trainer 'distill'. Set max_tokens."),
-        ({"epsilon": 0.2}, "epsilon: no option.* Drop it: it is one of 'grpo', 'step_grpo', 'sas'"),
-        ({"max_tokns": 5}, "max_tokns: no option.* Did you mean max_tokens?"),
+        ({"num_generations": 5}, "num_generations: not an option of trainer 'distill'. Set n."),
+        ({"max_completion_length": 5}, "max_completion_length: not an option of trainer 'distill'. Set max_tokens."),
+        ({"epsilon": 0.2}, "epsilon: not an option.* Drop it: it is one of 'grpo', 'step_grpo', 'sas'"),
+        ({"max_tokns": 5}, "max_tokns: not an option.* Did you mean max_tokens?"),
         ({"engine": "vlm"}, "engine: 'vlm' is not known. Set 'transformers' or 'vllm'"),
         ({"per_problem": 0}, "per_problem: 0 is too small. Set at least 1"),
     ],
@@ -270,7 +273,7 @@ def test_what_is_refused_of_a_distillation(options, message):
 
 
 def test_stages_may_be_of_different_kinds(tmp_path):
-    """GRPO, then a distillation of what it has made."""
+    """GRPO, then a distillation of its model."""
     shared = SMALL_RUN | {"model_name_or_path": "testbed", "dtype": "float32", "dataset": "testbed"}
     shared |= {"dataset_split": "easy", "per_device_train_batch_size": 4, "output_dir": str(tmp_path / "run")}
     rollouts = {"trainer": "grpo", "num_generations": 4, "max_completion_length": 32, "learning_rate": 1e-3}
@@ -287,5 +290,5 @@ def test_stages_may_be_of_different_kinds(tmp_path):
 def test_stages_are_a_list(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("stages: 3\n")
-    with pytest.raises(ValueError, match="stages: 3 is no list of mappings"):
+    with pytest.raises(ValueError, match="stages: 3 is not a list of mappings"):
         read_recipe([f"--config={recipe}"])

@@ -1,4 +1,4 @@
-"""What steps are for: by rule, and by a judge behind real HTTP."""
+"""The purpose of steps: by rules, and by a judge over real HTTP."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_odd_traces():
 
 
 def test_completions_of_the_testbed_model(tokenizer):
-    """One label per step, and what `benchmarks/testbed.py` calls redundant is redundant or verifies what was right."""
+    """One label per step. Steps that `benchmarks/testbed.py` calls redundant are redundant or verify correct ones."""
     rows = testbed.load_dataset("medium").select(range(32))
     samples = evaluate(testbed.load_model(), {"medium": rows}, tokenizer=tokenizer, max_tokens=512, top_p=0.9)
     counts, theirs, verifications = Counter(), 0, 0

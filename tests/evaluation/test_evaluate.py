@@ -74,7 +74,7 @@ def test_an_adapter_is_part_of_the_model(tokenizer, benchmarks):
 
 
 def test_every_eos_of_a_model_ends_a_completion(tokenizer, benchmarks):
-    """As Qwen3's two. A completion that ends in the second one has not run out of its budget."""
+    """A model may have two, like Qwen3. A completion that ends with the second one has not exhausted its budget."""
     model = testbed.load_model()
     (other,) = tokenizer.encode(" =", add_special_tokens=False)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, other]
@@ -92,7 +92,7 @@ def test_truncation_at_inference_time(engine, tokenizer, benchmarks):
 
 
 def test_each_problem_is_graded_its_own_way(engine, tokenizer, benchmarks):
-    """The testbed model puts a number into a box: never the letter A, and the text where it is right."""
+    """The testbed model puts a number into a box: never the letter A, and the expected text if it is correct."""
     rows = evaluate(engine, benchmarks, **SAMPLING)
     easy = benchmarks["easy"].remove_columns("grader")
     for grader, expected in (("choice", False), ("text", rows[rows["benchmark"] == "easy"]["correct"].tolist())):
@@ -140,7 +140,7 @@ def test_a_stopped_evaluation_goes_on(engine, benchmarks, tmp_path, stop_after):
 
 
 def test_a_killed_evaluation_goes_on(engine, benchmarks, tmp_path):
-    """SIGKILL, behind which nothing can be written."""
+    """The run is killed with SIGKILL, after which it cannot write anything."""
     script = (
         "import os, signal, sys\n"
         "from datasets import load_from_disk\n"

@@ -50,7 +50,7 @@ def test_by_hand():
 
 
 def test_distance_from_the_length_that_was_asked_for():
-    """By hand; a benchmark that asks for none has none, and counts in the other columns only."""
+    """By hand. A benchmark that asks for no length has no distance, and only counts in the other columns."""
     samples = pd.concat(
         [
             made_samples([True, True], [50, 150]).assign(target_tokens=100),
@@ -105,7 +105,7 @@ def test_samples_of_one_problem_do_not_narrow_the_interval():
 
 
 def test_models_are_compared_on_the_same_problems():
-    """Where a model uses half the tokens on every problem, CR has no spread, however much lengths differ."""
+    """If a model uses half the tokens on every problem, CR has no spread, however much lengths differ."""
     generator = np.random.default_rng(0)
     tokens = generator.integers(100, 4000, 50)
     vanilla = made_samples([True] * 50, tokens.tolist())

@@ -67,7 +67,7 @@ def build(tmp_path_factory):
 
 
 def batch(trainer):
-    """Completions of different lengths, and an old policy and a reference that are not the policy."""
+    """Completions of different lengths, with an old policy and a reference that differ from the policy."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, trainer.model.config.vocab_size, (4, 3 + LENGTH), generator=generator)
     mask = (torch.arange(LENGTH) < torch.tensor([[7], [4], [1], [6]])).long()
@@ -90,7 +90,7 @@ def batch(trainer):
 
 
 def normalised(losses, mask, loss_type):
-    """TRL's losses of a batch of four in a window of two, of four that are sampled at once."""
+    """TRL's losses for a batch of four in a window of two, with four completions sampled at once."""
     if loss_type == "grpo":
         return ((losses * mask).sum(1) / mask.sum(1)).mean() / 2
     count = {"dapo": 50 * 2 / 4, "dr_grpo": 4 * 16 * 2, "bnpo": mask.sum() * 2}[loss_type]

@@ -11,7 +11,7 @@ from step_trl.losses import uncertain_tokens
 
 
 def certain(*probabilities, dtype=torch.float64, **options):
-    """Which of the tokens leave the loss."""
+    """Return which tokens are left out of the loss."""
     logps = torch.tensor([[math.log(value) for value in probabilities]], dtype=dtype)
     return (~uncertain_tokens(logps, **options)).nonzero()[:, 1].tolist()
 

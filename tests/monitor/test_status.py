@@ -1,4 +1,4 @@
-"""The state of a training, against what a real rollout came to."""
+"""The status of a training, compared with a real rollout."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Traces show all of a completion's text and nothing but it, in steps, whatever the text."""
+"""Traces show the whole text of a completion and nothing else, in steps, for any text."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOSTILE = (
 
 
 class Reader(HTMLParser):
-    """What a browser would make of a trace: tags, attributes, and per element of a class its text."""
+    """Parses a trace as a browser would: tags, attributes, and the text of each element of a class."""
 
     def __init__(self, html: str):
         super().__init__(convert_charrefs=True)
@@ -218,7 +218,7 @@ def test_characters_that_are_split_over_tokens_or_steps_stay_whole(steps):
 
 
 def sas_example(correct: bool):
-    """Four steps of a thought, of rising confidence but for the last, and an answer."""
+    """Four steps of a thought, with rising confidence except for the last, and an answer."""
     ids = crafted_ids("a", ".\n\n", "x", ".\n\n", "y", ".\n\n", "it", ".</think>", "x")
     segmenter = DelimiterSegmenter(crafted(), end_text="</think>")
     row = torch.tensor([ids])

@@ -1,4 +1,4 @@
-"""What the real clients of trackers wrote: Weights & Biases offline, TensorBoard, Trackio on this machine."""
+"""What the real clients of the trackers write: Weights & Biases offline, TensorBoard, Trackio on this machine."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def offline(monkeypatch, tmp_path):
 
 
 def records_of(folder: Path):
-    """Of a run that was finished. The client's service may still be writing its last ones."""
+    """Return the records of a finished run. The client's service may still be writing the last ones."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("run-*.wandb")

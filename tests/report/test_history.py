@@ -75,7 +75,7 @@ def _numbers(entry):
 
 
 def test_a_run_that_is_under_way_and_longer_than_a_block(offline, tmp_path):
-    """A record may lie in several blocks of the file, and the last one may be half written."""
+    """A record may span several blocks of the file, and the last one may be incomplete."""
     run = wandb.init(project="test")
     for step in range(1, 40):
         run.log({"train/global_step": step, "train/entropy": step / 10, "train/text": "x" * 5000 * (step % 20)})

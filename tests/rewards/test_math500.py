@@ -29,7 +29,7 @@ def boxed(row):
 
 
 def value(row):
-    """Of equal answers of neighbours in this data set, one is `5` and the other one `x=5`."""
+    """Two neighbouring problems in this data set have equal answers, written as `5` and as `x=5`."""
     return row["answer"].removeprefix("x=")
 
 

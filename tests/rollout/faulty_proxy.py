@@ -1,4 +1,4 @@
-"""A TCP proxy that does harm to chosen connections of a real server."""
+"""A TCP proxy that breaks chosen connections to a real server."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class FaultyProxy:
         return f"http://127.0.0.1:{self._port}"
 
     def go_away(self) -> None:
-        """Refuse new connections and cut those that there are: from here, the server is dead."""
+        """Refuse new connections and close existing ones, so that the server seems dead."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(10)
 
     def come_back(self) -> None:
-        """Accept connections, on the port of before."""
+        """Accept connections again, on the same port."""
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
 
     async def _listen(self) -> None:

@@ -1,4 +1,4 @@
-"""In place of vLLM, which starts slowly: `health_server.py PORT` is healthy, and has a process beside it."""
+"""Replaces vLLM, which starts slowly: `health_server.py PORT` reports that it is healthy, and has a child process."""
 
 import subprocess
 import sys

@@ -12,7 +12,7 @@ from step_trl.rollout.engines import Engine, Generation
 
 class ScriptedEngine(Engine):
     """
-    Engine whose next token and log-probability depend on the context alone, sampled or greedy, in any company.
+    An engine whose next token and log-probability depend only on the context, sampled or greedy, not on other calls.
 
     `pieces` are token ids with weights; `certain` is the chance that a token has a log-probability near 0.
     """

@@ -1,4 +1,4 @@
-"""What a vLLM server says about its requests."""
+"""The metrics of a vLLM server about its requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def generated_tokens(url: str) -> int:
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether the condition came true in time."""
+    """Wait until a condition is true, and return whether it became true in time."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

@@ -1,4 +1,4 @@
-"""A LoRA adapter is evaluated on vLLM as the model that it makes of its base model."""
+"""A LoRA adapter is evaluated on vLLM merged into its base model."""
 
 import asyncio
 import hashlib
@@ -18,7 +18,7 @@ from step_trl.rollout.engines.adapters import servable
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """One that changes what the model says."""
+    """An adapter that changes what the model says."""
     folder = tmp_path_factory.mktemp("adapter") / "lora"
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
@@ -44,7 +44,7 @@ def test_what_is_served_leaves_the_adapter_as_it_is(adapter, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_an_evaluation_on_vllm_samples_from_the_merged_model(adapter, tmp_path, vllm_server, monkeypatch):
-    """Greedily it says what the adapter says in process. A server that runs takes the place of a new one."""
+    """Its greedy completions are those of the adapter in process. A running server can replace a new one."""
     engine = VLLMServerEngine(vllm_server.url, testbed.load_tokenizer())
 
     @contextmanager

@@ -292,7 +292,7 @@ def test_an_error_surfaces_as_itself_and_stops_the_others(tokenizer, speculative
 
 
 def test_seeds_depend_on_the_position_alone(tokenizer):
-    """A call has the same seed whether the thought went on beside the probe or waited for it."""
+    """A call has the same seed whether the thought continued during the probe or waited for it."""
     seen = {}
     for speculative in (False, True):
         engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=3)

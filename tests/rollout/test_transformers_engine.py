@@ -1,4 +1,4 @@
-"""The in-process engine gives what its model would give, for every call, in every company."""
+"""The in-process engine returns what its model would, for every call, whatever the other calls are."""
 
 from __future__ import annotations
 

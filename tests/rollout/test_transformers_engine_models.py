@@ -1,4 +1,4 @@
-"""The in-process engine on models that keep other things of a sequence than the keys and values of all positions."""
+"""The in-process engine on models whose cache is not simply the keys and values of all positions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ MODELS = [*((kind, options, True) for kind, options in CACHED.items()),
 
 @pytest.mark.parametrize(("kind", "options", "cached"), MODELS, ids=[kind for kind, *_ in MODELS])
 def test_rollouts_equal_the_model(kind, options, cached, tokenizer):
-    """Prompts shorter and longer than the window, begun at different times; probes; a call that is cancelled."""
+    """Prompts shorter and longer than the window, started at different times; probes; a cancelled call."""
     model = build_model(kind, None, **options)
     engine = TransformersEngine(model, tokenizer, max_batch_size=6, max_rows=7, eos_token_ids=())
     answers: list[tuple[list[int], list[int]]] = []

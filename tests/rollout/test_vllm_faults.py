@@ -39,7 +39,7 @@ def prompts(tokenizer):
 
 @pytest.fixture
 def greedy_rollouts(tokenizer, prompts):
-    """`greedy_rollouts(engine, 32)`: truncated rollouts of the first prompts, whose right result is known."""
+    """`greedy_rollouts(engine, 32)`: truncated rollouts of the first prompts, whose correct result is known."""
 
     def greedy_rollouts(engine, number, copies=1):
         sampling = SamplingParams(256, temperature=0.0)
@@ -53,7 +53,7 @@ def greedy_rollouts(tokenizer, prompts):
 
 
 def assert_same(records, undisturbed, key=lambda record: record.completion_ids):
-    """But for one, which rounding in other batches may have changed."""
+    """Check that rollouts are the same, except for one, which rounding in other batches may have changed."""
     assert len(records) == len(undisturbed)
     assert sum(key(record) != key(other) for record, other in zip(records, undisturbed)) <= 1
 
@@ -62,7 +62,7 @@ def assert_same(records, undisturbed, key=lambda record: record.completion_ids):
 
 
 def test_rollouts_outlast_the_death_of_their_server(mortal_server, greedy_rollouts, tokenizer, prompts, caplog):
-    """SIGKILL in the middle, another server on the port: each prompt has its completions, as if nothing had been."""
+    """After SIGKILL and a new server on the port, each prompt has its completions, as if nothing had happened."""
     engine = VLLMServerEngine(mortal_server.url, tokenizer, retry_window=240)
     begun = generated_tokens(mortal_server.url)
     undisturbed = greedy_rollouts(engine, 8, copies=4)
@@ -127,7 +127,7 @@ def test_a_stuck_call_holds_no_other(vllm_server, tokenizer, prompts, abandon):
 
 
 def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, tokenizer):
-    """Nor a run: it is tried again when its time-out is over."""
+    """Nor does it block a run: it is tried again after its time-out."""
     undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def third_is_stuck(number: int, piece: bytes) -> Fate:
@@ -140,7 +140,7 @@ def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, tokenizer)
 
 
 def test_unread_thoughts_leave_connections_to_their_probes(vllm_server, tokenizer, prompts):
-    """A long thought that is not read stops in its connection's buffers: here, after its first pieces."""
+    """A long thought that is not read blocks in its connection's buffers, here after its first pieces."""
     pieces: Counter[int] = Counter()
 
     def thoughts_stop(number: int, piece: bytes) -> Fate:
@@ -180,7 +180,7 @@ def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, 
 
 
 def test_a_connection_that_breaks_behind_the_last_token_fails_no_rollout(vllm_server, greedy_rollouts, tokenizer):
-    """All tokens are there, but the end of their stream is not."""
+    """All tokens have arrived, but not the end of their stream."""
     undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def end_is_lost(number: int, piece: bytes) -> Fate:

@@ -40,7 +40,7 @@ def parent(command: list[str], port: int, healthy) -> None:
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Not those that are only waited for."""
+    """Return the running processes, without zombies."""
     _, alive = psutil.wait_procs(processes, timeout=0)
     return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
@@ -116,7 +116,7 @@ def test_an_adapter_is_no_model_to_serve(tmp_path):
     ids=" ".join,
 )
 def test_weights_go_by_nccl_on_gpus_unless_the_user_says_how(own):
-    """As vLLM's own parser reads it."""
+    """Checked with vLLM's own parser."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser

@@ -256,7 +256,7 @@ def test_sampled_rollouts_are_well_formed(engine, tokenizer, prompts, speculativ
 
 @pytest.mark.parametrize("sample_ahead", [False, True], ids=["a request per segment", "ahead"])
 def test_speculation_changes_no_token(vllm_server, tokenizer, prompts, sample_ahead):
-    """Greedily also where a thought is one request; seeds are those of requests."""
+    """In greedy sampling also if a thought is one request; with sampling, seeds belong to requests."""
     engine = VLLMServerEngine(vllm_server.url, tokenizer, sample_ahead=sample_ahead)
 
     def roll_out(speculative: bool):
@@ -277,7 +277,7 @@ def test_speculation_changes_no_token(vllm_server, tokenizer, prompts, sample_ah
 
 
 async def in_segments(engine, prompt, stop, max_tokens, **options) -> list[Generation]:
-    """The calls of a rollout that goes on behind each stop string."""
+    """The calls of a rollout that continues after each stop string."""
     segments: list[Generation] = []
     async with engine.for_rollout(prompt) as bound:
         path, left = list(prompt), max_tokens
@@ -308,7 +308,7 @@ def test_a_thought_in_segments_is_the_whole_thought(vllm_server, tokenizer, prom
 
 
 def test_what_was_sampled_ahead_serves_only_the_call_that_goes_on(engine, prompts):
-    """Another temperature, another path, a larger budget: a request of its own, as if nothing had been before."""
+    """Another temperature, another path or a larger budget starts a new request, as if there had been none before."""
     stop, prompt = TRIGGERS, prompts[1]
 
     async def scenario(change):
@@ -387,14 +387,14 @@ def test_check_compares_the_size_of_the_model_with_the_policy_s(engine, model):
 
 
 def test_a_model_that_cannot_be_read_here_is_not_compared(engine, model, tmp_path, caplog):
-    """As that of a server on another machine. Its weights are compared after the first synchronisation."""
+    """For example, on a server on another machine. Its weights are compared after the first synchronisation."""
     with caplog.at_level(logging.WARNING):
         engine._check_size(engine._servers[0], str(tmp_path / "elsewhere"), model.config)
     assert "elsewhere', whose configuration cannot be read here: its size is not compared" in caplog.text
 
 
 def test_check_says_how_a_server_is_started_that_receives_weights(vllm_server, mortal_server, tokenizer):
-    """The one has a weight-transfer engine, the other has none."""
+    """One server has a weight-transfer engine, the other has none."""
     run(VLLMServerEngine(vllm_server.url, tokenizer).check(weight_sync="nccl"))
     without_engine = VLLMServerEngine(mortal_server.url, tokenizer)
     run(without_engine.check(weight_sync="disk"))
@@ -455,7 +455,7 @@ def test_a_key_is_needed_and_never_shown_and_check_finds_wrong_flags(guarded, to
 
 
 def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, caplog, tmp_path):
-    """SIGKILL in mid-call; `step-trl serve` takes the port over, gets the last weights; SIGTERM ends that one."""
+    """After SIGKILL in a call, `step-trl serve` takes over the port and gets the last weights. SIGTERM ends it."""
     policy = testbed.load_model()
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -523,7 +523,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
 
 
 def test_pieces_are_cut_where_the_stop_string_ends(tokenizer):
-    """In whatever pieces the tokens come, with tokens behind the stop string and ids that the tokenizer has not."""
+    """For any chunks of tokens, with tokens after the stop string and ids that the tokenizer does not have."""
     ids = [9999, *tokenizer.encode("12 + 3.\n\nWait, Wait", add_special_tokens=False), 9999]
     pieces = token_bytes(tokenizer)
     stops = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)

@@ -47,7 +47,7 @@ def run(*coroutines):
 
 @torch.no_grad()
 def reference(model, prompt: list[int], max_tokens: int) -> list[int]:
-    """What `model.generate` decodes greedily, without EOS."""
+    """Return what `model.generate` decodes greedily, without EOS."""
     ids = torch.tensor([prompt])
     output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False,
                             eos_token_id=None, pad_token_id=0)  # fmt: skip
@@ -56,7 +56,7 @@ def reference(model, prompt: list[int], max_tokens: int) -> list[int]:
 
 @torch.no_grad()
 def log_probabilities(model, prompt: list[int], token_ids: list[int]) -> torch.Tensor:
-    """Of `token_ids` behind `prompt`, by one plain forward."""
+    """Return the log-probabilities of `token_ids` after `prompt`, by one plain forward pass."""
     logits = model(torch.tensor([prompt + token_ids])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1).gather(-1, torch.tensor(token_ids)[:, None])[:, 0]
 

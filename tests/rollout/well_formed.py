@@ -1,4 +1,4 @@
-"""What holds for every rollout of the testbed model, on any engine."""
+"""Checks that hold for every rollout of the testbed model, on any engine."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What is owned by every trainer is tested on real ones."""
+"""The runtime is tested on real trainers."""
 
 from trainers.conftest import build, easy_problems, mixed_problems, tokenizer
 

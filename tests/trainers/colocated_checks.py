@@ -34,7 +34,7 @@ def prompts(tokenizer):
 
 @pytest.fixture(scope="module")
 def trainer(tokenizer, tmp_path_factory):
-    """TRL leaves the precision to vLLM, which would halve that of a float32 model."""
+    """Return a trainer. TRL leaves the dtype to vLLM, which would use half precision for a float32 model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vllm_generation, "LLM", partial(vllm_generation.LLM, dtype="float32", enforce_eager=True))
         yield build(tokenizer, str(tmp_path_factory.mktemp("run")))
@@ -160,7 +160,7 @@ def test_a_model_with_other_log_probabilities_is_refused(trainer, tokenizer, mon
 
 
 def test_trains(trainer, engine, prompts, monkeypatch):
-    """vLLM's CPU build has repacked the weights: TRL's own way into them fails, `reload_weights` packs them again."""
+    """vLLM's CPU build has repacked the weights: TRL's own update fails, and `reload_weights` packs them again."""
 
     def sync_weights(self):
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self._iter_named_params()})

@@ -1,4 +1,4 @@
-"""The testbed, once per session, and a short way to a trainer."""
+"""The testbed, once per session, and a short way to build a trainer."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ OPTIONS = SMALL_RUN | {
 
 
 def shard_on_cpu(cpu_ram_efficient_loading: bool = False) -> None:
-    """FSDP2 as accelerate sets it up on GPUs. On CPUs it would not ask for it, though torch can."""
+    """Use FSDP2 on CPUs, as accelerate does on GPUs. accelerate does not use it on CPUs, though torch supports it."""
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -44,7 +44,7 @@ def shard_on_cpu(cpu_ram_efficient_loading: bool = False) -> None:
 
 
 class ReplayingSASTrainer(SASTrainer):
-    """Completions from a file, by their place in the global batch; one process writes the file."""
+    """Reads completions from a file by their position in the global batch. One process writes the file."""
 
     file: Path
 
@@ -62,7 +62,7 @@ class ReplayingSASTrainer(SASTrainer):
 
 
 def train(method: str, folder: Path, processes: int, how: str) -> Trainer:
-    """Two updates. Saves the model, and writes parameters and history."""
+    """Train for two updates, save the model, and write parameters and history."""
     trainer_class, config_class, options = {
         "step_grpo": (StepGRPOTrainer, StepGRPOConfig, {"advantage_selection": {"selection_ratio": 0.5}}),
         "sas": (ReplayingSASTrainer, SASConfig, {"length_reward": "grpo_lambda", "failed_step_advantage": 1.0}),
@@ -87,7 +87,7 @@ def train(method: str, folder: Path, processes: int, how: str) -> Trainer:
 
 
 def write(trainer: Trainer, folder: Path) -> None:
-    """Parameters and history."""
+    """Write parameters and history."""
     weights = trainer.accelerator.get_state_dict(trainer.model)
     if trainer.accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

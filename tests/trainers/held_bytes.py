@@ -1,4 +1,4 @@
-"""What a process of a training holds, in bytes."""
+"""The bytes that a training process holds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers import Trainer, TrainerCallback
 
 
 def local_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Of this process's parts."""
+    """Return the bytes of this process's shards."""
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
 
 
 class HeldBytes(TrainerCallback):
-    """`held`: what there is after an update, when there are gradients and states of the optimizer."""
+    """Records in `held` the bytes after an update, when gradients and optimizer states exist."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer

@@ -1,11 +1,11 @@
-"""What TRL's loss is given, and the log-probabilities that it computes."""
+"""The inputs of TRL's loss, and the log-probabilities that it computes."""
 
 import torch
 from trl import GRPOTrainer
 
 
 def record_losses(trainer, monkeypatch):
-    """Inputs of the parent's loss: as given, and what it reads after its forward pass, advantages and reference."""
+    """Record the inputs of the parent's loss: as given, and the advantages and reference after its forward pass."""
     records, original = [], GRPOTrainer._compute_loss
 
     def recording(self, model, inputs):

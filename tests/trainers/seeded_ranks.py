@@ -12,7 +12,7 @@ from step_trl import StepGRPOConfig, StepGRPOTrainer, testbed
 
 
 def sample_two_steps(urls: list[str], number_of_ranks: int, folder: str) -> list[list[tuple[list[int], list[int]]]]:
-    """For each step, this process's prompts and completions, out of 8 over all processes."""
+    """Return this process's prompts and completions for each step, out of 8 over all processes."""
     config = StepGRPOConfig(
         folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=urls, weight_sync="disk",
         seeded_rollouts=True, learning_rate=0.0, num_generations=4, max_completion_length=200, seed=3,

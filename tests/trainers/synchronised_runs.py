@@ -1,4 +1,4 @@
-"""Trainings whose vLLM server gets the weights by TRL's own synchronisation. Run on two processes, or imported."""
+"""Trainings whose vLLM server gets weights through TRL's own synchronisation. Run on two processes, or imported."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Watched:
 
 
 def train(method: str, how: str, url: str, folder: Path) -> dict:
-    """What the main process has seen of a training, how: `"alone"`, `"ddp"` or `"fsdp2"`."""
+    """Return what the main process records of a training that runs `"alone"`, with `"ddp"` or with `"fsdp2"`."""
     trainer_class, config_class = CLASSES[method]
     if how == "fsdp2":
         shard_on_cpu()

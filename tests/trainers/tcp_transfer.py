@@ -27,7 +27,7 @@ SERVER_ARGUMENTS = (
 
 
 class TCPCommunicator:
-    """What TRL and vLLM use of a `PyNcclCommunicator`, over the group's own TCP store."""
+    """The parts of a `PyNcclCommunicator` that TRL and vLLM use, over the group's own TCP store."""
 
     def __init__(self, group: StatelessProcessGroup):
         self.group = group
@@ -37,7 +37,7 @@ class TCPCommunicator:
 
 
 class NoStream:
-    """In place of a `torch.cuda.Stream`: everything is done when its call returns."""
+    """Replaces a `torch.cuda.Stream`: everything is done when its call returns."""
 
     def synchronize(self) -> None:
         pass
@@ -75,12 +75,12 @@ class TCPWeightTransferEngine(NCCLWeightTransferEngine):
 
 
 def init_process_group(master_address, master_port, rank, world_size, device) -> TCPCommunicator:
-    """In place of vLLM's `stateless_init_process_group`, which makes a `PyNcclCommunicator` of the same group."""
+    """Replaces vLLM's `stateless_init_process_group`, which creates a `PyNcclCommunicator` of the same group."""
     return TCPCommunicator(StatelessProcessGroup.create(master_address, master_port, rank, world_size))
 
 
 class Registered:
-    """Loaded by `--worker-extension-cls` before the worker makes its engine; adds nothing to the worker."""
+    """Loaded by `--worker-extension-cls` before the worker creates its engine. It adds nothing to the worker."""
 
 
 WeightTransferEngineFactory.register_engine("tcp", TCPWeightTransferEngine)

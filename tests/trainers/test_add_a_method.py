@@ -21,7 +21,7 @@ class ToyConfig(EfficientReasoningConfig):
 
 
 class ToyTrainer(EfficientReasoningTrainer):
-    """All four hooks, each once."""
+    """A trainer with all four hooks."""
 
     _name = "Toy"
     config_class = ToyConfig

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("split group")  # which takes long
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """What the two processes have recorded, by method."""
+    """The records of the two processes, by method."""
     folder = tmp_path_factory.mktemp("split")
     script = Path(__file__).with_name("split_group.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]

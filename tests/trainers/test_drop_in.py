@@ -1,4 +1,4 @@
-"""What our features do in uses of GRPOTrainer that they were not made for."""
+"""Our features in uses of GRPOTrainer that they were not made for."""
 
 import logging
 from functools import partial
@@ -18,7 +18,7 @@ FEATURELESS = {"truncated_rollout": False, "step_reward": False, "format_reward"
 
 
 def record_rewards(trainer):
-    """Gathered rewards of each batch, as they are computed."""
+    """Record the gathered rewards of each batch."""
     batches, original = [], trainer._calculate_rewards
 
     def recording(*args):
@@ -30,7 +30,7 @@ def record_rewards(trainer):
 
 
 def every_other(completions, **kwargs):
-    """Right, and not to be scored, by turns."""
+    """Score completions alternately as correct and as `None`."""
     return [1.0 if place % 2 else None for place in range(len(completions))]
 
 

@@ -1,4 +1,4 @@
-"""Without their features, our trainers are TRL's GRPOTrainer, to the bit, however it is used."""
+"""Without their features, our trainers are bitwise equal to TRL's GRPOTrainer, however it is used."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Events(TrainerCallback):
 
 @dataclass
 class Use:
-    """A way to use a trainer: options of its configuration, and its other arguments, made anew for each training."""
+    """A way to use a trainer: options of its configuration, and its other arguments, created for each training."""
 
     options: dict[str, Any] = field(default_factory=dict)
     arguments: Any = dict
@@ -154,7 +154,7 @@ CASES = [
 
 
 def train(trainer_class, config_class, folder, use: Use, **features):
-    """Everything that was logged but times, what callbacks saw, and the trained weights."""
+    """Return all logs but times, what callbacks saw, and the trained weights."""
     events = Events()
     arguments = {"reward_funcs": letters, "train_dataset": rows()} | use.arguments()
     arguments.setdefault("processing_class", testbed.load_tokenizer())

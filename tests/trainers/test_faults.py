@@ -1,4 +1,4 @@
-"""Trainings whose server goes away, whose processes differ, and whose servers do not take the weights."""
+"""Trainings whose server fails, whose processes differ, or whose servers do not load the weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def on_server(build):
 
 
 def completions_of(prompts_and_completions):
-    """A mapping from prompt to its completions, in order."""
+    """Return the completions of each prompt, in order."""
     completions = defaultdict(list)
     for prompt, completion in prompts_and_completions:
         completions[tuple(prompt)].append(completion)
@@ -53,7 +53,7 @@ def completions_of(prompts_and_completions):
 
 
 def test_seeded_completions_do_not_depend_on_processes_or_servers(vllm_server, mortal_server, tmp_path):
-    """One process, two on a server, two on two servers: the same completions of the same prompts."""
+    """One process, two on a server, and two on two servers sample the same completions for the same prompts."""
     alone = sample_two_steps([vllm_server.url], 1, str(tmp_path / "alone"))
     before = [generated_tokens(server.url) for server in (vllm_server, mortal_server)]
     both = f"{vllm_server.url},{mortal_server.url}"
@@ -100,7 +100,7 @@ def test_ranks_with_long_and_short_completions_wait_for_each_other(unlike_ranks)
 
 
 def test_a_callback_that_fails_on_one_rank_ends_both(unlike_ranks):
-    """Rank 1 with its own traceback, rank 0 by naming it."""
+    """Rank 1 ends with its own traceback, rank 0 with an error that names rank 1."""
     _, (first, second) = unlike_ranks
     assert first[0] != 0 and second[0] != 0
     assert "in at_boundary" in second[1]
@@ -115,7 +115,7 @@ def test_a_callback_that_fails_on_one_rank_ends_both(unlike_ranks):
 def test_a_training_goes_on_where_its_server_left_it(
     method, how, on_server, vllm_server, mortal_server, mixed_problems, caplog, tmp_path
 ):
-    """Away for longer than the time-out: a checkpoint is saved; a new trainer resumes on the server that is back."""
+    """If it is away for longer than the time-out, a checkpoint is saved. A new trainer resumes when it is back."""
 
     class EndOfServer(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -152,7 +152,7 @@ def test_a_training_goes_on_where_its_server_left_it(
 
 
 def test_a_model_with_tied_embeddings_is_found_out(on_server, tokenizer, tmp_path):
-    """vLLM's CPU server keeps the old lm_head of such a model: equal at first, other weights after an update."""
+    """vLLM's CPU server keeps the old lm_head of such a model: weights are equal at first, but not after an update."""
     folder = tmp_path / "tied"
     config = AutoConfig.from_pretrained(testbed.MODEL_DIR)
     config.tie_word_embeddings = True

@@ -47,13 +47,13 @@ def test_parameters(name):
 
 
 def overridden(kind):
-    """What of TRL's a class of ours defines itself."""
+    """Return the methods of TRL that one of our classes overrides."""
     parents = {name for cls in GRPOTrainer.__mro__ for name in vars(cls)}
     return {name for name in vars(kind).keys() & parents if callable(getattr(GRPOTrainer, name, None))} - {"__init__"}
 
 
 def test_only_the_base_overrides_hooks_of_trl_and_they_are_pinned():
-    """But for LAPO, which changes prompts, and keeps lengths beside a checkpoint."""
+    """Except for LAPO, which changes prompts, and saves lengths beside a checkpoint."""
     pinned = SIGNATURES.keys() | WITH_ANNOTATIONS.keys()
     for trainer, _ in METHODS.values():
         for kind in (kind for kind in trainer.__mro__ if kind.__module__.startswith("step_trl")):
@@ -70,7 +70,7 @@ def test_the_loss_reads_advantages_and_reference_after_its_forward_pass():
 
 
 def test_the_loss_reads_old_log_probabilities_after_its_forward_pass():
-    """And ratios are taken of what it has read, so that `loss_as_advantages` can replace both."""
+    """Ratios are computed from the values that it reads then, so that `loss_as_advantages` can replace both."""
     source = inspect.getsource(GRPOTrainer._compute_loss)
     forward = source.index("self._get_per_token_logps_and_entropies(")
     advantages, old = source.index('inputs["advantages"]'), source.index('inputs.get("old_per_token_logps")')
@@ -86,7 +86,7 @@ def test_an_unsupported_trl_says_what_to_install():
 
 
 def test_vllm_on_a_cpu_does_not_complain_of_triton(caplog):
-    """Its check runs when TRL is imported; here once more, as it would and as it is."""
+    """Its check runs when TRL is imported. Here it runs once more, with and without our change."""
     logger = logging.getLogger("vllm.triton_utils.importing")
     logger.addHandler(caplog.handler)  # vLLM's loggers do not propagate
     try:

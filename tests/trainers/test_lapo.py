@@ -1,4 +1,4 @@
-"""LAPO: what is remembered of solutions, stated in prompts, and kept from stage to stage."""
+"""LAPO: the lengths of solutions, how prompts state them, and how stages pass them on."""
 
 import json
 

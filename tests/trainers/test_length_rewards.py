@@ -117,7 +117,7 @@ def test_options(tmp_path):
             {"length_reward": "l1_max", "length_reward_options": {"beta": 1}},
             r"length_reward_options: 'l1_max' has no beta\. Set alpha, delta",
         ),
-        ({"length_reward_options": {"alpha": 1}}, "length_reward_options: there is no length_reward"),
+        ({"length_reward_options": {"alpha": 1}}, "length_reward_options: length_reward is not set"),
     ):
         with pytest.raises(ValueError, match=message):
             StepGRPOConfig(str(tmp_path), use_cpu=True, bf16=False, **options)

@@ -1,4 +1,4 @@
-"""`probability_mask`: tokens that the policy was certain of leave the loss, in every trainer."""
+"""`probability_mask`: tokens that the policy was certain of are left out of the loss, in every trainer."""
 
 import math
 

@@ -22,7 +22,7 @@ class WithPopulationDeviation(EfficientReasoningTrainer):
 
 
 def moved(trainer):
-    """What a training adds to the weights."""
+    """Return the change of the weights by a training."""
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()
     return torch.cat([(new - old).flatten() for old, new in zip(before, trainer.model.parameters(), strict=True)])

@@ -37,7 +37,7 @@ def trained(request, build, mixed_problems, monkeypatch):
 
 
 def token_logps(model, inputs):
-    """Of a batch's completions under a model that TRL may not know."""
+    """Return the log-probabilities of a batch's completions under a model that TRL may not know."""
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
     with torch.no_grad():

@@ -167,7 +167,7 @@ def test_a_model_that_learns_to_do_without_triggers_is_no_symptom(caplog):
 
 
 def test_a_segmenter_of_ones_own(build, tokenizer, monkeypatch):
-    """Steps are sentences here; in Step-GRPO they count as trigger words do."""
+    """Steps are sentences here. In Step-GRPO, they count as trigger words do."""
     sentences = Segmenter(tokenizer, re.compile(rb"[.?]\s+"), end_text="</think>")
     trainer = build("sas", trainer_options={"segmenter": sentences})
     records = record_losses(trainer, monkeypatch)

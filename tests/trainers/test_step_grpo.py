@@ -14,7 +14,7 @@ from step_trl.steps import TriggerSegmenter
 
 
 def record_batches(trainer):
-    """Outputs of `_generate_and_score_completions`, as they are made."""
+    """Record the outputs of `_generate_and_score_completions`."""
     outputs, original = [], trainer._generate_and_score_completions
 
     def recording(inputs):
@@ -26,7 +26,7 @@ def record_batches(trainer):
 
 
 def rewards_by_hand(completion_ids, correct, formatted, tokenizer, group, alpha, beta, baseline="correct"):
-    """Eq. 3 to 5, one completion at a time."""
+    """Compute eq. 3 to 5, one completion at a time."""
     steps = [1 + TriggerSegmenter(tokenizer).count(ids) for ids in completion_ids]
     rewards = []
     for i, k in enumerate(steps):
@@ -228,7 +228,7 @@ def test_same_seed_same_run(build):
         ({"confidence_threshold": 1.5}, "confidence_threshold: 1.5 is outside"),
         ({"accuracy_weight": -1}, "accuracy_weight: -1 is outside"),
         ({"triggers": []}, "triggers: "),
-        ({"triggers": "Wait"}, "triggers: 'Wait' is no list"),
+        ({"triggers": "Wait"}, "triggers: 'Wait' is not a list"),
         ({"triggers": ["Wait", ""]}, "triggers: "),
         ({"max_probe_tokens": 0}, "max_probe_tokens: 0"),
         ({"max_probes": 0}, "max_probes: 0"),
@@ -269,7 +269,7 @@ def test_bad_rows_fail_before_the_parent_is_set_up(build, monkeypatch, rows, mes
 def test_a_config_of_another_class_is_refused(tokenizer, easy_problems, tmp_path):
     from step_trl import SASConfig, testbed
 
-    with pytest.raises(TypeError, match="SASConfig is no StepGRPOConfig"):
+    with pytest.raises(TypeError, match="SASConfig is not a StepGRPOConfig"):
         StepGRPOTrainer(testbed.load_model(), args=SASConfig(str(tmp_path), bf16=False), train_dataset=easy_problems)
 
 
@@ -325,7 +325,7 @@ def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch)
 
 
 def test_with_selection_long_correct_completions_keep_their_blame(build, monkeypatch):
-    """SAS's rule for correct completions withholds credit; those that the step reward blames have none."""
+    """SAS's rule for correct completions withholds credit. Completions with a negative advantage have none."""
     trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
     records = record_losses(trainer, monkeypatch)
     trainer.train()

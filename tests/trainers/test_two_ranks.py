@@ -44,7 +44,7 @@ def how(request, runs):
 
 
 def differences(expected, found):
-    """Largest difference of what was logged, apart from times, and of the parameters."""
+    """Return the largest difference of the logs, apart from times, and of the parameters."""
     histories = [json.loads((folder / "history.json").read_text()) for folder in (expected, found)]
     logged = [0.0]
     for ours, theirs in zip(*([entry for entry in history if "loss" in entry] for history in histories), strict=True):
@@ -83,7 +83,7 @@ def test_the_model_of_two_processes_is_saved_whole(method, runs, how):
 
 
 def test_what_fsdp2_shards(runs, how):
-    """Uneven evaluation ends, servers receive whole and merged weights, a reference without weights is refused."""
+    """Uneven evaluation does not deadlock, servers get whole merged weights, empty references are refused."""
     if how == "fsdp2":
         found = json.loads((runs / "fsdp2.json").read_text())
         assert 0 <= found["evaluated"] <= 1

@@ -1,4 +1,4 @@
-"""The trainers on a real vLLM server, weights over the disk."""
+"""The trainers on a real vLLM server, with weights sent over the disk."""
 
 import asyncio
 import json

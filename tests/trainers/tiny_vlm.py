@@ -1,4 +1,4 @@
-"""A vision-language model that is random and tiny, with a processor made here: nothing is downloaded."""
+"""A tiny, random vision-language model, with a processor built here: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEMPLATE = (
 
 
 class ImageProcessor(Qwen2VLProcessor):
-    """Without videos, whose processor needs torchvision."""
+    """A processor without videos, which would need torchvision."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
         self.image_token, self.video_token = IMAGE_TOKENS[2:]

@@ -1,4 +1,4 @@
-"""Two processes of one training, without an agent that ends the one when the other fails."""
+"""Two processes of one training, without an agent that stops one when the other fails."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from step_trl.rollout.engines.vllm_process import free_port
 
 
 def run_two_processes(script: Path, arguments: Sequence[str], folder: Path, seconds: float) -> list[tuple[int, str]]:
-    """Exit status and output of each rank. Raises `subprocess.TimeoutExpired` if one of them does not end in time."""
+    """Return each rank's exit status and output. Raise `subprocess.TimeoutExpired` if one does not end in time."""
     helpers = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",

@@ -1,4 +1,4 @@
-"""Run on two processes, with DDP or FSDP2. Start-up takes longest, so this is all that is tested there."""
+"""Run on two processes, with DDP or FSDP2. Start-up takes longest, so only this is tested there."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ from step_trl.runtime.weight_sync import DiskSyncedGeneration
 
 
 class Reader:
-    """In place of servers: reads what they would read."""
+    """Replaces servers: reads what they would read."""
 
     async def load_weights(self, folder):
         self.weights = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
 
 
 def synced_weights(trainer, folder):
-    """What servers receive."""
+    """Return the weights that servers receive."""
     reader = Reader()
     generation = DiskSyncedGeneration(
         engine=reader,

@@ -1,4 +1,4 @@
-"""Run on two processes: three steps on a vLLM server, weights over the disk. Each rank writes a log."""
+"""Run on two processes: three steps on a vLLM server, with weights over the disk. Each rank writes a log."""
 
 import json
 import sys

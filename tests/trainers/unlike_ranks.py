@@ -1,4 +1,4 @@
-"""Run on two processes: trainings on a vLLM server in which something else happens on rank 1."""
+"""Run on two processes: trainings on a vLLM server in which something different happens on rank 1."""
 
 from __future__ import annotations
 

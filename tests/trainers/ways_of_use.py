@@ -24,7 +24,7 @@ def text_of(completion):
 
 
 def letters(completions, **kwargs):
-    """From 0 to 1, and not the same for any two completions of a group, or hardly ever."""
+    """Return rewards from 0 to 1 that almost always differ between the completions of a group."""
     return [sum(map(ord, text_of(completion))) % 97 / 96 for completion in completions]
 
 
@@ -34,7 +34,7 @@ def short_or_none(completions, log_metric=None, **kwargs):
 
 
 def some_letters(completions, **kwargs):
-    """Not for a third of them."""
+    """Return rewards, but `None` for a third of the completions."""
     return [value if round(96 * value) % 3 else None for value in letters(completions)]
 
 

@@ -1,4 +1,4 @@
-"""Sizes of a training's batches, by TRL's rules."""
+"""The batch sizes of a training, by TRL's rules."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class Batches:
 
     Attributes:
         processes (`int`), per_device (`int`), accumulation (`int`), steps_per_generation (`int`):
-            Processes; completions of a micro-batch in each of them; micro-batches of an update and of a generation.
+            The number of processes, of completions per micro-batch in each of them, of micro-batches per update, and
+            of micro-batches per generation batch.
         num_generations (`int`), num_iterations (`int`):
-            Completions of a group, and how often each is learned from.
+            The number of completions per group, and of iterations over each generation batch.
     """
 
     processes: int
@@ -32,7 +33,7 @@ class Batches:
     @classmethod
     def of(cls, values: Namespace, processes: int, whole_groups: bool = False) -> Batches:
         """
-        Return the batches of a configuration's values. Raises `ValueError` for numbers that do not fit one another.
+        Return the batches of a configuration's values, or raise a `ValueError` if the numbers do not fit together.
 
         With `whole_groups`, each process must have whole groups.
         """
@@ -44,7 +45,7 @@ class Batches:
             )
         if generation is not None and generation % micro:
             raise ValueError(
-                f"generation_batch_size: {generation} is no multiple of {micro}, which is "
+                f"generation_batch_size: {generation} is not a multiple of {micro}, which is "
                 f"per_device_train_batch_size={values.per_device_train_batch_size} x {processes} processes."
             )
         if steps is None:
@@ -63,23 +64,23 @@ class Batches:
     def _check_groups(self, whole_groups: bool) -> None:
         size = self.num_generations
         if size < 2:
-            raise ValueError(f"num_generations: {size} is no group to compare a completion with. Set at least 2.")
+            raise ValueError(f"num_generations: {size} is too small a group to compare completions. Set at least 2.")
         if self.generation % size:
             raise ValueError(
                 f"num_generations: the {self.generation} completions of a generation, which are "
                 f"per_device_train_batch_size={self.per_device} x steps_per_generation={self.steps_per_generation} x "
-                f"{self.processes} processes, are no whole groups of {size}. Set one of them so that they are."
+                f"{self.processes} processes, are not whole groups of {size}. Change one of these numbers."
             )
         if whole_groups and self.generation // self.processes % size:
             raise ValueError(
-                f"num_generations: the {self.generation // self.processes} completions of a process are no whole "
-                f"groups of {size}, which this method samples there. Set per_device_train_batch_size or "
-                "steps_per_generation so that they are."
+                f"num_generations: the {self.generation // self.processes} completions of a process are not whole "
+                f"groups of {size}, which this method needs. Change per_device_train_batch_size or "
+                "steps_per_generation."
             )
 
     @property
     def generation(self) -> int:
-        """Completions that are generated at once, by all processes."""
+        """Return the number of completions that all processes generate at once."""
         return self.per_device * self.steps_per_generation * self.processes
 
     @property
@@ -88,11 +89,11 @@ class Batches:
 
     @property
     def prompts(self) -> int:
-        """Of a generation."""
+        """Return the number of prompts per generation batch."""
         return self.generation // self.num_generations
 
     def updates(self, rows: int, max_steps: int, epochs: float) -> int:
-        """Of a training on `rows` rows. Raises `ValueError` if they are fewer than the prompts of a generation."""
+        """Return the number of updates on `rows` rows, or raise a `ValueError` if one generation needs more rows."""
         if rows < self.prompts:
             raise ValueError(
                 f"dataset: its {rows} rows are fewer than the {self.prompts} prompts of a generation. Set smaller "

@@ -1,7 +1,7 @@
 """
-The checks of `step-trl train --dry-run`. Each returns its line of the plan, and raises an error for what is wrong.
+The checks of `step-trl train --dry-run`. Each returns its line of the plan, or raises an error if something is wrong.
 
-They are functions of a [`StagePlan`], on which they leave what later ones need.
+They are functions of a [`StagePlan`], on which they store what later checks need.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from .stage_plan import StagePlan
 
 
 SAMPLED_PROMPTS = 1_000
-SERVER_SECONDS = 5.0  # that a server which does not answer is asked again
+SERVER_SECONDS = 5.0  # for which to retry a server that does not answer
 
 
 class CheckFailed(ValueError):
-    """Several things are wrong."""
+    """Raised when several things are wrong."""
 
     def __init__(self, failures: Sequence[str]):
         super().__init__("\n".join(failures))
@@ -57,7 +57,7 @@ class CheckFailed(ValueError):
 
 
 def read_fields(plan: StagePlan) -> str:
-    """Every field that is wrong by itself; the others are read without it."""
+    """Read the fields, and report each one that is wrong by itself. The others are read without it."""
     trainer = trainer_name(plan.recipe, plan.arguments)
     plan.values, wrong = parse_values(trainer, plan.recipe, plan.arguments)
     if wrong:
@@ -66,7 +66,7 @@ def read_fields(plan: StagePlan) -> str:
 
 
 def describe_method(plan: StagePlan) -> str:
-    """What is trained, in the methods' terms."""
+    """Describe what is trained, in the method's terms."""
     values, config = cast("Namespace", plan.values), cast("EfficientReasoningConfig", plan.config)
     words = [f"trainer {values.trainer!r}", *config.describe(), f"KL {config.beta:g}"]
     return ", ".join([*words, f"learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"])
@@ -77,7 +77,7 @@ def _plain(value: Any) -> str:
 
 
 def check_config(plan: StagePlan) -> str:
-    """By its own rules, with batch sizes that fit, which are another check."""
+    """Check the configuration by its own rules. Batch sizes, which have their own check, are set to ones that fit."""
     values = cast("Namespace", plan.values)
     neutral = {
         "use_cpu": True,
@@ -104,7 +104,7 @@ def check_config(plan: StagePlan) -> str:
 
 
 def _wrong_of_any(values: Namespace, config: TrainingArguments) -> list[str]:
-    """What no trainer of recipes can do."""
+    """Return messages about options that no trainer of a recipe supports."""
     wrong = []
     if _plain(values.eval_strategy) != "no":
         strategy = _plain(values.eval_strategy)
@@ -117,7 +117,7 @@ def _wrong_of_any(values: Namespace, config: TrainingArguments) -> list[str]:
 
 @contextmanager
 def _without_launcher() -> Iterator[None]:
-    """No process group is opened, so that one process can plan for many."""
+    """Keep a process group from being initialized, so that one process can plan for many."""
     taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LAUNCHER_VARIABLES)}
     try:
         yield
@@ -183,7 +183,7 @@ def check_prompts(plan: StagePlan) -> str:
 
 
 def _sampled(rows: datasets.Dataset) -> list[Any]:
-    """Prompts, evenly over the rows."""
+    """Return prompts that are evenly spread over the rows."""
     return rows["prompt"][:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
 
 
@@ -204,7 +204,7 @@ def check_servers(plan: StagePlan) -> str:
         return "none: completions are generated in process"
     if values.vllm_mode != "server":
         return f"none: vLLM runs in process, with {values.vllm_gpu_memory_utilization:.0%} of each GPU"
-    # From the fields, not from a configuration, so that servers are checked where another field is wrong.
+    # Use the fields, not a configuration, so that servers are checked even if another field is wrong.
     urls = server_urls(values.vllm_server_base_url, values.vllm_server_host, values.vllm_server_port)
     longest, wrong = (plan.longest_prompt or 1) + values.max_completion_length, []
     for url in urls:
@@ -213,7 +213,7 @@ def check_servers(plan: StagePlan) -> str:
             run_to_end(
                 engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
             )
-        except Exception as error:  # the other servers are checked, too
+        except Exception as error:  # still check the other servers
             wrong.append(f"{error}")
     if wrong:
         raise CheckFailed(wrong)
@@ -256,7 +256,7 @@ def check_distill_memory(plan: StagePlan) -> str:
 
 
 def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
-    """What every training tells a [`Workload`]."""
+    """Return the fields of a [`Workload`] that all trainings set in the same way."""
     config = cast("TrainingArguments", plan.config)
     accumulating = cast("Any", config.accelerator_config).gradient_accumulation_kwargs or {}
     shares_each = accumulation == 1 or accumulating.get("sync_each_batch", False)
@@ -269,7 +269,7 @@ def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
 
 
 def _compare(plan: StagePlan, work: Workload) -> str:
-    """The estimate, and whether it fits."""
+    """Describe the estimate, or raise an error if it does not fit."""
     config = cast("PretrainedConfig", plan.model_config)
     estimate, words = estimate_memory(config, work), ""
     room, where = _room(plan)
@@ -290,7 +290,7 @@ def _compare(plan: StagePlan, work: Workload) -> str:
 
 
 def _room(plan: StagePlan) -> tuple[int | None, str]:
-    """Bytes that a process can have, and where."""
+    """Return the number of bytes available to a process, and where they are."""
     if cast("Namespace", plan.values).use_cpu:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // plan.layout.processes, "of this machine"
     return plan.layout.gpu_memory, "of a GPU"
@@ -312,21 +312,21 @@ def check_output(plan: StagePlan) -> str:
     folder = folder / f"stage-{plan.number}"
     if is_done(folder):
         return f"{folder}, which is done and is left as it is"
-    return f"{folder}" + ", where an earlier run goes on" * any(folder.glob("checkpoint-*"))
+    return f"{folder}" + ", where an earlier run is resumed" * any(folder.glob("checkpoint-*"))
 
 
 def describe_distillation(plan: StagePlan) -> str:
-    """What is sampled, and what of it is kept."""
+    """Describe what is sampled and which samples are kept."""
     values = cast("Namespace", plan.values)
     return (
         f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
-        f"thoughts end when an answer is more confident than {values.confidence:g}; learned are of each problem the "
-        f"shortest that are right, at most {values.per_problem}"
+        f"thoughts end when an answer is more confident than {values.confidence:g}; the shortest correct completions "
+        f"of each problem, at most {values.per_problem}, are used for training"
     )
 
 
 def check_distillation(plan: StagePlan) -> str:
-    """By the rules of both configurations."""
+    """Check the fields by the rules of both configurations."""
     values = cast("Namespace", plan.values)
     plan.dataclass_of(DistillArguments)
     with _without_launcher():
@@ -355,13 +355,13 @@ def check_problems(plan: StagePlan) -> str:
 
 
 def check_distill_output(plan: StagePlan) -> str:
-    folder = Path(cast("Namespace", plan.values).output_dir or "trainer_output")  # that of transformers
+    folder = Path(cast("Namespace", plan.values).output_dir or "trainer_output")  # the default of transformers
     if plan.stages > 1:
         folder = folder / f"stage-{plan.number}"
         if is_done(folder):
             return f"{folder}, which is done and is left as it is"
     check_no_model(folder)
-    return f"{folder}" + ", whose samples are not made again" * (folder / "samples").exists()
+    return f"{folder}" + ", whose samples are reused" * (folder / "samples").exists()
 
 
 CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (

@@ -1,4 +1,4 @@
-"""How a training is laid out: over how many processes, and what of the model each of them holds."""
+"""The layout of a training: the number of processes, and which parts of the model each of them holds."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from accelerate.utils import DistributedType
 @dataclass(frozen=True)
 class Layout:
     """
-    What `accelerate launch` makes of a training, as far as it decides about memory.
+    The settings of `accelerate launch` that affect memory.
 
     Args:
         processes (`int`, *optional*, defaults to `1`):
-            Training processes, one per GPU, on all machines together.
+            The number of training processes, one per GPU, on all machines together.
         engine (`str`, *optional*, defaults to `"ddp"`):
             `"ddp"`, `"deepspeed"` or `"fsdp"`.
         stage (`int`, *optional*, defaults to `0`):
-            What is spread over the processes, as DeepSpeed counts: from 1 the states of the optimizer, from 2 the
-            gradients, too, and with 3 the weights. FSDP is 3.
+            What is sharded over the processes, as DeepSpeed counts it: from 1 the optimizer states, from 2 also the
+            gradients, and at 3 also the weights. FSDP counts as 3.
         reshard_after_forward (`bool`, *optional*, defaults to `True`):
-            Of FSDP: whether gathered weights are dropped between forward and backward pass.
+            For FSDP: whether gathered weights are freed between the forward and the backward pass.
         offload_parameters (`bool`, *optional*, defaults to `False`):
-            Whether weights and gradients are kept in the memory of the machine.
+            Whether weights and gradients are kept in CPU memory.
         offload_optimizer (`bool`, *optional*, defaults to `False`):
-            Whether the optimizer's states are kept there.
+            Whether the optimizer states are kept in CPU memory.
         gpu_memory (`int`, *optional*):
-            Bytes of a GPU. `None` where none is known.
+            The memory of a GPU in bytes, or `None` if it is not known.
     """
 
     processes: int = 1
@@ -50,15 +50,15 @@ class Layout:
         cls, accelerate_config: Path | None = None, num_processes: int | None = None, gpu_memory: float | None = None
     ) -> Layout:
         """
-        The layout of a launch.
+        Return the layout of a launch.
 
         Args:
             accelerate_config (`Path`, *optional*):
-                The `--config_file` of `accelerate launch`. By default what the launcher of this process has set.
+                The `--config_file` of `accelerate launch`. By default, the settings that launched this process.
             num_processes (`int`, *optional*):
-                By default those of the file, or of this launch.
+                The number of processes. By default, that of the file or of this launch.
             gpu_memory (`float`, *optional*):
-                GiB of a GPU. By default those of the GPU that this process sees.
+                The memory of a GPU in GiB. By default, that of the GPU that this process sees.
         """
         for name, value in (("num-processes", num_processes), ("gpu-memory", gpu_memory)):
             if value is not None and value <= 0:
@@ -80,18 +80,18 @@ class Layout:
 
     @property
     def name(self) -> str:
-        """As users call it."""
+        """Return the name that users know it by."""
         if self.engine == "ddp":
             return "DDP" if self.processes > 1 else "one GPU"
         return "FSDP" if self.engine == "fsdp" else f"ZeRO-{self.stage}"
 
     def share(self, count: int, stage: int) -> int:
-        """Bytes of something on each process, where it is spread from a `stage` on."""
+        """Return the bytes on each process of something that is sharded from this `stage` on."""
         return -(-count // self.processes) if self.stage >= stage else count
 
 
 def _configured(config: Any) -> dict[str, Any]:
-    """From a file of accelerate's."""
+    """Read the layout from an accelerate config file."""
     if config.distributed_type == DistributedType.FSDP:
         options = config.fsdp_config
         return _fsdp(options.get("fsdp_reshard_after_forward", True), options.get("fsdp_offload_params", False))
@@ -107,7 +107,7 @@ def _configured(config: Any) -> dict[str, Any]:
 
 
 def _launched(environment: Mapping[str, str]) -> dict[str, Any]:
-    """From the variables that `accelerate launch` sets for the processes that it starts."""
+    """Read the layout from the environment variables that `accelerate launch` sets for its processes."""
     if environment.get("ACCELERATE_USE_FSDP") == "true":
         return _fsdp(
             environment.get("FSDP_RESHARD_AFTER_FORWARD", True), environment.get("FSDP_OFFLOAD_PARAMS", False)
@@ -123,7 +123,7 @@ def _launched(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _fsdp(reshard: Any, offload: Any) -> dict[str, Any]:
-    # FSDP1 writes a sharding strategy there.
+    # In FSDP1, this is a sharding strategy.
     reshards = str(reshard).lower() not in ("false", "shard_grad_op", "no_shard")
     offloads = str(offload).lower() == "true"
     return {

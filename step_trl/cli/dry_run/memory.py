@@ -1,10 +1,10 @@
 """
-How much memory a training takes on each GPU, from the model's configuration alone.
+Estimate the memory that a training takes on each GPU, from the model's configuration alone.
 
-Counted are weights, gradients and states of the optimizer with what DDP, DeepSpeed or FSDP makes of them, the
-reference model, rollouts, key-value caches, activations with and without gradient checkpointing, and the tiles in
-which TRL computes log-probabilities: it never has the logits of all tokens. Not counted are CUDA's context, NCCL's
-buffers and fragmentation, for which [`RESERVE`] of the GPU is left.
+The estimate counts weights, gradients and optimizer states as DDP, DeepSpeed or FSDP distributes them, the reference
+model, rollouts, key-value caches, activations with and without gradient checkpointing, and the tiles in which TRL
+computes log-probabilities: it never holds the logits of all tokens. It does not count the CUDA context, NCCL buffers
+and fragmentation, for which [`RESERVE`] of the GPU is left free.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ DEEPSPEED_LIVE = 1_000_000_000  # elements of its default stage3_max_live_parame
 @dataclass(frozen=True)
 class Workload:
     """
-    What a training asks of a process.
+    What one process of a training computes and stores.
 
     Args:
         model ([`~trl.ModelConfig`]):
-            Type and adapter of the model.
+            The dtype and the adapter of the model.
         layout ([`~step_trl.cli.dry_run.layout.Layout`]):
-            Processes, and what they share.
+            The number of processes, and what is sharded over them.
         max_length (`int`):
-            Tokens of the longest prompt and completion together.
+            The number of tokens of the longest prompt and completion together.
         micro_batch (`int`):
-            Completions of one forward pass.
+            The number of completions per forward pass.
         optimizer (`str`, *optional*, defaults to `"adamw_torch_fused"`):
-            `optim` of the training.
+            The `optim` of the training.
         bf16 (`bool`, *optional*, defaults to `False`):
-            Whether it computes in bfloat16.
+            Whether the training computes in bfloat16.
         has_reference (`bool`, *optional*, defaults to `False`):
-            Whether the KL term needs a reference model: `beta` is not 0.
+            Whether the KL term needs a reference model, because `beta` is not 0.
         gradient_checkpointing (`bool`, *optional*, defaults to `True`):
             Whether only the inputs of layers are kept for the backward pass.
         accumulates_unshared (`bool`, *optional*, defaults to `False`):
-            Whether FSDP adds up the gradients of an update's micro-batches before it shares them, as it does without
+            Whether FSDP sums the gradients of an update's micro-batches before it reduces them, as it does without
             `sync_each_batch`.
         padded (`bool`, *optional*, defaults to `False`):
             Whether micro-batches can have padding, for which attention needs a mask.
         kept_completions (`int`, *optional*, defaults to `0`):
-            Completions of a generation that are held for the updates on them.
+            The number of completions of a generation batch that are kept for the updates on them.
         cached_completions (`int`, *optional*, defaults to `0`):
-            Completions that are generated in this process at once.
+            The number of completions that this process generates at once.
         samples_whole (`bool`, *optional*, defaults to `False`):
             Whether they are generated with all weights gathered.
         vllm_share (`float`, *optional*, defaults to `0.0`):
-            Share of the GPU that a colocated vLLM takes.
+            The share of the GPU that a colocated vLLM takes.
     """
 
     model: ModelConfig
@@ -81,24 +81,24 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Of a micro-batch."""
+        """Return the number of tokens per micro-batch."""
         return self.micro_batch * self.max_length
 
 
 @dataclass
 class MemoryEstimate:
     """
-    Bytes on each process, by what they are for.
+    The bytes that each process uses, by purpose.
 
     Attributes:
         parameters (`int`), trainable (`int`):
-            Numbers of them.
+            The number of all parameters and of trainable ones.
         lasting (`dict[str, int]`):
-            There all the time.
+            Memory that is used throughout the training.
         phases (`dict[str, dict[str, int]]`):
-            There in one phase of a training, and in no other.
+            Memory that is used only in one phase of the training.
         left_out (`list[str]`):
-            What this run has that is not counted.
+            Whatever this run uses that is not counted.
     """
 
     parameters: int
@@ -109,12 +109,12 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> str:
-        """The phase that takes most."""
+        """Return the phase that takes the most memory."""
         return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
 
     @property
     def total(self) -> int:
-        """At its peak."""
+        """Return the bytes at the peak."""
         return sum(self.lasting.values()) + sum(self.phases[self.peak].values())
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ class MemoryEstimate:
 
 
 def size_text(count: int) -> str:
-    """Bytes as people read them."""
+    """Return bytes as text, in GiB or MiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
@@ -141,9 +141,9 @@ def estimate_memory(config: PretrainedConfig, work: Workload) -> MemoryEstimate:
 
     Args:
         config ([`~transformers.PretrainedConfig`]):
-            Of the model.
+            The model's configuration.
         work ([`Workload`]):
-            What is done with it.
+            The workload of the process.
     """
     size = model_size(config, work.model, work.bf16)
     estimate = MemoryEstimate(size.parameters, size.trainable, _states(size, work), _phases(size, work))
@@ -190,7 +190,7 @@ def _states(size: ModelSize, work: Workload) -> dict[str, int]:
 def _phases(size: ModelSize, work: Workload) -> dict[str, dict[str, int]]:
     whole = size.parameters * _item(size, work)
     gathered = whole if work.layout.stage == 3 else 0
-    # TRL makes one unit of the whole reference model: FSDP gathers it into one buffer, and unpacks that.
+    # TRL wraps the whole reference model as one unit: FSDP gathers it into one buffer, and unpacks that.
     reference = work.has_reference * (not work.model.use_peft) * _live(gathered, size, work)
     phases = {
         "sampling": {
@@ -210,7 +210,7 @@ def _phases(size: ModelSize, work: Workload) -> dict[str, dict[str, int]]:
 
 
 def _head(size: ModelSize, work: Workload) -> dict[str, int]:
-    """When the loss is computed: all that the forward pass has kept, and the fused LM head of TRL."""
+    """Return the memory during the loss: all that the forward pass has kept, and the fused LM head of TRL."""
     item, head = _item(size, work), size.head_parameters
     states = work.tokens * size.hidden_size
     return _kept(size, work) | {
@@ -222,7 +222,7 @@ def _head(size: ModelSize, work: Workload) -> dict[str, int]:
 
 
 def _backward(size: ModelSize, work: Workload) -> dict[str, int]:
-    """In the middle of the backward pass: what is kept, and all of one layer."""
+    """Return the memory during the backward pass: what is kept, and all of one layer."""
     item, layout = _item(size, work), work.layout
     layer = size.layer_parameters * item
     if layout.engine == "deepspeed":
@@ -238,7 +238,7 @@ def _backward(size: ModelSize, work: Workload) -> dict[str, int]:
 
 
 def _kept(size: ModelSize, work: Workload) -> dict[str, int]:
-    """By the forward pass for the backward pass, and what it needs besides."""
+    """Return the memory that the forward pass keeps for the backward pass, and what it needs besides."""
     item = _item(size, work)
     # Weights in float32 that compute in bfloat16 without FSDP: activations between layers stay float32.
     autocast = work.bf16 and work.layout.engine == "ddp" and size.weights // size.parameters >= 4
@@ -261,14 +261,14 @@ def _step(size: ModelSize, work: Workload) -> dict[str, int]:
 
 
 def _live(count: int, size: ModelSize, work: Workload) -> int:
-    """Gathered weights: DeepSpeed goes on gathering until it holds so many."""
+    """Return the number of gathered weights. DeepSpeed keeps gathering until it reaches a limit."""
     if work.layout.engine != "deepspeed" or not count:
         return count
     return min(size.parameters, DEEPSPEED_LIVE) * _item(size, work)
 
 
 def _item(size: ModelSize, work: Workload) -> int:
-    """Bytes of a number in the computation."""
+    """Return the bytes per number in the computation."""
     return 2 if work.bf16 else size.weights // size.parameters
 
 
@@ -278,14 +278,14 @@ def _is_flash(model: ModelConfig) -> bool:
 
 def remedies(config: PretrainedConfig, work: Workload) -> list[tuple[str, int]]:
     """
-    Fields that lower the peak.
+    Return the settings that lower the peak.
 
     Args:
         config ([`~transformers.PretrainedConfig`]), work ([`Workload`]):
-            As of [`estimate_memory`].
+            As in [`estimate_memory`].
 
     Returns:
-        `list[tuple[str, int]]`: what to set, and the bytes that each saves by itself, most first.
+        `list[tuple[str, int]]`: The settings, and the bytes that each saves by itself, largest first.
     """
     total = estimate_memory(config, work).total
     saved = [(words, total - estimate_memory(config, other).total) for words, other in _alternatives(work)]

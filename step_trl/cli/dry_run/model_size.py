@@ -1,4 +1,4 @@
-"""What a model takes of memory, counted on the meta device: nothing is loaded, nothing computed."""
+"""Measure a model's memory on the meta device, so that nothing is loaded or computed."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _FUSED = "step_trl_fused"  # the name of `fused_attention` in transformers
 @dataclass(frozen=True)
 class ModelSize:
     """
-    Numbers of parameters, and bytes.
+    The parameters of a model, and the bytes that they and its activations take.
 
     Attributes:
         parameters (`int`), trainable (`int`):
-            Numbers of them.
+            The number of all parameters and of trainable ones.
         weights (`int`), trained (`int`):
-            Bytes of all weights and of those that are trained, in the types in which they are loaded.
+            The bytes of all weights and of trainable ones, in the dtypes in which they are loaded.
         layer_parameters (`int`):
-            Of the largest layer.
+            The number of parameters of the largest layer.
         head_parameters (`int`), head_trained (`bool`), hidden_size (`int`):
-            Of the output embeddings.
+            The number of parameters of the output embeddings, whether they are trained, and their hidden size.
         num_layers (`int`):
-            Layers that gradient checkpointing recomputes.
+            The number of layers that gradient checkpointing recomputes.
         layer_inputs (`int`), layer (`int`), layers (`int`), outside (`int`):
-            Bytes per token that a forward pass keeps for the backward pass: the inputs of all layers, everything
-            within the largest layer, within all of them, and outside of them.
+            The bytes per token that a forward pass keeps for the backward pass: the inputs of all layers, everything
+            within the largest layer, within all layers, and outside of them.
         widest (`int`):
-            Bytes per token of the largest tensor that is kept.
+            The bytes per token of the largest tensor that is kept.
         cache (`int`):
-            Bytes per token of the key-value cache.
+            The bytes per token of the key-value cache.
     """
 
     parameters: int
@@ -64,15 +64,15 @@ _sizes: dict[str, ModelSize] = {}
 
 def model_size(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> ModelSize:
     """
-    The sizes of a model.
+    Measure the sizes of a model.
 
     Args:
         config ([`~transformers.PretrainedConfig`]):
-            Of the model.
+            The model's configuration.
         options ([`~trl.ModelConfig`]):
-            Its type and adapter.
+            The model's dtype and adapter.
         bf16 (`bool`):
-            Whether it computes in bfloat16, whatever the type of its weights.
+            Whether it computes in bfloat16, whatever the dtype of its weights.
     """
     key = f"{config.to_json_string()} {options} {bf16}"
     if key not in _sizes:
@@ -102,7 +102,7 @@ def _measure(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> Mode
 
 
 def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedModel:
-    """The model on the meta device, in the type in which it is trained, with its adapter if it has one."""
+    """Return the model on the meta device, in the dtype in which it is trained, with its adapter if it has one."""
     dtype = getattr(config, "dtype", None) if options.dtype in ("auto", None) else getattr(torch, str(options.dtype))
     with torch.device("meta"):  # accelerate's `init_empty_weights` would untie the embeddings
         model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
@@ -114,7 +114,7 @@ def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedMod
 
 
 def _cache_bytes(model: PreTrainedModel) -> int:
-    """Of one token, by a forward pass on the meta device, so that each architecture counts in its own way."""
+    """Return the key-value cache's bytes per token, by a forward pass on the meta device of any architecture."""
     with torch.no_grad():
         cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True).past_key_values
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -122,17 +122,17 @@ def _cache_bytes(model: PreTrainedModel) -> int:
 
 def activation_sizes(model: PreTrainedModel) -> dict[str, Any]:
     """
-    What a forward pass of a model's layers keeps for the backward pass, per token.
+    Measure what a forward pass of a model's layers keeps for the backward pass, per token.
 
-    Autograd shows every tensor that it keeps; each storage is counted once, weights are not. Attention is counted as a
-    fused kernel, which keeps no matrix of scores.
+    Autograd reports every tensor that it keeps. Each storage is counted once, and weights are not counted. Attention
+    is counted as a fused kernel, which keeps no matrix of scores.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            On the meta device.
+            The model, on the meta device.
 
     Returns:
-        `dict`: fields of [`ModelSize`].
+        `dict`: Fields of [`ModelSize`].
     """
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
     inputs: list[int] = []
@@ -172,7 +172,7 @@ def activation_sizes(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def run_fused(model: PreTrainedModel, pack: Any) -> None:
-    """A forward pass of the layers with a fused attention; `pack` is called on each tensor that is kept."""
+    """Run a forward pass of the layers with fused attention, and call `pack` on each tensor that is kept."""
     AttentionInterface.register(_FUSED, fused_attention)
     AttentionMaskInterface.register(_FUSED, lambda *arguments, **options: None)
     model.set_attn_implementation(_FUSED)
@@ -192,7 +192,7 @@ def fused_attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The kernel that `scaled_dot_product_attention` takes on a GPU where there is a mask: heads are repeated."""
+    """Compute attention as `scaled_dot_product_attention` does on a GPU with a mask: heads are repeated."""
     repeats = query.shape[1] // key.shape[1]
     key, value = (states.repeat_interleave(repeats, dim=1) for states in (key, value))
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention

@@ -1,8 +1,8 @@
 """
-`step-trl train --dry-run`: what a recipe would do, and all that is wrong with it.
+`step-trl train --dry-run`: what a recipe would do, and everything that is wrong with it.
 
-Nothing is trained or written and no weights are loaded. The configuration is read as on a CPU: whether the GPU has
-bfloat16 is therefore not checked. A GPU is only asked for the size of its memory.
+Nothing is trained or written, and no weights are loaded. The configuration is read as on a CPU, so whether the GPU
+supports bfloat16 is not checked. A GPU is only asked for the size of its memory.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from .stage_plan import StagePlan
 
 
 def run_checks(plan: StagePlan) -> None:
-    """Run each check of a stage whose needs were found, whatever became of the others."""
+    """Run each check of a stage that has what it needs, even if other checks have failed."""
     distillation = named_trainer(plan.recipe, plan.arguments) == DISTILL
     for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
         missing = [need for need in needs if getattr(plan, need) is None]
         if missing:
-            plan.lines[name] = f"not checked, for want of {' and '.join(missing)}".replace("_", " ")
+            plan.lines[name] = f"not checked, as it needs {' and '.join(missing)}".replace("_", " ")
             continue
         try:
             plan.lines[name] = check(plan)
             continue
         except CheckFailed as error:
             plan.failures += error.failures
-        except ValueError as error:  # names its field
+        except ValueError as error:  # its message names the field
             plan.failures.append(str(error))
-        except Exception as error:  # a library's, of any kind: the other checks still run
+        except Exception as error:  # any error of a library: the other checks still run
             plan.failures.append(f"{name}: {type(error).__name__}: {error}")
         plan.lines[name] = "wrong, see below"
 
@@ -50,15 +50,15 @@ def print_plan(
 
     Args:
         arguments (`Sequence[str]`):
-            As of [`~step_trl.cli.train.run_train`].
+            As in [`~step_trl.cli.train.run_train`].
         accelerate_config (`Path`, *optional*), num_processes (`int`, *optional*), gpu_memory (`float`, *optional*):
-            As of [`~step_trl.cli.dry_run.layout.Layout.of`].
+            As in [`~step_trl.cli.dry_run.layout.Layout.of`].
 
     Returns:
-        `int`: exit status, 1 if anything is wrong.
+        `int`: The exit status, 1 if anything is wrong.
     """
     if int(os.environ.get("RANK", 0)) > 0:
-        return 0  # the first process speaks for all
+        return 0  # only the first process prints
     try:
         layout = Layout.of(accelerate_config, num_processes, gpu_memory)
         recipe, stages, rest = read_recipe(arguments)
@@ -77,7 +77,7 @@ def print_plan(
 
 
 def print_verdict(plans: Sequence[StagePlan]) -> int:
-    """What is wrong, or that nothing is. Returns the exit status."""
+    """Print everything that is wrong, or that nothing is, and return the exit status."""
     failures = dict.fromkeys(failure for plan in plans for failure in plan.failures)
     if failures:
         print("Wrong:", *(textwrap.indent(failure, "  ") for failure in failures), sep="\n")
@@ -90,7 +90,7 @@ def print_verdict(plans: Sequence[StagePlan]) -> int:
 
 
 def describe_layers(layers: Sequence[tuple[Path, Mapping[str, Any]]]) -> str:
-    """Which fields are a recipe's own, and which come from the recipes that it is based on."""
+    """Describe which fields are a recipe's own, and which come from its bases."""
     (path, own), bases = layers[0], layers[1:]
     lines = [f"recipe   {path} sets {', '.join(own) or 'nothing'}"]
     lines += [f"base     {file} sets {', '.join(fields) or 'nothing else'}" for file, fields in bases]

@@ -18,22 +18,22 @@ from .layout import Layout
 @dataclass
 class StagePlan:
     """
-    A stage of a recipe. Each check adds a line of the plan, and what it found out for the later ones.
+    The plan of one stage of a recipe. Each check adds a line to it, and stores what later checks need.
 
     Attributes:
         recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
-            The fields of the recipe, and those of the command line, which win.
+            The fields of the recipe, and those of the command line, which take precedence.
         layout ([`~step_trl.cli.dry_run.layout.Layout`]):
-            Processes and GPUs.
+            The processes and GPUs.
         number (`int`), stages (`int`), first (`StagePlan`, *optional*):
-            The place of the stage, from 1; the number of stages; and for later stages the first one, whose model they
+            The number of the stage, from 1; the number of stages; and for later stages the first one, whose model they
             continue from.
         lines (`dict[str, str]`):
-            The plan.
+            The lines of the plan, by check.
         failures (`list[str]`):
-            Everything that is wrong.
+            Messages about everything that is wrong.
         values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
-            What the checks have found out; `None` where one of them failed.
+            The results of the checks, `None` if a check failed.
     """
 
     recipe: Mapping[str, Any]
@@ -60,6 +60,6 @@ class StagePlan:
         )
 
     def dataclass_of(self, kind: type, **others: Any) -> Any:
-        """The values that belong to a dataclass, in it."""
+        """Return an instance of a dataclass with the values of its fields."""
         names = [one.name for one in fields(kind) if one.init and one.name in vars(self.values)]
         return kind(**{name: getattr(self.values, name) for name in names} | others)

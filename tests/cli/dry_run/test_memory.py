@@ -71,7 +71,7 @@ def test_what_else_lasts(made_up):
 
 
 def test_phases_by_hand(made_up):
-    """100 tokens of a micro-batch."""
+    """A micro-batch of 100 tokens."""
     phases = made_up(cached_completions=3).phases
     assert phases["sampling"] == {"KV cache": 3 * 50 * 64}
     kept = {"inputs of layers": 160 * 100, "activations outside of layers": 30 * 100}
@@ -179,7 +179,7 @@ def test_what_is_offloaded(tmp_path):
 
 @pytest.mark.parametrize("use_peft", [False, True])
 def test_the_estimate_is_what_a_training_allocates(use_peft, tmp_path):
-    """Counted on the real ones: weights, gradients, Adam's states after an update, and a key-value cache."""
+    """Compare with the real sizes of weights, gradients, Adam's states after an update, and a key-value cache."""
     config = AutoConfig.from_pretrained(testbed.MODEL_DIR)
     options = ModelConfig("testbed", dtype="float32", use_peft=use_peft)
     work = Workload(options, Layout(), 7, 3, has_reference=True, cached_completions=2)

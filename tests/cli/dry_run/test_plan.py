@@ -1,4 +1,4 @@
-"""`step-trl train --dry-run`: the plan is what the trainer then does, and all that is wrong is said at once."""
+"""`step-trl train --dry-run`: the plan is what the trainer then does, and all errors are reported at once."""
 
 import json
 import re
@@ -91,7 +91,7 @@ def test_a_dry_run_of_a_distillation(tmp_path, dry_run):
     status, text = dry_run("--config", recipe, *flags(options | wrong))
     assert status == 1
     for message in (
-        "num_generations: no option of trainer 'distill'. Set n.",
+        "num_generations: not an option of trainer 'distill'. Set n.",
         "n: 0 is too small. Set at least 1.",
         f"output_dir: {tmp_path / 'run'} holds a model",
         "data: ",
@@ -117,8 +117,8 @@ def test_a_dry_run_says_all_that_is_wrong_at_once(tmp_path, dry_run, monkeypatch
     status, text = dry_run(*flags(SMALL | wrong))
     assert status == 1
     for message in (
-        "max_prompt_length: no option of trainer 'grpo'. TRL no longer cuts prompts",
-        "epsilon_hihg: no option of trainer 'grpo'. Did you mean epsilon_high?",
+        "max_prompt_length: not an option of trainer 'grpo'. TRL no longer cuts prompts",
+        "epsilon_hihg: not an option of trainer 'grpo'. Did you mean epsilon_high?",
         "argument --learning_rate/--learning-rate: invalid float value: 'fast'",
         "Unknown column layout: found riddle, answer",
         "num_generations: the 10 completions of a generation",
@@ -192,7 +192,7 @@ def test_the_layout_is_for_dry_runs_only(capsys):
 
 
 def test_the_first_of_many_processes_speaks_in_a_dry_run(tmp_path, dry_run, monkeypatch):
-    """As `accelerate launch` starts them; no process waits for another, so that one can plan for many."""
+    """Started as by `accelerate launch`. No process waits for another, so that one can plan for many."""
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("RANK", "1")
     assert dry_run("--config", "nowhere.yaml") == (0, "")
@@ -255,8 +255,8 @@ def test_batches_and_updates_are_those_of_the_trainer(sizes, epochs, tmp_path):
     ("sizes", "message"),
     [
         ({"generation_batch_size": 20, "steps_per_generation": 2}, "Set only one of the two"),
-        ({"generation_batch_size": 15}, "generation_batch_size: 15 is no multiple of 10"),
-        ({"num_generations": 1}, "num_generations: 1 is no group"),
+        ({"generation_batch_size": 15}, "generation_batch_size: 15 is not a multiple of 10"),
+        ({"num_generations": 1}, "num_generations: 1 is too small a group"),
         ({"num_generations": 4}, "per_device_train_batch_size=5 x steps_per_generation=1 x 2 processes"),
         ({"num_generations": 10, "trainer": "s_grpo"}, "num_generations: the 5 completions of a process"),
     ],
