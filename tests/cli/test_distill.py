@@ -85,7 +85,7 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
 
 def test_nothing_to_learn_from(tmp_path):
     arguments = DistillArguments("distill", "testbed", limit=2, n=1, max_tokens=10)
-    with pytest.raises(ValueError, match="n: of 2 samples none is right"):
+    with pytest.raises(ValueError, match="n: none of the 2 samples is both correct and complete"):
         distill(arguments, ModelConfig("testbed"), DistillConfig(str(tmp_path / "run"), **SMALL_RUN))
 
 
