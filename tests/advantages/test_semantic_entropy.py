@@ -178,7 +178,10 @@ def test_types_and_sizes():
     [
         (lambda: semantic_entropy(ids(0, 1), 2, estimator="nli"), "estimator: 'nli'.*'count', 'likelihood'"),
         (lambda: semantic_entropy(ids(0, 1), 2, entropy="eq4"), "entropy: 'eq4'.*'eq5', 'shannon'"),
-        (lambda: semantic_entropy(ids(0, 1), 2, estimator="likelihood"), "logps: None.*estimator='count'"),
+        (
+            lambda: semantic_entropy(ids(0, 1), 2, estimator="likelihood"),
+            "logps: estimator='likelihood' needs them.*estimator='count'",
+        ),
         (lambda: semantic_entropy(ids(0, 1, 1), 2), "clusters: 3 completions.*num_generations=2"),
         (lambda: cluster_answers(["a"] * 3, 2), "answers: 3 completions.*num_generations=2"),
         (lambda: seed_scale(double(0.0), 1), "num_generations: 1 .*Set at least 2"),
