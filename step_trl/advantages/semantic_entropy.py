@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 
 from ..rewards.correctness import extract_answers
 from ..rewards.groups import whole_groups
+from .choices import check_choice
 
 
 Estimator = Literal["count", "likelihood"]
@@ -118,8 +119,8 @@ def semantic_entropy(
     Returns:
         `torch.Tensor` of shape `(B,)`: The entropies in nats, in the dtype of `logps` if given, and at least float32.
     """
-    _validate("estimator", estimator, Estimator)
-    _validate("entropy", entropy, Entropy)
+    check_choice("estimator", estimator, Estimator)
+    check_choice("entropy", entropy, Entropy)
     groups = whole_groups("clusters", clusters, num_generations)  # (B/G, G)
     if estimator == "count":
         weights = torch.zeros_like(groups, dtype=torch.float32)
@@ -178,7 +179,7 @@ def seed_scale(
     Returns:
         `torch.Tensor` of shape `(B,)`: The factors, between 0 and 1, in the dtype of `entropy`.
     """
-    _validate("f", f, Form)
+    check_choice("f", f, Form)
     if num_generations < 2:
         raise ValueError(
             f"num_generations: {num_generations} leaves no entropy to scale with. Set at least 2, for groups that can "
@@ -218,9 +219,3 @@ def seed_advantages(
         `torch.Tensor` of shape `(B,)`: The scaled advantages, in the dtype of `advantages`.
     """
     return advantages * seed_scale(entropy, num_generations, alpha, f, gamma).to(advantages.dtype)
-
-
-def _validate(name: str, value: str, choices: object) -> None:
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"{name}: {value!r} is not known. Set one of {', '.join(map(repr, known))}.")

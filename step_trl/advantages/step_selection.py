@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
+
+from .choices import check_choice
 
 
 Selection = Literal["both", "correct", "failed"]
@@ -68,13 +70,9 @@ def _number_selected(
 def _validate(ratio: float, selection: str, criterion: str, granularity: str) -> None:
     if not 0 < ratio < 1:
         raise ValueError(f"ratio: {ratio} is not between 0 and 1. Set the share of steps to mask, for example 0.3.")
-    for name, value, choices in (
-        ("selection", selection, get_args(Selection)),
-        ("criterion", criterion, get_args(Criterion)),
-        ("granularity", granularity, get_args(Granularity)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{name}: {value!r} is not known. Set one of {', '.join(map(repr, choices))}.")
+    check_choice("selection", selection, Selection)
+    check_choice("criterion", criterion, Criterion)
+    check_choice("granularity", granularity, Granularity)
 
 
 def _confidence_ranks(confidences: torch.Tensor) -> torch.Tensor:
@@ -178,7 +176,7 @@ def select_step_advantages(
 def selection_statistics(
     advantages: torch.Tensor,
     selected: torch.Tensor,
-    token_logps: torch.Tensor,
+    confidences: torch.Tensor,
     step_ids: torch.Tensor,
     correct: torch.Tensor,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -190,24 +188,26 @@ def selection_statistics(
             The advantages before the selection.
         selected (`torch.Tensor` of shape `(B, T)`):
             The advantages after it.
-        token_logps (`torch.Tensor` of shape `(B, T)`), step_ids (`torch.LongTensor` of shape `(B, T)`), correct
-            (`torch.BoolTensor` of shape `(B,)`): What [`select_step_advantages`] was given.
+        confidences (`torch.Tensor` of shape `(B, S)`):
+            The confidence of each step, see [`step_confidences`].
+        step_ids (`torch.LongTensor` of shape `(B, T)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The arguments of [`select_step_advantages`].
 
     Returns:
-        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: the shares of thought tokens whose advantage was set to 0 or to
+        `dict[str, tuple[torch.Tensor, torch.Tensor]]`: The shares of thought tokens whose advantage was set to 0 or to
         another value, the confidences of steps that were changed and of the others, and the numbers of steps.
     """
     thought = step_ids >= 0  # (B, T)
     changed = (selected != advantages.unsqueeze(1)) & thought
     zeroed, rewarded = changed & (selected == 0), changed & (selected != 0)
     right, wrong = correct.unsqueeze(1) & thought, ~correct.unsqueeze(1) & thought
-    confidences = step_confidences(token_logps, step_ids).gather(1, step_ids.clamp(min=0))  # (B, T)
+    token_confidences = confidences.gather(1, step_ids.clamp(min=0))  # (B, T)
     steps = step_ids.amax(dim=1) + 1
     return {
         "tokens_zeroed/correct": (zeroed, right),
         "tokens_zeroed/failed": (zeroed, wrong),
         "tokens_rewarded/failed": (rewarded, wrong),
-        "confidence/changed": (confidences, changed),
-        "confidence/kept": (confidences, thought & ~changed),
+        "confidence/changed": (token_confidences, changed),
+        "confidence/kept": (token_confidences, thought & ~changed),
         "steps/mean": (steps, torch.ones_like(steps, dtype=torch.bool)),
     }

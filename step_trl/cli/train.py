@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .recipe import parse, read_recipe
 from .stages import stage_of
@@ -29,16 +30,21 @@ def run_train(arguments: Sequence[str]) -> Path:
     for number, stage in enumerate(stages, 1):
         parsed = parse(recipe | stage, rest)
         config = parsed[-1]
-        folder, before = Path(str(config.output_dir)), trained
+        folder = stage_folder(config.output_dir, number, len(stages))
         if len(stages) > 1:
-            folder = folder / f"stage-{number}"
             config.resume_from_checkpoint = "true" if any(folder.glob("checkpoint-*")) else None
         elif not config.resume_from_checkpoint:
             check_output_dir(folder)
-        trained = folder
         if len(stages) == 1 or not is_done(folder):
-            stage_of(parsed[0].trainer)(parsed, before, folder)
+            stage_of(parsed[0].trainer)(parsed, trained, folder)
+        trained = folder
     return folder
+
+
+def stage_folder(output_dir: Any, number: int, stages: int) -> Path:
+    """Return the folder of a stage, by its number from 1: `output_dir` itself if there is only one stage."""
+    folder = Path(str(output_dir))
+    return folder if stages == 1 else folder / f"stage-{number}"
 
 
 def check_output_dir(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from trl import GRPOConfig
@@ -29,18 +28,6 @@ SHARED_OPTIONS = (
     "seed",
 )
 METRICS = ("loss", "reward", "kl", "entropy", "completions/mean_length", "completions/clipped_ratio", "num_tokens")
-
-
-def add_training(
-    card: Path,
-    args: GRPOConfig,
-    method_options: Mapping[str, Any],
-    metric_prefixes: Sequence[str],
-    log_history: list[dict[str, Any]],
-) -> None:
-    """Add the options and the last metrics of a training to a model card's file, see [`describe_training`]."""
-    text = describe_training(card.read_text(encoding="utf-8"), args, method_options, metric_prefixes, log_history)
-    card.write_text(text, encoding="utf-8")
 
 
 def describe_training(

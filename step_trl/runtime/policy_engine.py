@@ -91,8 +91,6 @@ class PolicyEngine:
             been called.
     """
 
-    servers: VLLMServerEngine | None
-
     def __init__(
         self,
         args: RunConfig,

@@ -33,7 +33,7 @@ from ..rollout import Rollout
 from ..rollout.engines import Engine
 from ..runtime.checkpoints import resume_rollouts, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
-from ..runtime.model_card import add_training
+from ..runtime.model_card import describe_training
 from ..runtime.policy_engine import PolicyEngine, loading_options
 from ..runtime.signal_warnings import SignalWarnings, Symptom
 from ..token_targets import TARGET_COLUMN, validate_targets
@@ -477,7 +477,14 @@ class EfficientReasoningTrainer(GRPOTrainer):
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             card = Path(cast("str", self.args.output_dir)) / "README.md"
-            add_training(card, self.args, self.args.method_options(), self.metric_prefixes, self.state.log_history)
+            text = describe_training(
+                card.read_text(encoding="utf-8"),
+                self.args,
+                self.args.method_options(),
+                self.metric_prefixes,
+                self.state.log_history,
+            )
+            card.write_text(text, encoding="utf-8")
 
 
 def _keep_kl_to_sampled_tokens(inputs: dict[str, Any], logps: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +78,10 @@ class Batch:
             mask (`torch.BoolTensor` of shape `(B, T)`):
                 True for the tokens to leave out.
         """
-        kept = (~mask).long() * self.inputs.get("tool_mask", 1)
-        self.inputs["tool_mask"] = kept
-        loss_mask = self.inputs["completion_mask"] * kept
-        self.inputs["num_items_in_batch"] = self.accelerator.gather(loss_mask.sum()).sum()
+        self.inputs["tool_mask"] = (~mask).long() * self.inputs.get("tool_mask", 1)
+        self.inputs["num_items_in_batch"] = self.accelerator.gather(loss_mask(self.inputs).sum()).sum()
+
+
+def loss_mask(inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Return 1 for the tokens `(B, T)` that are in the loss, as TRL's loss does, and 0 for the others."""
+    return inputs["completion_mask"] * inputs.get("tool_mask", 1)

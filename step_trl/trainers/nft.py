@@ -10,10 +10,11 @@ Departures from GRPO:
 from __future__ import annotations
 
 import textwrap
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..losses import correct_rates, loss_as_advantages, nft_loss, nft_statistics
 from .base import EfficientReasoningTrainer
+from .batch import loss_mask
 from .nft_config import NFTConfig
 
 
@@ -76,10 +77,10 @@ class NFTTrainer(EfficientReasoningTrainer):
         return advantages
 
     def before_loss(self, inputs, logps):
-        args, mask = self.args, inputs["completion_mask"] * inputs.get("tool_mask", 1)
+        args, mask = self.args, loss_mask(inputs)
         old_logps = inputs.get("old_per_token_logps", logps)
         known = (old_logps, inputs["correct"], inputs["correct_rate"], args.clamp_negative)
-        how = {"mask": mask, "sequence_level": args.sequence_level}
+        how: dict[str, Any] = {"mask": mask, "sequence_level": args.sequence_level}
         loss = loss_as_advantages(
             inputs, logps, lambda leaf: nft_loss(leaf, *known, args.negative_weight, args.omega, **how)
         )

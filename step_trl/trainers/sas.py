@@ -11,29 +11,17 @@ Departures from GRPO:
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..advantages import select_step_advantages, selection_statistics, step_confidences
 from ..steps import DelimiterSegmenter, Segmenter
 from ..text import THINK_END
 from .base import EfficientReasoningTrainer
-from .batch import Batch
+from .batch import Batch, loss_mask
 from .sas_config import SASConfig, StepSelection
-
-
-SELECTION_CHARTS = {
-    "Efficient reasoning": {
-        "steps per completion": ["sas/steps/mean"],
-        "confidence of selected steps": ["sas/confidence/changed", "sas/confidence/kept"],
-    },
-    "Is it healthy?": {
-        "advantages changed by SAS": [
-            *("sas/tokens_zeroed/correct", "sas/tokens_zeroed/failed", "sas/tokens_rewarded/failed"),
-        ],
-    },
-}
 
 
 class StepSelector:
@@ -48,19 +36,20 @@ class StepSelector:
     Args:
         options ([`StepSelection`]):
             The options of the method.
-        segmenter ([`~step_trl.steps.Segmenter`]):
-            The segmenter that defines the steps.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The policy's tokenizer.
+        segmenter ([`~step_trl.steps.Segmenter`], *optional*):
+            The segmenter that defines the steps. By default, `step_delimiter` ends a step, and `</think>` the last.
     """
 
-    def __init__(self, options: StepSelection, segmenter: Segmenter):
+    def __init__(self, options: StepSelection, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter | None = None):
         self.options = options
-        self.segmenter = segmenter
+        self.segmenter = segmenter or DelimiterSegmenter(tokenizer, options.step_delimiter, end_text=THINK_END)
 
     def mark(self, batch: Batch) -> None:
         """Add `step_ids` `(B, T)` to the inputs of the loss: -1 for tokens that are not part of the selection."""
         inputs = batch.inputs
-        mask = inputs["completion_mask"] * inputs.get("tool_mask", 1)  # (B, T)
-        step_ids = self.segmenter.step_ids(inputs["completion_ids"], mask)
+        step_ids = self.segmenter.step_ids(inputs["completion_ids"], loss_mask(inputs))
         left_alone = inputs["unscorable"].unsqueeze(1)
         if "sampling_per_token_logps" in inputs:
             # Injected tokens do not make a step unsure, and keep the advantage that teaches the model to stop.
@@ -77,9 +66,9 @@ class StepSelector:
             advantages, token_logps, step_ids, correct, **self.options.options(), spare_negative=True
         )
         inputs["advantages"] = selected
-        statistics = selection_statistics(advantages, selected, token_logps, step_ids, correct)
-        trainer.log_masked_means({f"sas/{name}": value for name, value in statistics.items()})
         confidences = step_confidences(token_logps, step_ids)
+        statistics = selection_statistics(advantages, selected, confidences, step_ids, correct)
+        trainer.log_masked_means({f"sas/{name}": value for name, value in statistics.items()})
         trainer.monitor.observe("sas/confidence/histogram", confidences[~confidences.isnan()].tolist())
         trainer.monitor.observe("sas/steps/histogram", (step_ids.amax(dim=1) + 1).tolist())
 
@@ -145,7 +134,17 @@ class SASTrainer(EfficientReasoningTrainer):
     }
     config_class = SASConfig
     metric_prefixes = ("sas",)
-    charts = SELECTION_CHARTS
+    charts: ClassVar = {
+        "Efficient reasoning": {
+            "steps per completion": ["sas/steps/mean"],
+            "confidence of selected steps": ["sas/confidence/changed", "sas/confidence/kept"],
+        },
+        "Is it healthy?": {
+            "advantages changed by SAS": [
+                *("sas/tokens_zeroed/correct", "sas/tokens_zeroed/failed", "sas/tokens_rewarded/failed"),
+            ],
+        },
+    }
     args: SASConfig
 
     def __init__(
@@ -161,10 +160,8 @@ class SASTrainer(EfficientReasoningTrainer):
         **kwargs,
     ):
         super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
-        if segmenter is None:
-            segmenter = DelimiterSegmenter(self._tokenizer, self.args.step_delimiter, end_text=THINK_END)
-        self.monitor.segmenter = segmenter
-        self.step_selector = StepSelector(self.args, segmenter)
+        self.step_selector = StepSelector(self.args, self._tokenizer, segmenter)
+        self.monitor.segmenter = self.step_selector.segmenter
 
     def _headline(self):
         return super()._headline() | {"steps": "sas/steps/mean"}

@@ -7,6 +7,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from ..advantages.choices import check_choice
+from ..advantages.step_selection import Criterion, Granularity, Selection
 from .base_config import EfficientReasoningConfig
 
 
@@ -58,13 +60,8 @@ class StepSelection:
             raise ValueError(
                 "step_delimiter: an empty string cannot end a step. Set for example a blank line, '\\n\\n'."
             )
-        for name, choices in (
-            ("selection", ("both", "correct", "failed")),
-            ("criterion", ("confidence", "random")),
-            ("granularity", ("step", "token")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not known. Set one of {choices}.")
+        for name, choices in (("selection", Selection), ("criterion", Criterion), ("granularity", Granularity)):
+            check_choice(name, getattr(self, name), choices)
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of [`~step_trl.advantages.select_step_advantages`]."""

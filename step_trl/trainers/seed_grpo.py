@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from ..advantages import cluster_answers, seed_scale, semantic_entropy
 from ..rewards import extract_answers
 from .base import EfficientReasoningTrainer
-from .batch import Batch
+from .batch import Batch, loss_mask
 from .seed_grpo_config import SEEDGRPOConfig
 
 
@@ -90,6 +90,6 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
 
     def _mean_logps(self, batch: Batch) -> torch.Tensor:
         """Return the mean log-probability `(B_global,)` of the tokens of each completion."""
-        mask = batch.inputs["completion_mask"] * batch.inputs.get("tool_mask", 1)
+        mask = loss_mask(batch.inputs)
         logps = torch.where(mask.bool(), self.old_logps(batch), 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
         return batch.gather(logps)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import get_args
 
+from ..advantages.choices import check_choice
 from ..advantages.semantic_entropy import Entropy, Estimator, Form
 from .base_config import EfficientReasoningConfig
 
@@ -47,13 +47,11 @@ class SEEDGRPOConfig(EfficientReasoningConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("alpha", 0.0), ("gamma", 0.0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is negative. Set at least {least:g}.")
+        for name in ("alpha", "gamma"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is negative. Set at least 0.")
         for name, choices in (("f", Form), ("estimator", Estimator), ("entropy", Entropy)):
-            if getattr(self, name) not in get_args(choices):
-                known = ", ".join(map(repr, get_args(choices)))
-                raise ValueError(f"{name}: {getattr(self, name)!r} is not known. Set one of {known}.")
+            check_choice(name, getattr(self, name), choices)
 
     def describe(self):
         words = f"advantages scaled by a {self.f} factor of the entropy of answers ({self.estimator}, {self.entropy})"

@@ -22,8 +22,7 @@ from ..rewards.step_efficiency import Baseline
 from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
 from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
 from ..runtime.signal_warnings import Symptom
-from ..steps import DelimiterSegmenter, TriggerSegmenter
-from ..text import THINK_END
+from ..steps import TriggerSegmenter
 from .base import EfficientReasoningTrainer
 from .batch import Batch
 from .sas import StepSelector
@@ -141,9 +140,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
         self._length_totals = torch.zeros(2, 2)  # of this process's rollouts since the last rewards
         self.step_selector: StepSelector | None = None
         if (selection := self.args.step_selection()) is not None:
-            thoughts = DelimiterSegmenter(self._tokenizer, selection.step_delimiter, end_text=THINK_END)
-            self.monitor.segmenter = thoughts
-            self.step_selector = StepSelector(selection, thoughts)
+            self.step_selector = StepSelector(selection, self._tokenizer)
+            self.monitor.segmenter = self.step_selector.segmenter
         self._add_reward_columns()
 
     def _check_who_samples(self, truncation_callbacks) -> None:

@@ -12,7 +12,6 @@ import statistics
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -38,7 +37,7 @@ from ..recipe import (
     trainer_name,
 )
 from ..sources import load_rows, model_source
-from ..train import check_output_dir, is_done
+from ..train import check_output_dir, is_done, stage_folder
 from .batches import Batches
 from .memory import RESERVE, Workload, estimate_memory, remedies, size_text
 from .stage_plan import StagePlan
@@ -304,12 +303,11 @@ def _generated_at_once(config: EfficientReasoningConfig, batches: Batches) -> in
 
 def check_output(plan: StagePlan) -> str:
     values = cast("Namespace", plan.values)
-    folder = Path(str(values.output_dir))
+    folder = stage_folder(values.output_dir, plan.number, plan.stages)
     if plan.stages == 1:
         if not values.resume_from_checkpoint:
             check_output_dir(folder)
         return str(folder)
-    folder = folder / f"stage-{plan.number}"
     if is_done(folder):
         return f"{folder}, which is done and is left as it is"
     return f"{folder}" + ", where an earlier run is resumed" * any(folder.glob("checkpoint-*"))
@@ -355,11 +353,10 @@ def check_problems(plan: StagePlan) -> str:
 
 
 def check_distill_output(plan: StagePlan) -> str:
-    folder = Path(cast("Namespace", plan.values).output_dir or "trainer_output")  # the default of transformers
-    if plan.stages > 1:
-        folder = folder / f"stage-{plan.number}"
-        if is_done(folder):
-            return f"{folder}, which is done and is left as it is"
+    output_dir = cast("Namespace", plan.values).output_dir or "trainer_output"  # the default of transformers
+    folder = stage_folder(output_dir, plan.number, plan.stages)
+    if plan.stages > 1 and is_done(folder):
+        return f"{folder}, which is done and is left as it is"
     check_no_model(folder)
     return f"{folder}" + ", whose samples are reused" * (folder / "samples").exists()
 
