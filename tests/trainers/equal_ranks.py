@@ -8,7 +8,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, TorchDynamoPlugin
 from safetensors.torch import save_file
-from small_runs import SMALL_RUN
+from small_runs import SMALL_RUN, every_other
 from transformers import Trainer
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
@@ -22,7 +22,7 @@ OPTIONS = SMALL_RUN | {
     "learning_rate": 0.1,
     "beta": 0.01,
     "num_generations": 4,
-    "max_completion_length": 160,
+    "max_completion_length": 96,
     "per_device_eval_batch_size": 1,
     "num_generations_eval": 1,
     "seed": 3,
@@ -74,6 +74,7 @@ def train(method: str, folder: Path, processes: int, how: str) -> Trainer:
     problems = testbed.load_dataset("medium")
     trainer = trainer_class(
         testbed.load_model(),
+        every_other,
         args=config,
         train_dataset=problems,
         eval_dataset=problems.select(range(4)),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import torch
-from small_runs import SMALL_RUN
+from small_runs import SMALL_RUN, every_other
 from trainers.equal_ranks import shard_on_cpu, write
 from transformers import Trainer
 
@@ -34,7 +34,7 @@ OPTIONS = SMALL_RUN | {
     "learning_rate": 1e-3,
     "num_generations": 4,
     "per_device_train_batch_size": 4 // RANKS,
-    "max_completion_length": 112,
+    "max_completion_length": 48,
     "beta": 0.01,
     "seed": 5,
 }
@@ -52,6 +52,7 @@ def build(method: str, folder: Path, how: str) -> Trainer:
         shard_on_cpu()
     return trainer_class(
         testbed.load_model(),
+        every_other,
         args=config,
         train_dataset=testbed.load_dataset("easy").select(range(2 if method == "sas" else 4)),
         processing_class=testbed.load_tokenizer(),

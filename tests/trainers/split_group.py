@@ -1,4 +1,4 @@
-"""Run by `torchrun` on two processes: one group of eight completions, four on each. Both write what was scored."""
+"""Run on two processes: one group of eight completions, four on each. Both write what was scored."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from step_trl.trainers import METHODS
 
 OPTIONS = {
     "step_grpo": {
-        "max_completion_length": 320,
+        "max_completion_length": 160,
         "length_reward": "kimi",
         "advantage_selection": {"selection_ratio": 0.5},
     },

@@ -2,13 +2,11 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from trainers.two_processes import run_two_processes
 
 from step_trl.advantages import answer_clusters, seed_advantages, semantic_entropy
 from step_trl.steps import TriggerSegmenter
@@ -22,9 +20,8 @@ def records(tmp_path_factory):
     """The records of the two processes, by method."""
     folder = tmp_path_factory.mktemp("split")
     script = Path(__file__).with_name("split_group.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    subprocess.run([*command, str(folder / "out")], check=True, env=environment, timeout=600)
+    ended = run_two_processes(script, [str(folder / "out")], folder, seconds=600)
+    assert [status for status, _ in ended] == [0, 0], ended
     first, second = (json.loads((folder / f"out.{rank}.json").read_text()) for rank in (0, 1))
     return {method: (first[method], second[method]) for method in first}
 
