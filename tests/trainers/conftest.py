@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+
 import pytest
+import torch
 from small_runs import SMALL_RUN
+from transformers import GenerationMixin
 
 from step_trl import testbed
 from step_trl.trainers import METHODS
@@ -34,9 +39,36 @@ def mixed_problems():
     return testbed.load_dataset("medium")
 
 
+@pytest.fixture(scope="session")
+def remembered_generate():
+    """
+    `GenerationMixin.generate` that remembers what it has sampled. Trainings that differ only in their loss begin with
+    the same weights, prompts, options and state of the random numbers, and so with the same completions.
+    """
+    generate, known = GenerationMixin.generate, {}
+
+    @functools.wraps(generate)
+    def remembering(self, **options):
+        tensors = {name: value for name, value in options.items() if isinstance(value, torch.Tensor)}
+        digest = hashlib.blake2b()
+        for tensor in (torch.get_rng_state(), *self.state_dict().values(), *tensors.values()):
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        others = {name: str(value) for name, value in options.items() if name not in tensors}
+        key = digest.digest(), str(self.config), *tensors, *others.items()
+        if key not in known:
+            known[key] = generate(self, **options), torch.get_rng_state()
+        output, state = known[key]
+        torch.set_rng_state(state)
+        return output.clone()
+
+    return remembering
+
+
 @pytest.fixture
-def build(tmp_path, tokenizer, easy_problems):
+def build(tmp_path, tokenizer, easy_problems, remembered_generate, monkeypatch):
     """`build("sas", selection_ratio=0.5)`: a trainer on the testbed's easy problems."""
+
+    monkeypatch.setattr(GenerationMixin, "generate", remembered_generate)
 
     def build(method: str, *, model=None, train_dataset=None, trainer_options=None, **options):
         trainer_class, config_class = METHODS[method]
