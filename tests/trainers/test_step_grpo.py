@@ -69,7 +69,7 @@ def test_reward_is_equation_5(build, tokenizer, mixed_problems, baseline):
 
 
 def test_metrics(build):
-    trainer = build("step_grpo", max_completion_length=320)
+    trainer = build("step_grpo", max_completion_length=200)
     trainer.train()
     logs = trainer.state.log_history[0]
     for name in ("steps/mean", "exit_rate", "probes_per_completion", "probe_tokens", "probes/early_rejected"):
@@ -81,21 +81,21 @@ def test_metrics(build):
 
 
 def test_every_completion_is_what_it_says(build, tokenizer):
-    trainer = build("step_grpo", max_completion_length=320)
+    trainer = build("step_grpo", max_completion_length=200)
     outputs = record_batches(trainer)
     trainer.train()
     output = outputs[0]
     logps, mask = output["sampling_per_token_logps"], output["completion_mask"].bool()
     for ids, row_logps, row_mask in zip(output["completion_ids"], logps, mask, strict=True):
         ids, row_logps = ids[row_mask], row_logps[row_mask]
-        assert ids[-1] == tokenizer.eos_token_id or len(ids) == 320
+        assert ids[-1] == tokenizer.eos_token_id or len(ids) == 200
         injected = tokenizer.decode(ids[row_logps.isnan()])
         assert injected == "" or injected.startswith("\n</think>\n\nThe final answer is")
     assert logps[mask].isnan().any()
 
 
 def test_sampled_logprobs_are_the_training_models(build):
-    trainer = build("step_grpo", max_completion_length=320, temperature=0.8, learning_rate=0.0)
+    trainer = build("step_grpo", max_completion_length=200, temperature=0.8, learning_rate=0.0)
     outputs = record_batches(trainer)
     trainer.train()
     output = outputs[0]
@@ -112,7 +112,7 @@ def test_sampled_logprobs_are_the_training_models(build):
 
 
 def test_injected_tokens_can_be_left_out_of_the_loss(build):
-    trainer = build("step_grpo", max_completion_length=320, train_on_injected_tokens=False)
+    trainer = build("step_grpo", max_completion_length=200, train_on_injected_tokens=False)
     outputs = record_batches(trainer)
     trainer.train()
     output = outputs[0]
@@ -161,7 +161,7 @@ def test_trains_with(build, options):
 
 
 def test_released_variant_trains(build):
-    trainer = build("step_grpo", max_completion_length=320, variant="released")
+    trainer = build("step_grpo", max_completion_length=200, variant="released")
     trainer.train()
     assert trainer.state.log_history[0]["step_grpo/probes_per_completion"] > 0
 
@@ -204,7 +204,7 @@ def test_plain_prompts_and_own_rewards(build, tokenizer):
         train_dataset=Dataset.from_dict({"prompt": [prompt] * 8}),
         trainer_options={"reward_funcs": [has_25, short]},
         reward_weights=[1.0, 0.5],
-        max_completion_length=320,
+        max_completion_length=200,
     )
     trainer.train()
     assert trainer.reward_func_names == ["has_25", "short", "step_efficiency", "format_reward"]
@@ -287,7 +287,7 @@ def test_config_survives_the_command_line(tmp_path):
 
 def test_the_kl_term_is_over_sampled_tokens(build, monkeypatch):
     """Where nothing was sampled there is nothing to estimate, and exp(reference - policy) may be anything."""
-    trainer = build("step_grpo", max_completion_length=320, beta=0.1, learning_rate=0.0)
+    trainer = build("step_grpo", max_completion_length=200, beta=0.1, learning_rate=0.0)
     with torch.no_grad():
         for parameter in trainer.ref_model.parameters():
             parameter.mul_(1.1)
@@ -311,7 +311,7 @@ def test_the_kl_term_is_over_sampled_tokens(build, monkeypatch):
 
 
 def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch):
-    trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
+    trainer = build("step_grpo", max_completion_length=200, advantage_selection={"selection_ratio": 0.5})
     records = record_losses(trainer, monkeypatch)
     trainer.train()
     changed = 0
@@ -326,7 +326,7 @@ def test_with_selection_injected_tokens_keep_their_advantage(build, monkeypatch)
 
 def test_with_selection_long_correct_completions_keep_their_blame(build, monkeypatch):
     """SAS's rule for correct completions withholds credit. Completions with a negative advantage have none."""
-    trainer = build("step_grpo", max_completion_length=320, advantage_selection={"selection_ratio": 0.5})
+    trainer = build("step_grpo", max_completion_length=200, advantage_selection={"selection_ratio": 0.5})
     records = record_losses(trainer, monkeypatch)
     trainer.train()
     blamed = selected = 0
