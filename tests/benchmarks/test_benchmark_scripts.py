@@ -2,8 +2,8 @@
 Every command of `benchmarks/README.md` starts, and comes to its end.
 
 Each script says in its constant `SMALLEST` with which options; they follow those of the command, and win. A script is
-run in this process, since the imports of a new one take longer than it. `make demo`, `step-trl eval` and the study
-have tests of their own.
+run in this process, and the processes that it starts are forks of one that has imported what it needs, since imports
+take longer than a script. `make demo`, `step-trl eval` and the study have tests of their own.
 """
 
 import importlib
@@ -49,12 +49,13 @@ def file_of(module):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, capsys, preloaded_executable):
     """Run a command with further arguments. Returns what it printed."""
 
     def run(module, arguments, *further):
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(BENCHMARKS))
+        monkeypatch.setattr(sys, "executable", preloaded_executable)
         threads = torch.get_num_threads()
         with imported(module) as script:
             command = [*arguments, *script.SMALLEST, *further]

@@ -81,18 +81,23 @@ def few_rows(monkeypatch):
     monkeypatch.setattr(testbed, "load_dataset", lambda split: load_dataset(split).select(range(32)))
 
 
-def in_a_short_context(configure):
-    return lambda *args, **options: configure(*args, **options | {"max_completion_length": 128})
+@pytest.fixture
+def tokens():
+    """The length of completions."""
+    return 64
 
 
 @pytest.fixture
-def small(monkeypatch, few_rows):
+def small(monkeypatch, few_rows, tokens):
+    def in_a_short_context(configure):
+        return lambda *args, **options: configure(*args, **options | {"max_completion_length": tokens})
+
     monkeypatch.setattr(run, "PROBLEMS", 2)
     monkeypatch.setattr(run, "COMPLETIONS", 16)
-    monkeypatch.setitem(run.EVALUATION, "max_tokens", 128)
+    monkeypatch.setitem(run.EVALUATION, "max_tokens", tokens)
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
     for module in (run, prompted):
-        monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", 128)
+        monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", tokens)
     methods = {name: (trainer, in_a_short_context(config)) for name, (trainer, config) in run.METHODS.items()}
     monkeypatch.setattr(run, "METHODS", methods)
 
@@ -247,6 +252,7 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatc
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("tokens", [128])  # some are right
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     """Arms that are not a plain training: several models in turn, prompts with a token target, and SFT."""
     monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -27,6 +26,7 @@ SMALL = SMALL_RUN | {
     "trainer": "grpo",
     "model_name_or_path": "testbed",
     "dataset": "testbed",
+    "dataset_split": "easy",
     "max_completion_length": 32,
     "per_device_train_batch_size": 4,
     "num_generations": 2,
@@ -108,7 +108,7 @@ def test_a_value_that_cannot_be_read_is_named_in_a_line(command):
 
 
 @pytest.mark.timeout(300)
-def test_two_processes_of_accelerate(tmp_path, command):
+def test_two_processes_of_accelerate(tmp_path, command, preloaded_executable):
     """On the CPU, with gloo. `accelerate launch --cpu` would start only one process, so use `--multi_gpu`."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("trainer: step_grpo\nnum_generations: 4\nper_device_train_batch_size: 2\n")
@@ -116,7 +116,7 @@ def test_two_processes_of_accelerate(tmp_path, command):
     for name in ("--trainer", "--num_generations", "--per_device_train_batch_size"):
         del flags[flags.index(name) : flags.index(name) + 2]
     launch = [
-        sys.executable,
+        preloaded_executable,
         "-m",
         "accelerate.commands.launch",
         "--multi_gpu",

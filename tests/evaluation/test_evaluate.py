@@ -15,7 +15,7 @@ from step_trl.rollout import ConfidenceTruncation
 from step_trl.rollout.engines import TransformersEngine
 
 
-SAMPLING = {"max_tokens": 200, "temperature": 0.6, "top_p": 0.9}
+SAMPLING = {"max_tokens": 128, "temperature": 0.6, "top_p": 0.9}
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """What the real clients of the trackers write: Weights & Biases offline, TensorBoard, Trackio on this machine."""
 
 import json
+import os
 import re
 import time
 from html import escape
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from preloaded import run_preloaded
 from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
@@ -26,7 +28,7 @@ def train(folder, method, report_to, **options):
     args = config(
         str(folder),
         **SMALL_RUN | {"max_steps": 3, "report_to": report_to, "learning_rate": 1e-4, "beta": 0.01} | options,
-        max_completion_length=256,
+        max_completion_length=160,
         num_generations=4,
         per_device_train_batch_size=8,
         num_completions_to_log=KEPT,
@@ -34,7 +36,7 @@ def train(folder, method, report_to, **options):
     trainer = trainer_class(
         testbed.load_model(),
         args=args,
-        train_dataset=testbed.load_dataset("train"),
+        train_dataset=testbed.load_dataset("easy"),
         processing_class=testbed.load_tokenizer(),
     )
     tables = []
@@ -91,7 +93,7 @@ def test_wandb(offline, tmp_path, method):
     assert defined["train/rewards/math_accuracy_reward/mean"].summary.max
 
     # Completions of all logged steps, with their problems, solutions and verdicts.
-    solutions = {as_text(row["prompt"]): row["solution"] for row in testbed.load_dataset("train")}
+    solutions = {as_text(row["prompt"]): row["solution"] for row in testbed.load_dataset("easy")}
     media = [items for items in history if "completions_log/table.path" in items]
     assert [items["train/global_step"] for items in media] == [1, 2, 3]
     assert (
@@ -183,19 +185,15 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 def test_trackio(tmp_path):
     """In a process of its own: Trackio reads its folder when it is imported."""
-    import os
-    import subprocess
-    import sys
-
     script = Path(__file__).with_name("tracked_training.py")
     environment = os.environ | {
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "PYTHONPATH": f"{script.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    run = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "skipped metric" not in run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    status, output = run_preloaded([str(script), str(tmp_path)], tmp_path / "output", env=environment)
+    assert status == 0, output[-3000:]
+    assert "skipped metric" not in output
+    found = json.loads((tmp_path / "found.json").read_text())
     assert found["tables"] == [KEPT] * 3
     assert {"train/step_grpo/exit_rate", "train/step_grpo/confidence/histogram", "completions_log/trace-1"} <= set(
         found["keys"]
@@ -212,7 +210,7 @@ def test_a_column_that_a_reward_function_logs_is_its_own(tmp_path):
         testbed.load_model(),
         reward,
         args,
-        testbed.load_dataset("train").remove_columns("solution"),
+        testbed.load_dataset("easy").remove_columns("solution"),
         processing_class=testbed.load_tokenizer(),
     )
     trainer.train()

@@ -23,7 +23,7 @@ args = StepGRPOConfig(
 trainer = StepGRPOTrainer(
     testbed.load_model(),
     args=args,
-    train_dataset=testbed.load_dataset("train"),
+    train_dataset=testbed.load_dataset("easy"),
     processing_class=testbed.load_tokenizer(),
     callbacks=[Failure()] if "fail" in sys.argv else None,
 )

@@ -42,11 +42,11 @@ def greedy_rollouts(tokenizer, prompts):
     """`greedy_rollouts(engine, 32)`: truncated rollouts of the first prompts, whose correct result is known."""
 
     def greedy_rollouts(engine, number, copies=1):
-        sampling = SamplingParams(256, temperature=0.0)
+        sampling = SamplingParams(160, temperature=0.0)
         rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], sampling)
         records = rollout.run([prompt for prompt in prompts[:number] for _ in range(copies)])
         for record in records:
-            assert_well_formed(record, tokenizer, max_tokens=256)
+            assert_well_formed(record, tokenizer, max_tokens=160)
         return records
 
     return greedy_rollouts
@@ -110,7 +110,7 @@ def test_a_stuck_call_holds_no_other(vllm_server, tokenizer, prompts, abandon):
     direct = VLLMServerEngine(vllm_server.url, tokenizer)
     asyncio.run(calls(direct))  # the first requests are slow
     undisturbed = asyncio.run(calls(direct))
-    patience = max(4.0, 4 * max(seconds for seconds, _ in undisturbed))
+    patience = max(2.0, 4 * max(seconds for seconds, _ in undisturbed))
     pieces: list[bytes] = []
 
     def third_is_stuck(number: int, piece: bytes) -> Fate:
@@ -134,7 +134,7 @@ def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, tokenizer)
         return "stall" if number == 3 and b"data: " in piece and b"HTTP/1.1" not in piece else "forward"
 
     with FaultyProxy(vllm_server.url, third_is_stuck) as proxy:
-        records = greedy_rollouts(VLLMServerEngine(proxy.url, tokenizer, read_timeout=4.0), 32)
+        records = greedy_rollouts(VLLMServerEngine(proxy.url, tokenizer, read_timeout=2.0), 32)
     assert proxy.fates == [(3, "stall")]
     assert_same(records, undisturbed)
 

@@ -132,7 +132,7 @@ def test_stop_strings_cut_exactly(vllm_server, tokenizer, prompts, interval):
     engine = VLLMServerEngine(vllm_server.url, tokenizer, stream_interval=interval or 1)
     abandon = None if interval is None else lambda token_ids, logprobs: False
     pieces, segmenter = token_bytes(tokenizer), TriggerSegmenter(tokenizer, TRIGGERS)
-    wholes = run(*(engine.generate(p, max_tokens=300, seed=i) for i, p in enumerate(prompts[:32])))
+    wholes = run(*(engine.generate(p, max_tokens=200, seed=i) for i, p in enumerate(prompts[:32])))
     cases = []
     for seed, whole in enumerate(wholes):
         text = b"".join(pieces[token_id] for token_id in whole.token_ids).decode()
@@ -143,7 +143,7 @@ def test_stop_strings_cut_exactly(vllm_server, tokenizer, prompts, interval):
     assert sum(stop == ("Alternatively",) for _, _, stop in cases) >= 4
     assert len(cases) > 100
     calls = [
-        engine.generate(prompts[seed], max_tokens=300, seed=seed, stop=stop, abandon=abandon)
+        engine.generate(prompts[seed], max_tokens=200, seed=seed, stop=stop, abandon=abandon)
         for seed, _, stop in cases
     ]
     for (_, whole, stop), generation in zip(cases, run(*calls), strict=True):
@@ -454,7 +454,7 @@ def test_a_key_is_needed_and_never_shown_and_check_finds_wrong_flags(guarded, to
     assert KEY not in caplog.text + repr(engine) + repr(vars(engine._servers[0]))
 
 
-def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, caplog, tmp_path):
+def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, caplog, tmp_path, preloaded_executable):
     """After SIGKILL in a call, `step-trl serve` takes over the port and gets the last weights. SIGTERM ends it."""
     policy = testbed.load_model()
     with torch.no_grad():
@@ -464,7 +464,7 @@ def test_a_call_outlasts_the_death_of_its_server(guarded, tokenizer, prompts, ca
     engine = VLLMServerEngine(guarded.url, tokenizer, api_key=KEY, retry_window=240)
     abandon = [None, lambda token_ids, logprobs: False]
     command = [
-        sys.executable,
+        preloaded_executable,
         "-c",
         "from step_trl.cli.main import main; main()",
         "serve",

@@ -15,7 +15,7 @@ def sample_two_steps(urls: list[str], number_of_ranks: int, folder: str) -> list
     """Return this process's prompts and completions for each step, out of 8 over all processes."""
     config = StepGRPOConfig(
         folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=urls, weight_sync="disk",
-        seeded_rollouts=True, learning_rate=0.0, num_generations=4, max_completion_length=200, seed=3,
+        seeded_rollouts=True, learning_rate=0.0, num_generations=4, max_completion_length=96, seed=3,
         per_device_train_batch_size=8 // number_of_ranks, **SMALL_RUN | {"max_steps": 2},
     )  # fmt: skip
     trainer = StepGRPOTrainer(

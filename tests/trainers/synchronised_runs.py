@@ -16,7 +16,7 @@ from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, tes
 from step_trl.rollout.engines.vllm_process import free_port
 
 
-UPDATES = 3
+UPDATES = 2
 CLASSES = {"step_grpo": (StepGRPOTrainer, StepGRPOConfig), "sas": (SASTrainer, SASConfig)}
 
 
@@ -67,7 +67,7 @@ def train(method: str, how: str, url: str, folder: Path) -> dict:
     config = config_class(
         str(folder / f"{method}-{how}"), use_vllm=True, vllm_mode="server", vllm_server_base_url=url,
         vllm_group_port=free_port(), weight_sync_check_every=1, num_generations=4,
-        per_device_train_batch_size=8 if how == "alone" else 4, max_completion_length=160, learning_rate=1e-3, seed=3,
+        per_device_train_batch_size=8 if how == "alone" else 4, max_completion_length=64, learning_rate=1e-3, seed=3,
         **SMALL_RUN | {"max_steps": UPDATES},
     )  # fmt: skip
     with weights_over_tcp():

@@ -35,7 +35,7 @@ def on_server(build):
             weight_sync="disk",
             weight_sync_check_every=1,
             vllm_server_base_url=url,
-            **{"max_completion_length": 256, "learning_rate": 1e-3} | options,
+            **{"max_completion_length": 96, "learning_rate": 1e-3} | options,
         )
 
     return on_server
@@ -124,8 +124,9 @@ def test_a_training_goes_on_where_its_server_left_it(
 
     with FaultyProxy(vllm_server.url) if how == "cut off" else nullcontext() as proxy:
         url = mortal_server.url if proxy is None else proxy.url
-        options = {"max_steps": 4, "vllm_server_timeout": 3.0, "train_dataset": mixed_problems}
-        trainer = on_server(method, url, trainer_options={"callbacks": [EndOfServer()]}, **options)
+        options = {"max_steps": 4, "vllm_server_timeout": 1.0, "train_dataset": mixed_problems}
+        arguments = {"reward_funcs": every_other}
+        trainer = on_server(method, url, trainer_options=arguments | {"callbacks": [EndOfServer()]}, **options)
         with caplog.at_level(logging.ERROR, logger="step_trl"), pytest.raises(EngineUnavailableError) as caught:
             trainer.train()
         for part in (url, "step-trl serve MODEL", "--logprobs-mode processed_logprobs"):
@@ -137,7 +138,7 @@ def test_a_training_goes_on_where_its_server_left_it(
 
         # Back with the weights of its start.
         mortal_server.start() if how == "killed" else proxy.come_back()
-        resumed = on_server(method, url, **options)
+        resumed = on_server(method, url, trainer_options=arguments, **options)
         resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 4
     logs = [entry for entry in resumed.state.log_history if "loss" in entry]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from small_runs import every_other
 from trainers.two_processes import run_two_processes
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 def on_server(build, vllm_server):
     def on_server(method, **options):
         servers = {"vllm_mode": "server", "weight_sync": "disk", "vllm_server_base_url": vllm_server.url}
-        lengths = {"max_completion_length": 256, "learning_rate": 1e-3}
+        lengths = {"max_completion_length": 96, "learning_rate": 1e-3}
         return build(method, use_vllm=True, **servers | lengths | options)
 
     return on_server
@@ -32,7 +33,14 @@ def on_server(build, vllm_server):
 
 @pytest.mark.parametrize("method", ["step_grpo", "sas"])
 def test_trains_on_a_server(on_server, method, mixed_problems):
-    trainer = on_server(method, max_steps=3, train_dataset=mixed_problems, weight_sync_check_every=1)
+    trainer = on_server(
+        method,
+        max_steps=3,
+        max_completion_length=160,  # some are ended early
+        train_dataset=mixed_problems,
+        weight_sync_check_every=1,
+        trainer_options={"reward_funcs": every_other},
+    )
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -88,7 +96,7 @@ def test_lora_is_merged_on_the_way(on_server, mixed_problems):
         max_steps=2,
         weight_sync_check_every=1,
         train_dataset=mixed_problems,
-        trainer_options={"peft_config": peft_config},
+        trainer_options={"peft_config": peft_config, "reward_funcs": every_other},
     )
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from small_runs import SMALL_RUN
+from small_runs import SMALL_RUN, every_other
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
 
@@ -15,11 +15,12 @@ def main(method: str, url: str, path: str) -> None:
     }[method]
     config = config_class(
         f"{path}.run", use_vllm=True, vllm_mode="server", vllm_server_base_url=[url], weight_sync="disk",
-        weight_sync_check_every=1, num_generations=4, per_device_train_batch_size=4, max_completion_length=200,
+        weight_sync_check_every=1, num_generations=4, per_device_train_batch_size=4, max_completion_length=96,
         learning_rate=1e-3, seed=3, **SMALL_RUN | {"max_steps": 3},
     )  # fmt: skip
     trainer = trainer_class(
         testbed.load_model(),
+        every_other,
         args=config,
         train_dataset=testbed.load_dataset("hard"),
         processing_class=testbed.load_tokenizer(),

@@ -28,7 +28,7 @@ class RaisesOnRankOne(TruncationCallback):
 def build(url: str, folder: str, **options) -> StepGRPOTrainer:
     config = StepGRPOConfig(
         folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=[url], weight_sync="disk",
-        num_generations=4, per_device_train_batch_size=4, max_completion_length=400, seed=3,
+        num_generations=4, per_device_train_batch_size=4, max_completion_length=96, seed=3,
         **SMALL_RUN | {"max_steps": 2},
     )  # fmt: skip
     dataset, tokenizer = testbed.load_dataset("hard"), testbed.load_tokenizer()
