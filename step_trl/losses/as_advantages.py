@@ -61,15 +61,10 @@ def loss_as_advantages(
 
 def check_loss_options(args: GRPOConfig) -> None:
     """
-    Check that [`loss_as_advantages`] trains with the gradient of its loss under these options.
+    Raise a `ValueError` if [`loss_as_advantages`] would not train with the gradient of its loss under these options.
 
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            The trainer's configuration.
-
-    Raises:
-        `ValueError`: If the loss type is not one of GRPO's, the importance sampling is not by token, or the off-policy
-        mask compares with old log-probabilities that are replaced.
+    The loss type must be one of GRPO's, and importance sampling by token. The off-policy mask must not compare with
+    old log-probabilities, since these are replaced.
     """
     if args.loss_type not in LOSS_TYPES:
         raise ValueError(

@@ -1,12 +1,11 @@
 """
 The math accuracy reward, with a reliable time limit.
 
-math-verify limits its run time with a SIGALRM handler in the calling process. This works only in the main thread, and
-cannot interrupt C code (such as a call for `9^{9^{9^9}}`). So grading runs in child processes (`grading.py`), which
-the kernel kills after the time limit. They are plain `subprocess` children that exchange JSON lines: unlike
-`multiprocessing` children, they never import the parent's `__main__` (notebooks, scripts without a main guard) or
-torch, and unlike forked processes, they hold no CUDA state. They start when first needed and are kept for later
-calls.
+math-verify limits its run time with a SIGALRM handler, which works only in the main thread and cannot interrupt C code
+(such as a call for `9^{9^{9^9}}`). So grading runs in child processes (`grading.py`), which the kernel kills after the
+time limit. They are plain `subprocess` children that exchange JSON lines: unlike `multiprocessing` children, they
+never import the parent's `__main__` (notebooks, scripts without a main guard) or torch, and unlike forked processes,
+they hold no CUDA state. They start when first needed and are kept for later calls.
 """
 
 from __future__ import annotations
@@ -138,17 +137,8 @@ def grade_all(
     pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: int | None = None, strict_latex: bool = False
 ) -> list[Grade]:
     """
-    Grade pairs of answer text and solution, each within a time limit. Equal pairs are graded once.
-
-    Args:
-        pairs (`Sequence[tuple[str, str]]`):
-            The text of each answer without the thought, and its solution.
-        timeout (`float`, *optional*, defaults to `5.0`):
-            The time limit for one pair, in seconds.
-        workers (`int`, *optional*):
-            The maximum number of processes to use at once. Defaults to the number of cores, at most 4.
-        strict_latex (`bool`, *optional*, defaults to `False`):
-            See [`math_accuracy_reward`].
+    Grade pairs of answer text (without the thought) and solution, each within a time limit. Equal pairs are graded
+    once. The options are those of [`math_accuracy_reward`].
     """
     workers = _number_of_workers(timeout, workers)
     grades = {pair: compare_integers(*pair) for pair in pairs}
@@ -167,7 +157,7 @@ def extract_answers(
     workers: int | None = None,
 ) -> list[str | None]:
     r"""
-    The final answer that [`math_accuracy_reward`] reads in each completion, equal texts read once.
+    The final answer that [`math_accuracy_reward`] reads in each completion, `None` where there is none.
 
     Two answers are the same string where math-verify reads the same expression: `\frac12`, `1/2` and `0.5`, or `4` and
     `4.0`. What takes mathematics to see is not: `\sqrt{12}` and `2\sqrt{3}`, or `x = 4` and `4`.
@@ -177,13 +167,8 @@ def extract_answers(
             Completions, plain or as messages.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether a completion without `</think>` has no answer; otherwise all of its text is read.
-        timeout (`float`, *optional*, defaults to `5.0`):
-            Seconds that one completion may take. One that takes longer has no answer.
-        workers (`int`, *optional*):
-            Most processes to read in at once. Defaults to the number of cores, at most 4.
-
-    Returns:
-        `list[str | None]`: answers; `None` where there is none.
+        timeout, workers (*optional*):
+            As in [`math_accuracy_reward`]. A completion that takes longer has no answer.
     """
     workers = _number_of_workers(timeout, workers)
     texts = [answer_text(completion, require_end_of_thinking) for completion in completions]

@@ -16,13 +16,7 @@ CONFIDENCE_BINS = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, list[float]]:
     """
-    Compute the metrics of a batch of rollouts.
-
-    Args:
-        rollouts (`Sequence[Rollout]`):
-            Rollouts of one batch.
-        threshold (`float`):
-            Confidence above which a rollout exits.
+    Compute the metrics of a batch of rollouts that exit above the confidence `threshold`.
 
     Returns:
         `dict[str, list[float]]`: name to values, whose mean over all processes is the metric:

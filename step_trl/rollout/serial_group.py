@@ -20,15 +20,9 @@ from .records import Rollout, SamplingParams
 
 def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
     """
-    Draw the lengths at which a thought is cut, in ascending order.
+    Draw the `number` of lengths, in ascending order, at which a thought of `thought` tokens (at least 1) is cut.
 
-    Args:
-        thought (`int`):
-            Length of the thought in tokens, at least 1.
-        number (`int`):
-            Number of cuts. They are distinct if the thought is long enough.
-        seed (`int`, *optional*):
-            Seed of the draw.
+    They are distinct if the thought is long enough.
     """
     lengths, generator = range(1, thought + 1), random.Random(seed)
     drawn = generator.sample(lengths, number) if number <= thought else generator.choices(lengths, k=number)
@@ -40,14 +34,10 @@ class SerialGroupRollout:
     Samples one full completion per prompt, and answers after cuts in its thought.
 
     Args:
-        engine ([`Engine`]):
-            Source of tokens.
-        sampling ([`SamplingParams`]):
-            Budget and sampling of the policy.
+        engine ([`Engine`]), sampling ([`SamplingParams`]), max_in_flight (`int`, *optional*):
+            As in [`DynamicTruncatedRollout`].
         closing (`str`, *optional*):
             Text that is injected at a cut and closes the thought, by default S-GRPO's.
-        max_in_flight (`int`, *optional*):
-            Maximum number of concurrent rollouts.
     """
 
     def __init__(
@@ -83,8 +73,7 @@ class SerialGroupRollout:
                 One seed per completion.
 
         Returns:
-            `list[Rollout]`: in the order of `prompts`. In each group the cut completions come first, from the
-            shortest thought to the longest, then the full one.
+            `list[Rollout]`: in the order of `prompts`, and in each group from the shortest thought to the full one.
         """
         groups = [
             {tuple(prompt) for prompt in prompts[start : start + num_generations]}

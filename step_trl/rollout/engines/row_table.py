@@ -23,21 +23,9 @@ _SLOT = np.dtype(
 
 class RowTable:
     """
-    Running and retained sequences in slots.
+    Running and retained sequences in slots. [`RowTable.compact`] moves the running ones to the first slots.
 
     Positions below `cached` do not change while a sequence is in its slot, so any sequence can be copied from.
-
-    Attributes:
-        state (`np.ndarray`):
-            Structured array of the slots' state.
-        tokens (`np.ndarray`), logprobs (`np.ndarray`):
-            Tokens of each slot's sequence, and log-probabilities of the sampled ones, (slots, length).
-        requests (`list`):
-            Running request of each slot, or `None`.
-        num_active (`int`):
-            Number of running sequences. [`RowTable.compact`] moves them to the first slots.
-        cache ([`RowCache`]):
-            Keys, values and states of the sequences.
     """
 
     def __init__(self, new_cache: Callable[[], RowCache], max_rows: int, max_length: int):
@@ -54,22 +42,19 @@ class RowTable:
     def _allocate(self, num_slots: int, length: int) -> None:
         self.cache = self.new_cache()
         self.state = np.zeros(0, dtype=_SLOT)
-        self.tokens = np.zeros((0, 0), dtype=np.int64)
-        self.logprobs = np.zeros((0, 0), dtype=np.float32)
-        self.requests: list[Any] = []
+        self.tokens = np.zeros((0, 0), dtype=np.int64)  # (slots, length)
+        self.logprobs = np.zeros((0, 0), dtype=np.float32)  # (slots, length), of the sampled tokens
+        self.requests: list[Any] = []  # the running request of each slot, or `None`
         self.num_active = 0
         self._options: SamplingOptions | None = None
         self._resize(num_slots, length)
 
     def longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """
-        Find the slot with the longest cached prefix of a prompt.
+        Find the slot with the longest cached prefix of a prompt, whose last token is always computed, for its logits.
 
-        The last token of a prompt is always computed, for its logits.
-
-        Returns:
-            `tuple[int, int, int]`: the slot, the length of the prefix, and how much longer a prefix will become once
-            the running sequences are prefilled.
+        Returns the slot, the length of the prefix, and how much longer a prefix will become once the running sequences
+        are prefilled.
         """
         width = min(len(prompt) - 1, self.tokens.shape[1])
         if width == 0:
