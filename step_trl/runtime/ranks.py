@@ -1,30 +1,13 @@
-"""What distributed processes share: seeds that do not depend on the number of processes, and errors."""
+"""Errors that end all processes of a distributed training together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from accelerate.utils import gather_object
 
 from ..rollout.engines import EngineUnavailableError
-
-
-def rollout_seeds(key: Sequence[int], first: int, count: int) -> list[int]:
-    """
-    Return the seeds of `count` completions of a batch over all processes, starting at index `first`.
-
-    Args:
-        key (`Sequence[int]`):
-            Non-negative numbers that identify the batch, such as the run's seed and the update.
-        first (`int`), count (`int`):
-            The index of this process's first completion in the batch, and the number of its completions.
-
-    Returns:
-        `list[int]`: The seeds, all below 2**62.
-    """
-    return np.random.default_rng(list(key)).integers(2**62, size=first + count)[first:].tolist()
 
 
 @contextmanager

@@ -8,56 +8,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
+from trl import GRPOTrainer
 
 
 @contextmanager
-def whole_parameters(model: PreTrainedModel, reshard_after_forward: bool) -> Iterator[None]:
+def whole_parameters(trainer: GRPOTrainer) -> Iterator[None]:
     """
-    Gather all parameters of a model that FSDP2 shards on every process. Every process must enter.
+    Gather all parameters of a trainer's policy on every process if FSDP2 shards it. Every process must enter.
 
     FSDP2 gathers a layer's parameters in each of its forward passes, which is a collective operation, and processes
     run different numbers of them. This is what TRL does under ZeRO-3 (`ds3_gather_for_generation`).
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model as accelerate prepared it. A model that FSDP2 does not shard is left unchanged.
-        reshard_after_forward (`bool`):
-            The setting that the model was prepared with, which is restored afterwards.
     """
-    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    if not units:
+    if trainer._dist.fsdp_version != 2:
         yield
         return
+    model = cast("PreTrainedModel", trainer.model_wrapped)
+    units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)
         unit.unshard()
     try:
         yield
     finally:
+        reshard = trainer.accelerator.state.fsdp_plugin.reshard_after_forward
         # accelerate keeps the parameters that the forward pass used last: the backward pass begins with them.
         for unit in units:
-            unit.set_reshard_after_forward(reshard_after_forward, recurse=False)
+            unit.set_reshard_after_forward(reshard, recurse=False)
             unit.reshard()
         for last in (model, model.get_output_embeddings()):
             if isinstance(last, FSDPModule):
                 last.set_reshard_after_forward(False, recurse=False)
 
 
-def check_reference_model(cpu_ram_efficient_loading: bool) -> None:
+def check_reference_model(plugin: FullyShardedDataParallelPlugin) -> None:
     """
     Refuse a reference model that FSDP2 would leave without weights.
 
     With this option, only the first process reads weights. accelerate sends the policy's to the others, but it is TRL
     that shards the reference model.
-
-    Args:
-        cpu_ram_efficient_loading (`bool`):
-            The option of the FSDP plugin.
     """
-    if cpu_ram_efficient_loading:
+    if plugin.cpu_ram_efficient_loading:
         raise ValueError(
             "fsdp_cpu_ram_efficient_loading: the reference model of beta would only have weights on the first "
             "process. Set it to false in the accelerate config, or beta=0.0."
@@ -68,13 +63,8 @@ def check_rollouts_in_process(zero_stage: int, fsdp_version: int | None, gather_
     """
     Refuse settings that would deadlock because processes run different numbers of forward passes of a sharded model.
 
-    Args:
-        zero_stage (`int`):
-            The ZeRO stage of DeepSpeed, or 0 without DeepSpeed.
-        fsdp_version (`int`, *optional*):
-            The version of FSDP, 1 or 2, or `None` without FSDP.
-        gather_for_generation (`bool`):
-            TRL's `ds3_gather_for_generation`.
+    `zero_stage` is 0 without DeepSpeed, `fsdp_version` `None` without FSDP, and `gather_for_generation` TRL's
+    `ds3_gather_for_generation`.
     """
     if zero_stage == 3 and not gather_for_generation:
         raise ValueError(

@@ -28,34 +28,16 @@ class StepGRPOConfig(EfficientReasoningConfig):
             `"paper"` probes as the paper describes it, `"released"` as its released code does. It sets `triggers`,
             `answer_prompt`, `max_probes`, `keep_trigger`, `keep_probe_answer`, `require_probe_end`,
             `skip_probe_tokens` and `exit_margin`. Each of these that you set yourself keeps your value.
-        triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            The words that open a semantic step. Released: `("Wait",)`.
+        triggers, answer_prompt, max_probe_tokens, max_probes (*optional*):
+            Where an answer is induced, and how, as in [`ConfidenceTruncation`].
+        keep_trigger, keep_probe_answer, require_probe_end, skip_probe_tokens, exit_margin, early_rejection:
+            What counts as an answer, and what is kept of it, as in [`ConfidenceTruncation`].
         confidence_threshold (`float`, *optional*, defaults to `0.95`):
             Delta: a rollout stops when the confidence of its induced answer is strictly greater.
-        answer_prompt (`str`, *optional*, defaults to `"\n</think>\n\nThe final answer is"`):
-            The text that induces an answer. Without `</think>`, it probes inside the open thought, as the released one
-            does: `"\n**Final Answer**\n\\boxed"`.
-        max_probe_tokens (`int`, *optional*, defaults to `20`):
-            The maximum number of tokens of an induced answer.
-        max_probes (`int`, *optional*):
-            The maximum number of probes per rollout. No limit by default. Released: `10`.
-        keep_trigger (`bool`, *optional*, defaults to `True`):
-            Whether the trigger word stays in the path and in the probe's context. Released: `False`.
-        keep_probe_answer (`bool`, *optional*, defaults to `True`):
-            Whether to keep the confident answer. Otherwise, the thought is closed and a new answer is sampled.
-            Released: `False`.
-        require_probe_end (`bool`, *optional*, defaults to `False`):
-            Whether an induced answer that does not end within `max_probe_tokens` has confidence 0. Released: `True`.
-        skip_probe_tokens (`int`, *optional*, defaults to `0`):
-            The number of tokens at the start of an induced answer that are left out of its confidence. Released: `1`.
-        exit_margin (`int`, *optional*, defaults to `0`):
-            Stop without a probe at a trigger with at most this many tokens of the budget left. Released: `50`.
         speculative_probing (`bool`, *optional*, defaults to `True`):
             Whether a thought continues while its probe runs. This does not change the result, except for the draws of
             seeded rollouts on a vLLM server: its seeds belong to requests, and a thought that continues is one
             request.
-        early_rejection (`bool`, *optional*, defaults to `True`):
-            Whether to abort a probe once it cannot reach the threshold. This does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
             Alpha: the weight of accuracy and efficiency. The format has the weight 1 - alpha. These weights also apply
             if some of `truncated_rollout`, `step_reward` and `format_reward` are off, as in the paper's ablations.

@@ -87,8 +87,7 @@ class VLLMServerEngine(Engine):
             API key of the server. It is never displayed.
         verify (`bool`, `str` or `ssl.SSLContext`, *optional*, defaults to `True`):
             For https: whether to verify certificates, or a file of trusted authorities, or a context.
-        connect_timeout (`float`, *optional*, defaults to `10.0`), read_timeout (`float`, *optional*, defaults to
-            `3600.0`):
+        connect_timeout (`float`, defaults to `10.0`), read_timeout (`float`, defaults to `3600.0`):
             Maximum number of seconds to connect, and without data from the server. A plain call is answered only when
             it is complete, and may be queued before it starts.
         retry_window (`float`, *optional*, defaults to `300.0`):
