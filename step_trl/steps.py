@@ -32,15 +32,10 @@ if TYPE_CHECKING:
 _ROW_END = b"\xff"
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """Return the byte of each byte-level BPE character: printable bytes are themselves, others start at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _byte_level_bytes(tokens: dict[str, int]) -> Iterator[tuple[int, bytes]]:
-    alphabet = _byte_level_alphabet()
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # takes seconds to import
+
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     for token, index in tokens.items():
         try:
             yield index, bytes([alphabet[char] for char in token])

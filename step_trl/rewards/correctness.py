@@ -14,12 +14,12 @@ import atexit
 import contextlib
 import json
 import os
-import selectors
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any, cast
 
 from ..text import THINK_END
@@ -39,23 +39,26 @@ class _Worker:
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # do not import from the script's own folder
             start_new_session=True,  # Ctrl-C should only reach the parent
         )
+        self.requests = cast("IO[str]", self.process.stdin)
         self.replies = cast("IO[str]", self.process.stdout)
         self.ready = False
-        self.task: int | None = None
 
-    def ask(self, task: int, request: Sequence[Any]) -> None:
-        self.task = task
-        requests = cast("IO[str]", self.process.stdin)
-        with contextlib.suppress(BrokenPipeError):  # the worker just died: reading its replies will notice
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
+    def ask(self, request: Sequence[Any]) -> str:
+        """The reply to a request as `grading.py` reads it, empty if the worker ran into a limit."""
+        self.ready = self.ready or bool(self.replies.readline())
+        if not self.ready:
+            raise RuntimeError("A grading worker exited while it was starting; see standard error.")
+        with contextlib.suppress(BrokenPipeError):  # the worker just died: there will be no reply
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+        return self.replies.readline()
 
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
         self.replies.close()
         with contextlib.suppress(BrokenPipeError):  # a request is still in the buffer
-            cast("IO[str]", self.process.stdin).close()
+            self.requests.close()
 
 
 class _Pool:
@@ -66,7 +69,7 @@ class _Pool:
 
     def forget(self) -> None:
         """Drop the workers without stopping them: in a forked child, they belong to the parent."""
-        self.workers: list[_Worker] = []
+        self.workers: list[_Worker] = []  # the idle ones
         self.lock = threading.Lock()
 
     def close(self) -> None:
@@ -74,58 +77,21 @@ class _Pool:
             self.workers.pop().stop()
 
     def ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
-        """Replies to requests as `grading.py` reads them; `killed` where a worker ran into a limit."""
-        with self.lock:
-            try:
-                return self._ask(requests, min(workers, len(requests)), killed)
-            except BaseException:
-                self.close()  # the next call would read the replies of this one
-                raise
+        """Replies to requests; `killed` where a worker ran into a limit."""
+        with self.lock, ThreadPoolExecutor(workers) as threads:
+            return list(threads.map(partial(self._ask, killed), requests))
 
-    def _ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
-        replies: dict[int, Any] = {}
-        waiting = deque(enumerate(requests))
-
-        def feed(worker: _Worker) -> None:
-            if waiting:
-                worker.ask(*waiting.popleft())
-
-        self._prepare(workers)
-        with selectors.DefaultSelector() as selector:
-            for slot, worker in enumerate(self.workers[:workers]):
-                selector.register(worker.replies, selectors.EVENT_READ, slot)
-                if worker.ready:
-                    feed(worker)
-            while len(replies) < len(requests):
-                for key, _ in selector.select():
-                    worker = self.workers[key.data]
-                    reply = worker.replies.readline()
-                    if reply:
-                        if worker.task is not None:
-                            replies[worker.task] = json.loads(reply)
-                        worker.ready, worker.task = True, None
-                        feed(worker)
-                    elif worker.ready:
-                        if worker.task is not None:
-                            replies[worker.task] = killed
-                        selector.unregister(worker.replies)
-                        self._replace(key.data)
-                        selector.register(self.workers[key.data].replies, selectors.EVENT_READ, key.data)
-                    else:
-                        raise RuntimeError("A grading worker exited while it was starting; see standard error.")
-        return [replies[task] for task in range(len(requests))]
-
-    def _prepare(self, workers: int) -> None:
-        """Start workers up to this number, and replace those that died between calls."""
-        for slot, worker in enumerate(self.workers):
-            if worker.process.poll() is not None:
-                self._replace(slot)
-        while len(self.workers) < workers:
-            self.workers.append(_Worker())
-
-    def _replace(self, slot: int) -> None:
-        self.workers[slot].stop()
-        self.workers[slot] = _Worker()
+    def _ask(self, killed: Any, request: Sequence[Any]) -> Any:
+        worker = self.workers.pop() if self.workers else _Worker()
+        if worker.process.poll() is not None:  # it died between two calls
+            worker.stop()
+            worker = _Worker()
+        reply = worker.ask(request)
+        if not reply:
+            worker.stop()
+            worker = _Worker()
+        self.workers.append(worker)
+        return json.loads(reply) if reply else killed
 
 
 _POOL = _Pool()

@@ -79,22 +79,14 @@ def as_typeset(text: str) -> str:
     r"""
     Rewrite LaTeX so that math-verify can parse it, without changing how it is typeset.
 
-    Arguments without braces get braces: `\frac43` becomes `\frac{4}{3}` and `11\sqrt2` becomes `11\sqrt{2}`. A full
-    stop at the end of a formula is removed, as in `$42.$` and `\boxed{42.}`.
-    """
-    return brace_arguments(FULL_STOP.sub("", text))
-
-
-def brace_arguments(text: str) -> str:
-    r"""
-    Put braces around the arguments of fractions, binomial coefficients and roots, which are missing in `\frac 59`.
-
-    An argument without braces is one token, as in TeX: `\frac123` is one half times 3.
+    Arguments of fractions, binomial coefficients and roots get the braces that they lack: `\frac43` becomes
+    `\frac{4}{3}`. Such an argument is one token, as in TeX: `\frac123` is one half times 3. A full stop at the end of
+    a formula is removed, as in `$42.$` and `\boxed{42.}`.
     """
     written = []
     missing = 0  # the number of arguments that the last command still needs
     outside: list[int] = []  # the same, after the end of each open brace
-    for token in TOKEN.findall(text):
+    for token in TOKEN.findall(FULL_STOP.sub("", text)):
         if re.fullmatch(COMMAND, token):
             missing = 1 if token.startswith(r"\sqrt") else 2
         elif token == "{":

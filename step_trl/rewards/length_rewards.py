@@ -72,28 +72,17 @@ def length_term(
     name: str,
     options: Mapping[str, Any],
     *,
-    lengths: torch.Tensor,
     correct: torch.Tensor,
-    num_generations: int,
-    ended: torch.Tensor,
-    targets: torch.Tensor,
-    max_completion_length: int,
+    **others: torch.Tensor | int,
 ) -> torch.Tensor:
     """
     Return a length reward `(B,)` without the correctness, which is in another column of the rewards.
 
-    The tensors have the shape `(B,)`: of each completion of the global batch, the number of its tokens, whether its
-    answer is right, whether it ended with EOS, and the number of tokens that its prompt asks for (any number where it
-    does not ask).
+    The others are `num_generations`, `max_completion_length`, and tensors of the shape of `correct`, `(B,)`: the
+    `lengths` of the completions of the global batch, whether they `ended` with EOS, and the `targets` that prompts ask
+    for (any number where they do not).
     """
-    known = {
-        "lengths": lengths,
-        "correct": correct,
-        "num_generations": num_generations,
-        "ended": ended,
-        "targets": targets,
-        "max_completion_length": max_completion_length,
-    }
+    inputs = {"correct": correct, **others}
     reward = LENGTH_REWARDS[name]
-    rewards = reward.function(**{key: known[key] for key in reward.inputs}, **options)
+    rewards = reward.function(**{key: inputs[key] for key in reward.inputs}, **options)
     return rewards - correct.to(rewards.dtype) if reward.includes_correctness else rewards

@@ -206,12 +206,11 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             self.step_selector.select(self, inputs, logps)
 
     def _log_rollouts(self, rollouts: list[Rollout]) -> None:
-        for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
+        metrics = rollout_metrics(rollouts, self.args.confidence_threshold)
+        for name, values in metrics.items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
-        confidences = [probe.confidence for rollout in rollouts for probe in rollout.probes]
-        known = [confidence for confidence in confidences if confidence is not None]
-        self.monitor.observe("step_grpo/confidence/histogram", known)
+        self.monitor.observe("step_grpo/confidence/histogram", metrics["confidence/mean"])
         for rollout in rollouts:
             self._length_totals[int(rollout.truncated)] += torch.tensor([float(len(rollout.completion_ids)), 1.0])
 
