@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -52,22 +52,14 @@ def cluster_answers(answers: Sequence[str | None], num_generations: int) -> torc
 
 
 def answer_clusters(
-    completions: Sequence[str] | Sequence[list[dict]],
-    num_generations: int,
-    *,
-    require_end_of_thinking: bool = False,
-    timeout: float = 5.0,
-    workers: int | None = None,
+    completions: Sequence[str] | Sequence[list[dict]], num_generations: int, **options: Any
 ) -> torch.Tensor:
     """
     Apply [`cluster_answers`] to what [`~step_trl.rewards.extract_answers`] reads in the completions, with its options.
 
     To extract answers in each process and gather them, call the two functions one after the other.
     """
-    answers = extract_answers(
-        completions, require_end_of_thinking=require_end_of_thinking, timeout=timeout, workers=workers
-    )
-    return cluster_answers(answers, num_generations)
+    return cluster_answers(extract_answers(completions, **options), num_generations)
 
 
 @torch.no_grad()

@@ -36,11 +36,10 @@ def loss_as_advantages(
             The inputs that `_compute_loss` reads. `old_per_token_logps` and `advantages` are replaced, so pass a
             shallow copy: TRL uses its buffered inputs again.
         logps (`torch.Tensor` of shape `(B, T)`):
-            The log-probability of each token under the policy, from the forward pass of `_compute_loss`, detached.
+            The policy's log-probabilities, from the forward pass of `_compute_loss`, detached.
         loss (`callable`):
             A function of log-probabilities `(B, T)`, at least float32, that returns the loss of each token `(B, T)`,
-            which may depend on all of them. Anything that it needs of the old policy has to be read from `inputs`
-            before this call.
+            which may depend on all of them. What it needs of the old policy, read from `inputs` before this call.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`: The loss of each token, detached, for logging.

@@ -48,7 +48,7 @@ def nft_loss(
         correct (`torch.BoolTensor` of shape `(B,)`), correct_rate (`torch.Tensor` of shape `(B,)`):
             Whether each completion is correct, and the share of correct ones in its group, 0 to 1.
         clamp_negative (`float`, *optional*, defaults to `1.0`):
-            The lower bound of the proxy, positive. The paper also tried 0.5.
+            The paper's epsilon: the lower bound of the proxy, positive. The paper also tried 0.5.
         negative_weight (`float`, *optional*, defaults to `1.0`):
             The weight of failed completions. With 0, this is RFT, which trains on correct ones alone.
         omega (`int`, *optional*, defaults to `1`):

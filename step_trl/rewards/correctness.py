@@ -187,10 +187,8 @@ def math_accuracy_reward(
     time limit holds in any thread and for any input.
 
     Args:
-        completions (`list[str]` or `list[list[dict]]`):
-            The completions, as text or as messages.
-        solution (`list[str]`):
-            The solution of each completion's problem.
+        completions (`list[str]` or `list[list[dict]]`), solution (`list[str]`):
+            The completions, as text or as messages, and the solution of each one's problem.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded.
         strict_latex (`bool`, *optional*, defaults to `False`):
@@ -200,12 +198,9 @@ def math_accuracy_reward(
             The time limit for one completion, in seconds. A completion that takes longer is wrong.
         workers (`int`, *optional*):
             The maximum number of grading processes. Defaults to the number of cores, at most 4.
-        log_metric (`callable`, *optional*):
-            The function for logging metrics, passed by TRL, which logs the means. It receives
-            `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and `accuracy/timeouts` of each completion, 0
-            or 1.
-        **kwargs:
-            Other columns and arguments that TRL passes. They are ignored.
+        log_metric, **kwargs:
+            Passed by TRL, which logs the means of `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and
+            `accuracy/timeouts`, 0 or 1 for each completion. Other columns are ignored.
 
     Example:
     ```python

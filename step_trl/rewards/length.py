@@ -1,8 +1,4 @@
-"""
-Rewards for completions that are short for their group. All need whole groups, gathered from all processes.
-
-Shapes: B is the number of completions of the global batch, in consecutive groups of `num_generations`.
-"""
+"""Rewards for completions that are short for their group. All need whole groups, gathered from all processes."""
 
 from __future__ import annotations
 
@@ -21,12 +17,10 @@ def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generat
     correct completions get `lam` and the others `min(0, lam)`. If all lengths of a group are equal, all get 0.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
+        lengths (`torch.Tensor` of shape `(B,)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The number of tokens of each completion, and whether its answer is correct.
         num_generations (`int`):
-            The number of completions per group.
+            The number of completions per group. Groups are consecutive.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The rewards, between -0.5 and 0.5.

@@ -45,10 +45,8 @@ def l1_exact_reward(
     Compute the reward of L1-Exact (arXiv 2503.04697): `correct - alpha * |target - length|`.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
+        lengths (`torch.Tensor` of shape `(B,)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The number of tokens of each completion, and whether its answer is correct.
         targets (`torch.Tensor` of shape `(B,)`):
             The number of tokens that each prompt asks for.
         alpha (`float`, *optional*, defaults to `0.0003`):

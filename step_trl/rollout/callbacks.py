@@ -216,15 +216,9 @@ class AnswerConsistency(TruncationCallback):
 @dataclass
 class TokenBudget(TruncationCallback):
     """
-    End every thought after `budget` tokens and let the model answer (budget forcing).
+    End every thought after `budget` tokens, at least 1, and let the model answer (budget forcing).
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer for `closing`.
-        budget (`int`):
-            Maximum number of tokens of the thought.
-        closing (`str`, *optional*):
-            Text that closes the thought.
+    `closing` is the text that closes the thought, encoded by `tokenizer`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -249,13 +243,8 @@ class RandomCut(TruncationCallback):
     End each thought at a random length, as the early exits of S-GRPO do (arXiv 2505.07686). Shorter thoughts are not
     changed.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer for `closing`.
-        shortest (`int`, *optional*, defaults to `1`), longest (`int`, *optional*):
-            Inclusive range of the length, which is drawn uniformly, by default up to the budget of the completion.
-        closing (`str`, *optional*):
-            Text that closes the thought, by default S-GRPO's.
+    The length is drawn uniformly from `shortest` to `longest`, both included, by default up to the budget of the
+    completion. `closing` is the text that closes the thought, by default S-GRPO's.
     """
 
     tokenizer: PreTrainedTokenizerBase

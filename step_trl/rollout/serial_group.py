@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter
 from ..text import THINK_END
@@ -31,27 +30,16 @@ def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
 
 class SerialGroupRollout:
     """
-    Samples one full completion per prompt, and answers after cuts in its thought.
+    Samples one full completion per prompt, and answers after cuts in its thought, which S-GRPO's text closes.
 
-    Args:
-        engine ([`Engine`]), sampling ([`SamplingParams`]), max_in_flight (`int`, *optional*):
-            As in [`DynamicTruncatedRollout`].
-        closing (`str`, *optional*):
-            Text that is injected at a cut and closes the thought, by default S-GRPO's.
+    The arguments are those of [`DynamicTruncatedRollout`].
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        sampling: SamplingParams,
-        closing: str = RandomCut.closing,
-        max_in_flight: int | None = None,
-    ):
-        self.tokenizer: PreTrainedTokenizerBase = engine.tokenizer
+    def __init__(self, engine: Engine, sampling: SamplingParams, max_in_flight: int | None = None):
         self.sampling = sampling
-        self.closing_ids: list[int] = self.tokenizer.encode(closing, add_special_tokens=False)
+        self.closing_ids: list[int] = engine.tokenizer.encode(RandomCut.closing, add_special_tokens=False)
         self._plain = DynamicTruncatedRollout(engine, sampling=sampling, max_in_flight=max_in_flight)
-        self._thoughts = DelimiterSegmenter(self.tokenizer, end_text=THINK_END)
+        self._thoughts = DelimiterSegmenter(engine.tokenizer, end_text=THINK_END)
         if len(self.closing_ids) + 2 > sampling.max_tokens:
             raise ValueError(
                 f"max_completion_length: {sampling.max_tokens} leaves no room for a thought, an answer, and the "

@@ -61,7 +61,7 @@ def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatc
         joined = {
             name: torch.cat([batch[name] for batch in update])[order]
             for name, value in update[0].items()
-            if _has_rows(value, rows)
+            if torch.is_tensor(value) and value.ndim > 0 and value.size(0) == rows
         }
         sorted_batches += [
             batch | {name: value[place * rows : (place + 1) * rows] for name, value in joined.items()}
@@ -94,7 +94,3 @@ def trim_padding(batch: MicroBatch, multiple: int | None = None) -> MicroBatch:
 def _columns_to_keep(mask: torch.Tensor, multiple: int | None) -> int:
     longest = max(1, int(mask.sum(dim=1).max()))
     return min(mask.size(1), math.ceil(longest / (multiple or 1)) * (multiple or 1))
-
-
-def _has_rows(value: Any, rows: int) -> bool:
-    return torch.is_tensor(value) and value.ndim > 0 and value.size(0) == rows

@@ -25,9 +25,8 @@ from ..rollout.engines import (
     VLLMServerEngine,
 )
 from ..rollout.event_loop import run_to_end
-from .ranks import failing_together
+from .ranks import check_reference_model, check_rollouts_in_process, failing_together, whole_parameters
 from .run_config import RunConfig
-from .sharding import check_reference_model, check_rollouts_in_process, whole_parameters
 from .weight_sync import DiskSyncedGeneration, check_log_probabilities
 
 
@@ -149,11 +148,6 @@ class PolicyEngine:
             )
         elif self.servers is None:
             self.colocated = VLLMColocatedEngine(trainer.vllm_generation.llm, trainer._tokenizer)
-
-    @property
-    def has_spare_slots(self) -> bool:
-        """Whether the engine runs more requests than completions. TRL gives a colocated vLLM one slot for each."""
-        return self.colocated is None
 
     @property
     def sampling_params(self) -> SamplingParams:

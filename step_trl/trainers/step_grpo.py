@@ -169,8 +169,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
                 engine,
                 self.truncation_callbacks,
                 self._policy_engine.sampling_params,
-                # Without spare slots, a probe beside a thought would wait until another rollout ends.
-                self.args.speculative_probing and self._policy_engine.has_spare_slots,
+                # TRL's colocated vLLM has a slot for each completion, and a probe beside it would wait for another's.
+                self.args.speculative_probing and self._policy_engine.colocated is None,
                 max_in_flight=self.args.max_rollouts_in_flight,
             )
             seeds = self._policy_engine.seeds(len(batch.prompt_ids))

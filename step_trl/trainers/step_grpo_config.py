@@ -49,12 +49,8 @@ class StepGRPOConfig(EfficientReasoningConfig):
         truncated_rollout (`bool`, *optional*, defaults to `True`):
             Whether to truncate rollouts in training. Evaluation never truncates, so it shows what the model does by
             itself. A `rollout_func` of the trainer replaces the truncated rollout.
-        serial_group (`bool`, *optional*):
-            No longer an option: use [`SGRPOTrainer`] for S-GRPO.
-        step_reward (`bool`, *optional*, defaults to `True`):
-            Whether to use the efficiency term of the reward.
-        format_reward (`bool`, *optional*, defaults to `True`):
-            Whether to use the format term of the reward.
+        step_reward (`bool`, *optional*, defaults to `True`), format_reward (`bool`, *optional*, defaults to `True`):
+            Whether to use the efficiency and the format term of the reward.
         train_on_injected_tokens (`bool`, *optional*, defaults to `True`):
             Whether to keep the tokens that were not sampled from the policy (injected text, induced answers) in the
             loss. This teaches the model to stop by itself.
@@ -119,7 +115,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
         default="correct", metadata={"help": "The completions whose mean number of steps is mu: 'correct' or 'all'."}
     )
     truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
-    serial_group: InitVar[bool | None] = None
+    serial_group: InitVar[bool | None] = None  # no longer an option: fails with the name of the new trainer
     step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
     format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
     train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep injected tokens in the loss."})

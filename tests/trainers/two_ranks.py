@@ -11,7 +11,7 @@ from trainers.held_bytes import HeldBytes
 from transformers import AutoModelForCausalLM
 
 from step_trl import SASConfig, SASTrainer, testbed
-from step_trl.runtime.sharding import whole_parameters
+from step_trl.runtime.ranks import whole_parameters
 from step_trl.runtime.weight_sync import DiskSyncedGeneration
 
 

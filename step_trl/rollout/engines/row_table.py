@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,7 @@ class RowTable:
         self.new_cache = new_cache
         self.max_rows = max_rows
         self.max_length = max_length
-        self._clock = 0
+        self._clock = itertools.count(1)
         self._allocate(min(16, max_rows), min(128, max_length))
 
     def clear(self) -> None:
@@ -76,7 +77,7 @@ class RowTable:
         if not adopted:
             self.cache.copy(source, slot, shared)
             if shared:
-                self.state["used"][source] = self._tick_clock()
+                self.state["used"][source] = next(self._clock)
         self.tokens[slot, : len(prompt)] = prompt
         self.requests[slot] = request
         self.num_active += 1
@@ -92,7 +93,7 @@ class RowTable:
         self.num_active -= 1
         self._options = None
         self.state["active"][slot] = False
-        self.state["used"][slot] = self._tick_clock()
+        self.state["used"][slot] = next(self._clock)
 
     def sample(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Sample the next token of the running sequences from logits (N, V). Returns ids and log-probabilities."""
@@ -139,7 +140,3 @@ class RowTable:
         self.logprobs = np.pad(self.logprobs, (rows, columns))
         self.requests += [None] * rows[1]
         self.cache.resize(num_slots, length)
-
-    def _tick_clock(self) -> int:
-        self._clock += 1
-        return self._clock
