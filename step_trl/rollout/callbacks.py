@@ -123,11 +123,9 @@ class ConfidenceTruncation(TruncationCallback):
     def at_boundary(self, boundary: Boundary) -> Decision:
         if len(self._closing_ids) < boundary.remaining <= self.exit_margin:
             return self.exit(keep_answer=False)
-        if self.max_probes is not None and len(boundary.probes) >= self.max_probes:
-            return GoOn(watch=self.exit_margin > 0)
         # Remaining tokens for the answer, without the injected text and EOS.
         room = boundary.remaining - max(len(self._prompt_ids), len(self._closing_ids)) - 1
-        if room < self._least_room:
+        if len(boundary.probes) == self.max_probes or room < self._least_room:
             return GoOn(watch=self.exit_margin > 0)
         max_tokens = min(self.max_probe_tokens, room)
         return Probe(

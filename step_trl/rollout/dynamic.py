@@ -78,7 +78,7 @@ class DynamicTruncatedRollout:
     def run(
         self,
         prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
         on_rollout: Callable[[int, Rollout], None] | None = None,
         budgets: Sequence[int] | None = None,
     ) -> list[Rollout]:

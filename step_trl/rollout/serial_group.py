@@ -72,16 +72,16 @@ class SerialGroupRollout:
                 f"prompts: these {len(prompts)} do not form whole groups of num_generations={num_generations}. Repeat "
                 "each prompt that many times."
             )
+        own_seeds: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
         last = slice(num_generations - 1, None, num_generations)
-        last_seeds = [None] * len(groups) if seeds is None else seeds[last]
         rollouts: list[Rollout] = []
-        for whole, seed in zip(self._plain.run(prompts[last], seeds and seeds[last]), last_seeds, strict=True):
+        for whole, seed in zip(self._plain.run(prompts[last], own_seeds[last]), own_seeds[last], strict=True):
             cuts = draw_cuts(self._longest_cut(whole), num_generations - 1, seed)
             rollouts += [*(self._cut(whole, length) for length in cuts), whole]
         cut = [index for index in range(len(prompts)) if (index + 1) % num_generations]
         answers = self._plain.run(
             [[*rollouts[index].prompt_ids, *rollouts[index].completion_ids] for index in cut],
-            seeds and [seeds[index] for index in cut],
+            [own_seeds[index] for index in cut],
             budgets=[self.sampling.max_tokens - len(rollouts[index].completion_ids) for index in cut],
         )
         for index, answer in zip(cut, answers, strict=True):
