@@ -57,10 +57,6 @@ class Scheduler:
         self.stats = stats
         self.waiting: deque[Request] = deque()
 
-    @property
-    def has_requests(self) -> bool:
-        return bool(self.waiting or self.rows.num_active)
-
     def schedule(self) -> bool:
         """Start waiting requests in order of arrival. Returns whether any was started."""
         rows, started = self.rows, False

@@ -137,7 +137,7 @@ class TransformersEngine(Engine):
                     # Leave the caller's inference mode: its tensors cannot be updated outside of it later.
                     with torch.inference_mode(False), torch.no_grad():
                         finished = self._step()
-                    if not self._scheduler.has_requests:
+                    if not (self._scheduler.waiting or self._rows.num_active):
                         break
                     await let_others_run(SETTLING_TURNS if finished else 1)
         except Exception as error:

@@ -32,18 +32,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
-from .vllm_http import (
-    ConnectionLostError,
-    EngineError,
-    EngineUnavailableError,
-    NotFoundError,
-    Server,
-    VLLMHTTPClient,
-)
+from .vllm_http import ConnectionLostError, EngineError, NotFoundError, Server, VLLMHTTPClient
 from .vllm_process import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 
-
-__all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
 
 logger = logging.getLogger(__name__)
 
