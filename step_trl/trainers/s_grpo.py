@@ -25,21 +25,6 @@ class SGRPOTrainer(StepGRPOTrainer):
     `s_grpo_length_reward`.
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`SGRPOConfig`], except for `rollout_func`.
-
-    Example:
-
-    ```python
-    from step_trl import SGRPOConfig, SGRPOTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = SGRPOTrainer(
-        load_model(),
-        args=SGRPOConfig("s-grpo", max_completion_length=400, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "s-grpo"]

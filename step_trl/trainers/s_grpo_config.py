@@ -18,11 +18,8 @@ class SGRPOConfig(StepGRPOConfig):
     Args:
         length_reward (`str`, *optional*, defaults to `"s_grpo"`):
             The reward that halves with each correct answer of a group, see [`~step_trl.rewards.s_grpo_reward`].
-        accuracy_weight (`float`, *optional*, defaults to `1.0`), step_reward (`bool`, *optional*, defaults to
-            `False`), format_reward (`bool`, *optional*, defaults to `False`):
-            As in [`StepGRPOConfig`]. S-GRPO does not use Step-GRPO's own rewards.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            As in [`~trl.GRPOConfig`]: advantages are not divided by a standard deviation.
+        accuracy_weight, step_reward, format_reward, scale_rewards (*optional*):
+            As in [`StepGRPOConfig`] and [`~trl.GRPOConfig`], but 1.0, `False`, `False` and `"none"` by default.
     """
 
     WHOLE_GROUPS = True

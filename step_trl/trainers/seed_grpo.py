@@ -31,21 +31,6 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
     advantages.
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` a [`SEEDGRPOConfig`].
-
-    Example:
-
-    ```python
-    from step_trl import SEEDGRPOConfig, SEEDGRPOTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = SEEDGRPOTrainer(
-        load_model(),
-        args=SEEDGRPOConfig("seed-grpo", alpha=1.0, max_completion_length=400, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "seed-grpo"]
