@@ -185,8 +185,8 @@ def _open(name: str, published: Published, config: str | None, source: str | Pat
         except OSError as error:  # no connection, or no access to a gated data set
             reason = str(error).splitlines()[0].rstrip(".")
             raise ValueError(
-                f"{name}: {published.source} cannot be loaded: {reason}. Set `source` (`--source`) to a folder with a "
-                "copy, to read that."
+                f"{name}: {published.source} cannot be loaded: {reason}. Set `source` (`--source`) to a folder "
+                "with a copy of it."
             ) from error
     else:
         part = _open_folder(Path(source), published.split, config)
