@@ -154,6 +154,8 @@ def run_eval(
     Returns:
         [`~pandas.DataFrame`]: The summary.
     """
+    if truncate is not None and not 0 <= truncate <= 1:
+        raise ValueError(f"truncate: {truncate:g} is not between 0 and 1. Set, for example, 0.95.")
     base = None if vanilla is None else _read_samples(vanilla)
     name = model_source(model)
     check_model(name)

@@ -63,11 +63,23 @@ def add_demo(commands: Commands) -> None:
 
     demo = add_command(commands, "demo", run, "train Step-GRPO and SAS on the embedded testbed and compare")
     demo.add_argument(
-        "--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is renamed first"
+        "--output-dir",
+        type=Path,
+        default=Path("runs/demo"),
+        help="by default %(default)s; an earlier run there is renamed first",
     )
-    demo.add_argument("--problems", type=int, default=64, help="number of problems per evaluation split")
-    demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="rollout engine")
-    demo.add_argument("--max-steps", type=int, default=40, help="number of updates per training")
+    demo.add_argument(
+        "--problems", type=int, default=64, help="number of problems per evaluation split, by default %(default)s"
+    )
+    demo.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="rollout engine, by default %(default)s",
+    )
+    demo.add_argument(
+        "--max-steps", type=int, default=40, help="number of updates per training, by default %(default)s"
+    )
 
 
 def add_train(commands: Commands) -> None:
@@ -141,18 +153,29 @@ def add_eval(commands: Commands) -> None:
         "--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24, or 'testbed'"
     )
     evaluation.add_argument("--report", type=Path, required=True, help="folder for samples, summary and picture")
-    evaluation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    evaluation.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers",
+        help="in process, or on vLLM servers; by default %(default)s",
+    )  # fmt: skip
     evaluation.add_argument("--urls", nargs="+", help="URLs of running vLLM servers; by default, one is started")
     evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, instead of the Hub")
     evaluation.add_argument("--limit", type=int, help="use only the first problems of each benchmark")
-    evaluation.add_argument("--n", type=int, default=1, help="number of samples per problem")
+    evaluation.add_argument("--n", type=int, default=1, help="number of samples per problem, by default %(default)s")
     evaluation.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="one seed per sample, by default 0, 1, ..."
     )
-    evaluation.add_argument("--temperature", type=float, default=0.6)
-    evaluation.add_argument("--top-p", type=float, default=0.95)
-    evaluation.add_argument("--max-tokens", type=int, default=32_768, help="maximum number of tokens per completion")
-    evaluation.add_argument("--max-in-flight", type=int, default=64, help="maximum number of concurrent completions")
+    evaluation.add_argument("--temperature", type=float, default=0.6, help="by default %(default)s")
+    evaluation.add_argument("--top-p", type=float, default=0.95, help="by default %(default)s")
+    evaluation.add_argument(
+        "--max-tokens", type=int, default=32_768,
+        help="maximum number of tokens per completion, by default %(default)s",
+    )  # fmt: skip
+    evaluation.add_argument(
+        "--max-in-flight",
+        type=int,
+        default=64,
+        help="maximum number of concurrent completions, by default %(default)s",
+    )
     evaluation.add_argument(
         "--token-targets", type=int, nargs="+", metavar="N",
         help="evaluate each benchmark at each of these lengths, which its prompts ask for (L1)",
@@ -161,7 +184,7 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument("--system-prompt", help="for a model that was trained with one (ThinkPrune)")
     evaluation.add_argument(
         "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
-        help="end a thought when the confidence of an induced answer exceeds this (DEER)",
+        help="end a thought when the confidence of an induced answer exceeds this, without a value 0.95 (DEER)",
     )  # fmt: skip
     evaluation.add_argument(
         "--require-end-of-thinking", action=argparse.BooleanOptionalAction, default=True,
@@ -197,7 +220,7 @@ def add_serve(commands: Commands) -> None:
     server = add_command(commands, "serve", run, "start a vLLM server for rollouts; further arguments go to vLLM")
     server.add_argument("model", help="a folder, a name on the Hub, or 'testbed'")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
-    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--port", type=int, default=8000, help="by default %(default)s")
     server.add_argument("--max-model-len", type=int, help="maximum number of tokens of prompt and completion together")
 
 

@@ -64,7 +64,7 @@ def check_model(name: str, **options: Any) -> None:
     try:
         AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0]
+        reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"model: {name} cannot be loaded: {reason}. Give a folder that a model was saved to, or a name on the Hub."
         ) from error

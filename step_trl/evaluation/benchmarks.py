@@ -180,7 +180,14 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
 
 def _open(name: str, published: Published, config: str | None, source: str | Path | None) -> datasets.Dataset:
     if source is None:
-        part = datasets.load_dataset(published.source, config, split=published.split)
+        try:
+            part = datasets.load_dataset(published.source, config, split=published.split)
+        except OSError as error:  # no connection, or no access to a gated data set
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{name}: {published.source} cannot be loaded: {reason}. Set `source` (`--source`) to a folder "
+                "with a copy of it."
+            ) from error
     else:
         part = _open_folder(Path(source), published.split, config)
     missing = [column for column in published.columns if column not in part.column_names]

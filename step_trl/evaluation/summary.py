@@ -56,7 +56,7 @@ def summarize(
     if base is not None and not own.index.sort_values().equals(base.index.sort_values()):
         raise ValueError(
             f"samples, vanilla: the {len(own)} and {len(base)} problems are not the same. Evaluate both models on "
-            "the same benchmarks."
+            "the same benchmarks, and on as many problems of each."
         )
     generator = np.random.default_rng(seed)
     estimates, spreads = {}, {}
