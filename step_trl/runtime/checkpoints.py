@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -85,5 +85,22 @@ def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[Mic
     return int(metadata["step"]), [batches[number] for number in sorted(batches)]
 
 
+def save_method_state(folder: Path, accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+    """Save what a method keeps between two generations on this process, if it keeps something."""
+    if state is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(state, _state_file(folder, accelerator))
+
+
+def load_method_state(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the state that [`save_method_state`] saved, or `None` if this process had none."""
+    path = _state_file(folder, accelerator)
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
 def _file(folder: Path, accelerator: Accelerator) -> Path:
     return folder / f"rollouts_{accelerator.process_index}.safetensors"
+
+
+def _state_file(folder: Path, accelerator: Accelerator) -> Path:
+    return folder / f"method_state_{accelerator.process_index}.pt"

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOTrainer
@@ -25,7 +24,7 @@ from ..rollout.engines import (
     VLLMServerEngine,
 )
 from ..rollout.event_loop import run_to_end
-from .ranks import check_reference_model, check_rollouts_in_process, failing_together, whole_parameters
+from .ranks import check_reference_model, check_rollouts_in_process, failing_together, rollout_seeds, whole_parameters
 from .run_config import RunConfig
 from .weight_sync import DiskSyncedGeneration, check_log_probabilities
 
@@ -139,8 +138,8 @@ class PolicyEngine:
         trainer = self._trainer
         if isinstance(trainer.processing_class, ProcessorMixin):
             raise ValueError(
-                "processing_class: truncated rollouts are for text models, but this one has a multimodal processor. "
-                "Set truncated_rollout=False."
+                "processing_class: rollouts that are not TRL's are for text models, but this is multimodal. "
+                "Use a text model, or TRL's generation: GRPO, or Step-GRPO with truncated_rollout=False."
             )
         if not trainer.use_vllm:
             check_rollouts_in_process(
@@ -174,10 +173,7 @@ class PolicyEngine:
         self._seeded_calls = self._seeded_calls + 1 if step == self._seeded_step else 0
         self._seeded_step = step
         first = trainer.accelerator.process_index * count
-        if not seeded:
-            return None
-        generator = np.random.default_rng([self.args.seed, step, self._seeded_calls])
-        return generator.integers(2**62, size=first + count)[first:].tolist()
+        return rollout_seeds([self.args.seed, step, self._seeded_calls], first, count) if seeded else None
 
     @contextmanager
     def sampling(self) -> Iterator[Engine]:

@@ -7,16 +7,26 @@ the processes in step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+import numpy as np
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
 from ..rollout.engines import EngineUnavailableError
+
+
+def rollout_seeds(key: Sequence[int], first: int, count: int) -> list[int]:
+    """
+    Return the seeds, below 2**62, of `count` completions of a batch, starting at index `first`.
+
+    `key` are non-negative numbers that identify the batch over all processes, such as the run's seed and the update.
+    """
+    return np.random.default_rng(list(key)).integers(2**62, size=first + count)[first:].tolist()
 
 
 @contextmanager

@@ -51,10 +51,7 @@ class SGRPOTrainer(StepGRPOTrainer):
 
     def sample(self, batch):
         with self.policy_engine() as engine:
-            rollout = SerialGroupRollout(
-                engine, self._policy_engine.sampling_params, max_in_flight=self.args.max_rollouts_in_flight
-            )
-            seeds = self._policy_engine.seeds(len(batch.prompt_ids))
-            rollouts = rollout.run(batch.prompt_ids, batch.num_generations, seeds)
+            rollout = SerialGroupRollout(engine, self.sampling_params, max_in_flight=self.args.max_rollouts_in_flight)
+            rollouts = rollout.run(batch.prompt_ids, batch.num_generations, self.seeds(len(batch.prompt_ids)))
         self._log_rollouts(rollouts)
         return rollouts

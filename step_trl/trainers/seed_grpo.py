@@ -70,7 +70,7 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
         scale = seed_scale(entropy, size, args.alpha, args.f, args.gamma)
         answers_per_group = clusters.view(-1, size).amax(dim=1) + 1
         for name, values in (("entropy", entropy), ("scale", scale), ("clusters", answers_per_group)):
-            self._metrics["train"][f"seed/{name}"].append(values.float().mean().item())
+            self.log_metric(f"seed/{name}", values.float().mean().item())
         return advantages * batch.local(scale).to(advantages.dtype)
 
     def _mean_logps(self, batch: Batch) -> torch.Tensor:

@@ -19,7 +19,7 @@ import torch
 
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.step_efficiency import Baseline
-from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
+from ..rollout import ConfidenceTruncation, Rollout, TruncationCallback
 from ..rollout.metrics import rollout_metrics
 from ..runtime.signal_warnings import Symptom
 from ..steps import TriggerSegmenter
@@ -164,18 +164,12 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     def sample(self, batch):
         if not self._truncates:
             return None
-        with self.policy_engine() as engine:
-            rollout = DynamicTruncatedRollout(
-                engine,
-                self.truncation_callbacks,
-                self._policy_engine.sampling_params,
-                # TRL's colocated vLLM has a slot for each completion, and a probe beside it would wait for another's.
-                self.args.speculative_probing and self._policy_engine.colocated is None,
-                max_in_flight=self.args.max_rollouts_in_flight,
-            )
-            seeds = self._policy_engine.seeds(len(batch.prompt_ids))
-            with self.status.following(rollout, len(batch.prompt_ids)) as note:
-                rollouts = rollout.run(batch.prompt_ids, seeds, note)
+        rollouts = self.run_rollouts(
+            batch.prompt_ids,
+            self.truncation_callbacks,
+            speculative=self.args.speculative_probing,
+            seeds=self.seeds(len(batch.prompt_ids)),
+        )
         self._log_rollouts(rollouts)
         return rollouts
 

@@ -6,7 +6,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from ..rollout import ConfidenceTruncation
-from .base_config import EfficientReasoningConfig
+from .base_config import EfficientReasoningConfig, check_own_rollouts
 from .sas_config import StepSelection, check_loss_type
 
 
@@ -130,7 +130,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
         super().__post_init__()
         self._check_ranges()
         if self.truncated_rollout:
-            self._check_rollout()
+            check_own_rollouts(self, ", or set truncated_rollout=False")
         selection = self.step_selection()
         if selection is not None:
             selection.validate()
@@ -206,21 +206,3 @@ class StepGRPOConfig(EfficientReasoningConfig):
             raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
         if self.step_baseline not in ("correct", "all"):
             raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
-
-    def _check_rollout(self) -> None:
-        """Refuse options of the parent class that a truncated rollout would ignore."""
-        unsupported = [
-            ("repetition_penalty", 1.0),
-            ("generation_kwargs", None),
-            ("cache_implementation", None),
-            ("use_transformers_continuous_batching", False),
-            ("vllm_structured_outputs_regex", None),
-        ]
-        if self.use_vllm and self.vllm_mode == "colocate":
-            unsupported += [("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)]
-        for name, neutral in unsupported:
-            if getattr(self, name) != neutral:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r} is not supported by the truncated rollout. Leave it at "
-                    f"{neutral!r}, or set truncated_rollout=False."
-                )

@@ -4,7 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +67,8 @@ def test_help_has_the_fields_of_each_configuration(kind):
     for name, one in found.items():
         assert one.help == real[name].metadata["help"]
         if one.default is not None and kind is not StepGRPOConfig:
-            assert one.default == repr(real[name].default)
+            default = real[name].default
+            assert one.default == repr(real[name].default_factory() if default is MISSING else default)
 
 
 def test_help_of_an_evaluation_has_its_defaults(capsys):

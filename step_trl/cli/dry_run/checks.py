@@ -126,7 +126,7 @@ def _without_launcher() -> Iterator[None]:
 
 def check_batches(plan: StagePlan) -> str:
     values = cast("Namespace", plan.values)
-    whole_groups = METHODS[values.trainer][1].WHOLE_GROUPS
+    whole_groups = METHODS[values.trainer][1].whole_groups(values)
     plan.batches = Batches.of(values, plan.layout.processes, whole_groups)
     return str(plan.batches)
 
