@@ -83,6 +83,7 @@ def select_refinement(scores: Sequence[float], seed: int | None = None) -> int:
 
     Example:
     ```python
+    >>> from step_trl.rollout.refine import select_refinement
     >>> select_refinement([0, 1, 1]), select_refinement([0, 0, 0])
     (1, 0)
     ```
