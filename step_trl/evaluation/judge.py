@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..rollout.event_loop import cancel, run_to_end
+from ..rollout.event_loop import gather, run_to_end
 from ..text import TRIGGERS
 from .chat import ChatClient
 from .composition import UNKNOWN, split_steps
@@ -224,11 +224,7 @@ class StepJudge:
                 self._cache.add(job.key, await self._ask(client, job))
 
         async with self.chat.session() as client:
-            tasks = [asyncio.create_task(ask(job)) for job in jobs]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                await cancel(*tasks)
+            await gather(map(ask, jobs))
 
     async def _ask(self, client: AsyncOpenAI, job: _Job) -> list[str] | None:
         content = job.content

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from ..text import THINK_END
 from .engines import Engine, Generation
-from .event_loop import cancel, rare_garbage_collections, run_to_end
+from .event_loop import cancel, gather, rare_garbage_collections, run_to_end
 from .records import Rollout, RolloutBuilder, SamplingParams
 from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
@@ -118,12 +118,7 @@ class DynamicTruncatedRollout:
                 on_rollout(index, rollout)
             return rollout
 
-        tasks = [asyncio.ensure_future(run_in_slot(index)) for index in range(len(rows))]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            await cancel(*tasks)
-            raise
+        return await gather(map(run_in_slot, range(len(rows))))
 
 
 class _BoundaryDetector:

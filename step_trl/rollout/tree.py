@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from .engines import Engine, Generation
-from .event_loop import cancel, rare_garbage_collections, run_to_end
+from .event_loop import gather, rare_garbage_collections, run_to_end
 from .records import SamplingParams
 
 
@@ -107,12 +107,7 @@ class TreeRollout:
             async with self.engine.for_rollout(prompt) as engine:
                 return _flat(await _GrowingTree(self, engine, prompt, slots).branch(array("q"), 0, seed))
 
-        tasks = [asyncio.ensure_future(grow(*row)) for row in zip(prompts, seeds, strict=True)]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            await cancel(*tasks)
-            raise
+        return await gather(grow(*row) for row in zip(prompts, seeds, strict=True))
 
 
 @dataclass
@@ -142,12 +137,7 @@ class _GrowingTree:
         number = self.owner.branching[level]
         # Mixed, so that no two nodes of a tree share a seed.
         seeds = [None if seed is None else (seed * 1_000_003 + 1 + child) % 2**63 for child in range(number)]
-        tasks = [asyncio.ensure_future(self._child(path, level, child_seed)) for child_seed in seeds]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            await cancel(*tasks)
-            raise
+        return await gather(self._child(path, level, child_seed) for child_seed in seeds)
 
     async def _child(self, path: array[int], level: int, seed: int | None) -> _Node:
         owner, sampling = self.owner, self.owner.sampling

@@ -16,7 +16,7 @@ import torch
 from ..evaluation.chat import ChatClient, ChatError
 from ..rewards import extract_answers
 from ..rollout import Rollout
-from ..rollout.event_loop import run_to_end
+from ..rollout.event_loop import gather, run_to_end
 from ..rollout.refine import (
     critique_request,
     indicative_critique,
@@ -143,7 +143,7 @@ class Critics:
                         logger.warning("critic_url: no critique, so the verdict and the answer are given. %s", error)
                         return None
 
-            return list(await asyncio.gather(*map(ask, jobs)))
+            return await gather(map(ask, jobs))
 
     def _prompt(self, trainer: EfficientReasoningTrainer, job: _Job, request_of: Callable[[_Job], str]) -> list[int]:
         """Tokenize a request as TRL does prompts. The earlier solution loses its beginning if it is too long."""
