@@ -82,7 +82,10 @@ class _Pool:
             return list(threads.map(partial(self._ask, killed), requests))
 
     def _ask(self, killed: Any, request: Sequence[Any]) -> Any:
-        worker = self.workers.pop() if self.workers else _Worker()
+        try:
+            worker = self.workers.pop()
+        except IndexError:  # none is idle; asking first would race with the other threads
+            worker = _Worker()
         if worker.process.poll() is not None:  # it died between two calls
             worker.stop()
             worker = _Worker()
