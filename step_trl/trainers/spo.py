@@ -108,7 +108,8 @@ class SPOTrainer(EfficientReasoningTrainer):
 
     def before_loss(self, inputs, logps):
         old_logps = inputs.get("old_per_token_logps")
-        if old_logps is not None:  # otherwise all ratios are 1
+        # Without old log-probabilities all ratios are 1, and an evaluation has TRL's advantages, one per completion.
+        if old_logps is not None and self.model.training:
             kept = within_ratio_limits(logps, old_logps, loss_mask(inputs), self.args.max_mean_ratio)
             inputs["advantages"] = inputs["advantages"] * kept
             self.log_masked_means({"spo/skipped": ((~kept).float(), loss_mask(inputs).bool())})

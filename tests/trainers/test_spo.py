@@ -235,6 +235,15 @@ def test_bad_options_are_named(tmp_path, options, message):
         SPOConfig(str(tmp_path), bf16=False, use_cpu=True, **options)
 
 
+def test_an_evaluation_has_advantages_of_completions(build, mixed_problems):
+    """With several updates per rollout, TRL computes old log-probabilities in an evaluation, too."""
+    trainer = build(
+        "spo", num_iterations=2, num_generations_eval=1, per_device_eval_batch_size=2, max_completion_length=40,
+        trainer_options={"eval_dataset": mixed_problems.select(range(2))},
+    )  # fmt: skip
+    assert "eval_reward" in trainer.evaluate()
+
+
 def test_a_tree_needs_whole_groups(tmp_path):
     config = SPOConfig(str(tmp_path), bf16=False, use_cpu=True, structure="tree", num_generations=8)
     config.per_device_train_batch_size = 4  # as with two processes of half a group each
