@@ -4,7 +4,7 @@ import pytest
 import torch
 from loss_records import full_logps, record_losses
 
-from step_trl import CritiqueGRPOConfig, testbed
+from step_trl import CritiqueGRPOConfig, CritiqueGRPOTrainer, testbed
 from step_trl.losses import reshaped_policy_loss
 from step_trl.trainers.critics import Critics
 
@@ -26,8 +26,6 @@ def rewarding(*verdicts):
 @pytest.fixture
 def sampled(monkeypatch):
     """The prompts of each round of rollouts."""
-    from step_trl.trainers import CritiqueGRPOTrainer
-
     rounds, original = [], CritiqueGRPOTrainer.run_rollouts
 
     def recording(self, prompts, *args, **kwargs):
@@ -39,7 +37,7 @@ def sampled(monkeypatch):
 
 
 def test_a_refinement_joins_a_group_that_has_failed(build, sampled, monkeypatch, tokenizer):
-    right = [0.0, 0.0, 1.0, 0.0] * 1 + [0.0] * 4  # the second group fails, and its third refinement is correct
+    right = [0.0, 0.0, 1.0, 0.0] + [0.0] * 4  # the second group fails, and its third refinement is correct
     reward = rewarding(right, [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
     trainer = build("critique_grpo", trainer_options={"reward_funcs": reward}, **LENGTH)
     losses = record_losses(trainer, monkeypatch)

@@ -20,27 +20,6 @@ TREE = {
 
 
 @pytest.fixture
-def credited(monkeypatch):
-    """`credited(trainer)` trains for an update; returns the batch as `credit` got it, its inputs and the result."""
-
-    def credited(trainer):
-        records, original = [], trainer.credit
-
-        def recording(batch, advantages):
-            inputs = dict(batch.inputs)
-            after = original(batch, advantages)
-            records.append((batch, inputs | batch.inputs, after))
-            return after
-
-        monkeypatch.setattr(trainer, "credit", recording)
-        trainer.train()
-        (only,) = records
-        return only
-
-    return credited
-
-
-@pytest.fixture
 def continued(monkeypatch):
     """What the chain has sampled for its values: places, numbers of samples, and the mean rewards."""
     calls, original = [], spo_chain.SegmentChain._values
@@ -76,7 +55,7 @@ def test_segments_are_credited_with_the_change_in_value(
 ):
     trainer = build("spo", train_dataset=mixed_problems, prompt_value=prompt_value, cut_interval=3, **CHAIN)
     losses = record_losses(trainer, monkeypatch)
-    batch, inputs, after = credited(trainer)
+    batch, inputs, _, after = credited(trainer)
     logps, mask = full_logps(trainer, inputs), inputs["completion_mask"].bool()
     correct = [
         float(right and ids[-1] in trainer.eos_token_ids)
@@ -127,7 +106,7 @@ def test_a_value_is_the_mean_reward_of_completions_that_begin_alike(build, mixed
     trainer = build(
         "spo", train_dataset=mixed_problems, trainer_options={"reward_funcs": reward}, max_segments=2, **CHAIN
     )
-    batch, _, _ = credited(trainer)
+    batch, *_ = credited(trainer)
     (places, samples, means) = continued[0]
     texts, all_ids, solutions = seen[1]  # after the batch itself
     assert len(texts) == sum(samples) == 2 * len(places)
@@ -156,7 +135,7 @@ def test_edges_are_the_samples(build, mixed_problems, credited, monkeypatch):
     monkeypatch.setattr(spo_tree.SegmentTree, "_grow", recording)
     trainer = build("spo", train_dataset=mixed_problems, learning_rate=0.0, **TREE)
     losses = record_losses(trainer, monkeypatch)
-    batch, inputs, after = credited(trainer)
+    batch, inputs, _, after = credited(trainer)
     assert len(trees) == 2
 
     edges = {}
@@ -173,7 +152,9 @@ def test_edges_are_the_samples(build, mixed_problems, credited, monkeypatch):
         edge = trainer._segments._edges[index]
         rows.append(torch.full((len(ids),), edge.advantage))
         silent.append(edge.advantage == 0)
-        assert edge.rewards[0] * (1 if tree[node].is_leaf else 3) == pytest.approx(round(edge.rewards[0] * 3), abs=3)
+        children = 1 if tree[node].is_leaf else 3
+        assert edge.rewards[0] * children == pytest.approx(round(edge.rewards[0] * children), abs=1e-6)
+        assert 0 <= edge.rewards[0] <= 1
     texts = trainer._tokenizer.batch_decode(batch.prompt_ids)
     assert list(trainer._logs["prompt"]) == texts
 
@@ -212,7 +193,6 @@ def test_edges_of_earlier_generations_keep_their_log_probabilities(build, mixed_
         logps, sampled = found[tuple(edge.token_ids)]
         torch.testing.assert_close(logps, torch.tensor(edge.logprobs))
         assert sampled.isnan().all()  # not of this policy
-    assert trainer.state.log_history[1]["clip_ratio/region_mean"] >= 0
 
 
 @pytest.mark.parametrize(
