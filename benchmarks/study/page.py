@@ -51,7 +51,7 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
     lines = [
         "# The testbed study",
         "",
-        "Made by `python benchmarks/study`, which goes on where it was stopped, on any machine: `samples.parquet` and "
+        "Made by `python benchmarks/study`, which resumes where it stopped, on any machine: `samples.parquet` and "
         "`updates.parquet` say what is done. Processes side by side share the work; `--page-only` makes this page "
         "anew, and with another `--page` all is run anew. "
         f"{max_steps} updates per arm (times its budget), 64 completions each; "
