@@ -12,9 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `study`
 
-from study import study
-
 from step_trl.cli.user_errors import is_user_error, message_of
+from study import study
 
 
 def main() -> None:
