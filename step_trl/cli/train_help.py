@@ -109,15 +109,7 @@ def _read_field(target: ast.expr, call: ast.Call) -> Field:
 
 
 def print_help(command: str, trainer: str | None) -> None:
-    """
-    Print the fields that this package adds.
-
-    Args:
-        command (`str`):
-            `"train"` or `"distill"`.
-        trainer (`str`, *optional*):
-            Print only the fields of this trainer. By default, those of all trainers.
-    """
+    """Print the fields that this package adds, by default those of all trainers."""
     print(OVERVIEW.format(command=command))
     for title, file, classes, trainers in groups():
         if trainer is None or trainers is None or trainer in trainers:
