@@ -115,15 +115,15 @@ def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: 
 
 def print_table(speeds: dict[str, list[float]], reference: str) -> None:
     """Print the table. Ratios are computed within each round, then their median is taken."""
-    rows = {}
-    for name, values in speeds.items():
-        ratio = statistics.median(own / other for own, other in zip(values, speeds[reference]))
-        rows[name] = {
-            "tokens/s": f"{statistics.median(values):.0f}",
-            "range": f"{min(values):.0f}-{max(values):.0f}",
-            "ratio": f"{ratio:.2f}",
+    own = pd.DataFrame(speeds)
+    table = pd.DataFrame(
+        {
+            "tokens/s": own.median().map("{:.0f}".format),
+            "range": own.min().map("{:.0f}".format) + "-" + own.max().map("{:.0f}".format),
+            "ratio": own.div(own[reference], axis=0).median().map("{:.2f}".format),
         }
-    print(to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("contender")))
+    )
+    print(to_markdown(table.rename_axis("contender")))
 
 
 def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: int) -> None:
@@ -175,12 +175,9 @@ def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int)
                 "tokens/declined probe": f"{statistics.fmean(declined) if declined else float('nan'):.1f}",
             }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("rollout")
-    ratios = {
-        name: statistics.median(own / other for own, other in zip(values, seconds["no probes"]))
-        for name, values in seconds.items()
-    }
-    table.insert(0, "seconds", [f"{statistics.median(seconds[name]):.2f}" for name in table.index])
-    table.insert(1, "ratio", [f"{ratios[name]:.2f}" for name in table.index])
+    walls = pd.DataFrame(seconds)
+    table.insert(0, "seconds", walls.median().map("{:.2f}".format))
+    table.insert(1, "ratio", walls.div(walls["no probes"], axis=0).median().map("{:.2f}".format))
     print(f"\n{count} rollouts, {rounds} rounds\n{to_markdown(table)}")
 
 

@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import aiohttp
 import httpx
@@ -35,15 +33,6 @@ from step_trl.text import TRIGGERS
 
 Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # tokens so far, maximum number of tokens, seed
 SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for tests
-
-
-@dataclass
-class Row:
-    """One round of one contender."""
-
-    seconds: float
-    cpu_seconds: float
-    tokens: int
 
 
 def at_once(url: str, tokenizer) -> Sampler:
@@ -102,10 +91,11 @@ async def roll_out(sample: Sampler, prompt: list[int], max_tokens: int, seed: in
     return len(path) - len(prompt)
 
 
-def timed(work: Callable[[], Awaitable[int]]) -> Row:
+def timed(work: Callable[[], Awaitable[int]]) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = asyncio.run(work())
-    return Row(time.perf_counter() - wall, time.process_time() - cpu, tokens)
+    seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"seconds": seconds, "tokens": tokens, "tokens/s": tokens / seconds, "CPU": cpu / tokens * 1e6}
 
 
 def body_of(prompt: list[int], max_tokens: int, seed: int) -> bytes:
@@ -151,32 +141,24 @@ def with_httpx(url: str, prompts: list[list[int]], max_tokens: int) -> Callable[
     return work
 
 
-def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[Row]]:
-    """Measure all contenders, after one uncounted round."""
-    rows: dict[str, list[Row]] = {name: [] for name in contenders}
-    for index in range(rounds + 1):
-        for name, work in contenders.items():
-            row = timed(work)
-            if index:
-                rows[name].append(row)
-    return rows
+def print_table(title: str, contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> None:
+    """
+    Measure all contenders, after one uncounted round, and print their table.
 
-
-def print_table(title: str, rows: dict[str, list[Row]]) -> None:
-    """Print the table. Ratios of wall time are relative to the first contender, within each round."""
-    reference = next(iter(rows.values()))
+    Ratios of wall time are relative to the first contender, within each round.
+    """
+    measured = [{name: timed(work) for name, work in contenders.items()} for _ in range(rounds + 1)]
+    runs = {name: pd.DataFrame([one[name] for one in measured[1:]]) for name in contenders}
+    reference = next(iter(runs.values()))["seconds"]
     table = {}
-    for name, runs in rows.items():
-        seconds = statistics.median(row.seconds for row in runs)
-        ratio = statistics.median(own.seconds / first.seconds for own, first in zip(runs, reference))
-        speed = statistics.median(row.tokens / row.seconds for row in runs)
-        cpu = statistics.median(row.cpu_seconds / row.tokens for row in runs) * 1e6
+    for name, own in runs.items():
+        medians = own.median()
         table[name] = {
-            "seconds": f"{seconds:.2f}",
-            "ratio": f"{ratio:.2f}",
-            "tokens": str(runs[-1].tokens),
-            "tokens/s": f"{speed:.0f}",
-            "client CPU, µs per token": f"{cpu:.0f}",
+            "seconds": f"{medians['seconds']:.2f}",
+            "ratio": f"{(own['seconds'] / reference).median():.2f}",
+            "tokens": f"{own['tokens'].iloc[-1]:.0f}",
+            "tokens/s": f"{medians['tokens/s']:.0f}",
+            "client CPU, µs per token": f"{medians['CPU']:.0f}",
         }
     print(f"\n{title}\n{to_markdown(pd.DataFrame.from_dict(table, orient='index'))}")
 
@@ -197,9 +179,9 @@ def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> No
         samplers[f"streamed by {interval}, the server finds the stop"] = streamed(url, tokenizer, interval)
     samplers["streamed by 4, the stop is found here"] = found_here(url, tokenizer, interval=4)
     contenders = {name: work(sample) for name, sample in samplers.items()}
-    print_table(f"{calls} rollouts, {rounds} rounds", measure(contenders, rounds))
+    print_table(f"{calls} rollouts, {rounds} rounds", contenders, rounds)
     clients = {"aiohttp": with_aiohttp(url, prompts, max_tokens), "httpx": with_httpx(url, prompts, max_tokens)}
-    print_table(f"{calls} plain streams, {rounds} rounds", measure(clients, rounds))
+    print_table(f"{calls} plain streams, {rounds} rounds", clients, rounds)
 
 
 def main() -> None:

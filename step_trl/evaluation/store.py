@@ -18,12 +18,12 @@ KEY = ["benchmark", "problem", "sample"]
 
 def read_samples(folder: str | Path) -> pd.DataFrame:
     """Return all rows in a folder, in the order in which they were added."""
-    parts = [pd.read_parquet(path) for path in _paths(Path(folder))]
+    parts = [pd.read_parquet(path) for path in _paths(folder)]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=KEY)
 
 
-def _paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob("samples-*.parquet"))
+def _paths(folder: str | Path) -> list[Path]:
+    return sorted(Path(folder).glob("samples-*.parquet"))
 
 
 class SampleStore:
@@ -86,10 +86,6 @@ class SampleStore:
                 f"save_to: {self.folder} holds samples of other settings ({'; '.join(lines)}). Set another folder."
             )
         return settings | {"benchmarks": known | settings["benchmarks"]}
-
-    def read(self) -> pd.DataFrame:
-        """Call [`read_samples`] for the folder."""
-        return read_samples(self.folder)
 
     def add(self, rows: pd.DataFrame) -> None:
         """Write the rows to a new file atomically."""
