@@ -15,7 +15,7 @@ import bisect
 import math
 import random
 import re
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -143,15 +143,6 @@ def plain_selection(batch: Batch, granularity: str) -> list[list[float]]:
     return result
 
 
-def best_seconds(function: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def comparisons(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[tuple[str, Callable, Callable]]:
     """Return the name, our function and the plain function of each line of the table."""
     pieces = [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
@@ -209,7 +200,7 @@ def main() -> None:
     print(f"|{'-' * 23}|{'-' * 9}:|{'-' * 11}:|{'-' * 9}:|{'-' * 11}:|{'-' * 7}:|")
     for name, ours, plain in comparisons(tokenizer, batch):
         torch.testing.assert_close(ours(), torch.tensor(plain()), check_dtype=False)
-        fast, slow = best_seconds(ours, args.repeats), best_seconds(plain, args.repeats)
+        fast, slow = (min(timeit.repeat(way, number=1, repeat=args.repeats)) for way in (ours, plain))
         cells = f"{fast * 1e3:8.2f} | {size / fast / 1e6:10.1f} | {slow * 1e3:8.2f} | {size / slow / 1e6:10.1f}"
         print(f"| {name:21} | {cells} | {slow / fast:6.1f} |")
 

@@ -17,7 +17,7 @@ from ..data import rewrite_prompts
 from ..evaluation import evaluate, load_benchmark, read_samples, summarize
 from ..evaluation.benchmarks import BENCHMARKS
 from ..report import budgets_table, evaluation_report, markdown_table
-from ..rollout import ConfidenceTruncation, Rollout
+from ..rollout import ConfidenceTruncation
 from ..rollout.engines import Engine, VLLMServer, VLLMServerEngine
 from ..rollout.engines.adapters import servable
 from ..rollout.event_loop import run_to_end
@@ -64,17 +64,13 @@ def sample(
         engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
         tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
     ):
-
-        def on_sample(rollout: Rollout) -> None:
-            bar.update()
-
         return evaluate(
             source_of_tokens,
             problems,
             n=n,
             max_tokens=max_tokens,
             name=None if engine == "transformers" else name_of(model),
-            on_sample=on_sample,
+            on_sample=lambda rollout: bar.update(),
             **options,
         )
 

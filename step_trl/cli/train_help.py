@@ -101,11 +101,9 @@ def _read_field(target: ast.expr, call: ast.Call) -> Field:
     default = given.get("default")
     if isinstance(factory := given.get("default_factory"), ast.Lambda):
         default = factory.body
-    plain = isinstance(default, ast.Constant | ast.List) and ast.unparse(default) != "None"
-    metadata = ast.literal_eval(given["metadata"])
-    return Field(
-        ast.unparse(target), ast.unparse(default) if plain and default is not None else None, metadata["help"]
-    )
+    text = ast.unparse(default) if isinstance(default, ast.Constant | ast.List) else "None"
+    help = ast.literal_eval(given["metadata"])["help"]
+    return Field(ast.unparse(target), None if text == "None" else text, help)
 
 
 def print_help(command: str, trainer: str | None) -> None:

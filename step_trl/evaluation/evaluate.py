@@ -22,7 +22,7 @@ from ..text import TRIGGERS
 from ..token_targets import TARGET_COLUMN
 from .benchmarks import load_benchmark
 from .graders import grade
-from .store import KEY, SampleStore, read_samples
+from .store import KEY, add_samples, locked_folder, read_samples
 
 
 if TYPE_CHECKING:
@@ -116,11 +116,11 @@ def evaluate(
         "benchmarks": {name: _fingerprint(rows) for name, rows in problems.groupby("benchmark", sort=False)},
     }
     order = problems.merge(pd.DataFrame({"sample": range(n), "seed": seeds}), how="cross")
-    with nullcontext() if save_to is None else SampleStore(save_to, settings) as store:
+    with nullcontext() if save_to is None else locked_folder(save_to, settings):
         done = pd.DataFrame(columns=KEY) if save_to is None else read_samples(save_to)
         jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(pd.MultiIndex.from_frame(done[KEY]))]
         segmenter = TriggerSegmenter(engine.tokenizer, triggers)
-        made = _Samples(jobs, engine.tokenizer, segmenter, require_end_of_thinking, store)
+        made = _Samples(jobs, engine.tokenizer, segmenter, require_end_of_thinking, save_to)
         rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
         made.sample(rollout, on_sample)
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
@@ -137,7 +137,7 @@ class _Samples:
     tokenizer: PreTrainedTokenizerBase
     segmenter: TriggerSegmenter
     require_end_of_thinking: bool
-    store: SampleStore | None
+    save_to: str | Path | None
     parts: list[pd.DataFrame] = field(default_factory=list)
     waiting: dict[int, Rollout] = field(default_factory=dict)
     written: float = field(default_factory=time.monotonic)
@@ -188,8 +188,8 @@ class _Samples:
         rows["finish_reason"] = ["eos" if rollout.ended else "length" for rollout in rollouts]
         rows["sampled_tokens"] = [rollout.sampled_tokens for rollout in rollouts]
         part = rows.drop(columns=["solution", "grader"])
-        if self.store is not None:
-            self.store.add(part)
+        if self.save_to is not None:
+            add_samples(self.save_to, part)
         self.parts.append(part)
         self.waiting, self.written = {}, time.monotonic()
 

@@ -37,10 +37,8 @@ def summarize(
             The same for the vanilla model on the same problems; `cr` and `aes` are relative to it.
         confidence (`float`, *optional*, defaults to `0.95`):
             The confidence level of the intervals.
-        resamples (`int`, *optional*, defaults to `2000`):
-            The number of resamples.
-        seed (`int`, *optional*, defaults to `0`):
-            The seed of the resamples.
+        resamples (`int`, *optional*, defaults to `2000`), seed (`int`, *optional*, defaults to `0`):
+            The number of resamples, and their seed.
 
     Returns:
         [`~pandas.DataFrame`]: One row per benchmark, with `"overall"` last, and the columns `accuracy` (between 0 and

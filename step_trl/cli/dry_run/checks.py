@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import datasets
+from accelerate.utils import clear_environment
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import ModelConfig
@@ -22,7 +22,6 @@ from trl.import_utils import is_vllm_available
 from ...data import prompt_length, validate_prompt_lengths, validate_rows
 from ...rewards.length_rewards import TARGETS_IN_ROWS
 from ...rollout.engines import VLLMServerEngine
-from ...rollout.engines.vllm_process import LAUNCHER_VARIABLES
 from ...rollout.event_loop import run_to_end
 from ...runtime.run_config import server_urls
 from ...token_targets import validate_targets
@@ -71,7 +70,7 @@ def check_config(plan: StagePlan) -> str:
         "num_generations": max(values.num_generations, 2),
         "eval_strategy": "no",
     }
-    with _without_launcher():
+    with clear_environment():  # no process group is initialized, so that one process can plan for many
         config = plan.config = plan.dataclass_of(METHODS[values.trainer][1], **neutral)
     wrong = _wrong_of_any(plan)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
@@ -95,16 +94,6 @@ def _wrong_of_any(plan: StagePlan) -> list[str]:
     if missing := set(plan.config.report_to) - set(get_available_reporting_integrations()):
         wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
     return wrong
-
-
-@contextmanager
-def _without_launcher() -> Iterator[None]:
-    """Keep a process group from being initialized, so that one process can plan for many."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LAUNCHER_VARIABLES)}
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
 
 
 def check_batches(plan: StagePlan) -> str:
@@ -290,7 +279,7 @@ def describe_distillation(plan: StagePlan) -> str:
 def check_distillation(plan: StagePlan) -> str:
     """Check the fields by the rules of both configurations."""
     plan.dataclass_of(DistillArguments)
-    with _without_launcher():
+    with clear_environment():
         config = plan.config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
     if wrong := _wrong_of_any(plan):
         raise ValueError("\n".join(wrong))

@@ -88,10 +88,8 @@ class MemoryEstimate:
     Attributes:
         parameters (`int`), trainable (`int`):
             The number of all parameters and of trainable ones.
-        lasting (`dict[str, int]`):
-            Memory that is used throughout the training.
-        phases (`dict[str, dict[str, int]]`):
-            Memory that is used only in one phase of the training.
+        lasting (`dict[str, int]`), phases (`dict[str, dict[str, int]]`):
+            Memory that is used throughout the training, and only in one phase of it.
         left_out (`list[str]`):
             Whatever this run uses that is not counted.
     """

@@ -80,19 +80,19 @@ def _measure(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> Mode
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     head = model.get_output_embeddings().weight
-    counts: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in trained),
-        "weights": sum(p.nbytes for p in parameters),
-        "trained": sum(p.nbytes for p in trained),
-        "layer_parameters": max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
-        "head_parameters": head.numel(),
-        "head_trained": head.requires_grad,
-        "hidden_size": head.shape[1],
-        "num_layers": len(layers),
-        "cache": _cache_bytes(model),
-    }
-    return ModelSize(**counts, **activation_sizes(cast("Any", model).to(torch.bfloat16) if bf16 else model))
+    return ModelSize(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in trained),
+        weights=sum(p.nbytes for p in parameters),
+        trained=sum(p.nbytes for p in trained),
+        layer_parameters=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
+        head_parameters=head.numel(),
+        head_trained=head.requires_grad,
+        hidden_size=head.shape[1],
+        num_layers=len(layers),
+        cache=_cache_bytes(model),
+        **activation_sizes(cast("Any", model).to(torch.bfloat16) if bf16 else model),
+    )
 
 
 def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedModel:
