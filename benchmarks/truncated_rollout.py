@@ -173,32 +173,24 @@ class LockStepRollout:
             rollout.sampled_tokens += len(answer.token_ids)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The numbers of tokens that a server has sampled, and of prompt tokens that it has computed."""
-
-    sampled: int
-    read: int
-
-
 class Counter:
-    """Reads the server's counts, without the calls of this class."""
+    """Reads how many tokens a server has sampled, and how many of prompts it has computed, without our calls."""
 
     def __init__(self, url: str):
         self.url = url
         self.client = httpx.Client(timeout=60, trust_env=False)
         self.own_calls = 0
 
-    def counts(self) -> Counts:
+    def counts(self) -> tuple[int, int]:
         lines = self.client.get(f"{self.url}/metrics").raise_for_status().text.splitlines()
 
         def total(name: str) -> int:
             return round(sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}_total{{")))
 
         read = total("prefix_cache_queries") - total("prefix_cache_hits")
-        return Counts(total("generation_tokens") - self.own_calls, read - self.own_calls)
+        return total("generation_tokens") - self.own_calls, read - self.own_calls
 
-    def settle(self) -> Counts:
+    def settle(self) -> tuple[int, int]:
         """Wait until the server has ended cancelled requests: until a call of one token is all that it samples."""
         before, counts = None, self.counts()
         while counts != before:
@@ -208,7 +200,7 @@ class Counter:
             before, counts = counts, self.counts()
         return counts
 
-    def start_afresh(self) -> Counts:
+    def start_afresh(self) -> tuple[int, int]:
         """Wait for the server to settle, and clear its prefix cache."""
         counts = self.settle()
         self.client.post(f"{self.url}/reset_prefix_cache").raise_for_status()
@@ -275,8 +267,8 @@ def measure(
     before, started = counter.start_afresh(), time.perf_counter()
     rollouts = contender(prompts, seeds)
     seconds = time.perf_counter() - started
-    after = counter.settle()
-    return rollouts, quantities(seconds, after.sampled - before.sampled, after.read - before.read, rollouts)
+    sampled, read = (after - earlier for after, earlier in zip(counter.settle(), before))
+    return rollouts, quantities(seconds, sampled, read, rollouts)
 
 
 def check_decisions(rollouts: dict[str, list[Rollout]]) -> None:

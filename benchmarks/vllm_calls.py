@@ -35,24 +35,17 @@ Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # tokens so fa
 SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for tests
 
 
-def at_once(url: str, tokenizer) -> Sampler:
-    """Call the server as the engine does without an abandon rule."""
-    engine = VLLMServerEngine(url, tokenizer)
+def found_there(url: str, tokenizer, interval: int | None = None) -> Sampler:
+    """
+    Call the server with stop strings, as the engine does.
+
+    With an interval, answers are streamed, as they are with an abandon rule, which never applies here.
+    """
+    engine = VLLMServerEngine(url, tokenizer, **{} if interval is None else {"stream_interval": interval})
+    abandon = None if interval is None else lambda token_ids, logprobs: False
 
     async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
-        return await engine.generate(path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed)
-
-    return sample
-
-
-def streamed(url: str, tokenizer, interval: int) -> Sampler:
-    """Call the server as the engine does with an abandon rule, which never applies here."""
-    engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
-
-    async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
-        return await engine.generate(
-            path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed, abandon=lambda token_ids, logprobs: False
-        )
+        return await engine.generate(path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed, abandon=abandon)
 
     return sample
 
@@ -174,9 +167,9 @@ def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> No
 
         return roll_out_all
 
-    samplers = {"one answer, the server finds the stop": at_once(url, tokenizer)}
+    samplers = {"one answer, the server finds the stop": found_there(url, tokenizer)}
     for interval in (1, 4, 16):
-        samplers[f"streamed by {interval}, the server finds the stop"] = streamed(url, tokenizer, interval)
+        samplers[f"streamed by {interval}, the server finds the stop"] = found_there(url, tokenizer, interval)
     samplers["streamed by 4, the stop is found here"] = found_here(url, tokenizer, interval=4)
     contenders = {name: work(sample) for name, sample in samplers.items()}
     print_table(f"{calls} rollouts, {rounds} rounds", contenders, rounds)

@@ -177,10 +177,8 @@ def load_problems(
 
 def names_of_benchmarks(names: Sequence[str]) -> list[str]:
     """Expand `"testbed"` to its four benchmarks, drop duplicates, and raise an error for unknown names."""
-    known: list[str] = []
-    for name in names:
-        meant = [one for one in BENCHMARKS if one.startswith(f"{TESTBED}-")] if name == TESTBED else [name]
-        known += [one for one in meant if one not in known]
+    testbeds = [name for name in BENCHMARKS if name.startswith(f"{TESTBED}-")]
+    known = list(dict.fromkeys(one for name in names for one in (testbeds if name == TESTBED else [name])))
     if unknown := [name for name in known if name not in BENCHMARKS]:
         raise ValueError(f"benchmarks: {', '.join(unknown)} is not known. Choose from {', '.join(BENCHMARKS)}.")
     return known

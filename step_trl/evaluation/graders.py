@@ -82,15 +82,10 @@ def grade(
     grader: str, completions: Sequence[str], solutions: Sequence[str], needs_end_of_thinking: bool
 ) -> list[bool]:
     """
-    Grade completions of problems that share a grader.
+    Grade whole completions of problems that share a grader: `"math"`, `"choice"` or `"text"`.
 
-    Args:
-        grader (`"math"`, `"choice"` or `"text"`):
-            The name of the grader.
-        completions (`Sequence[str]`), solutions (`Sequence[str]`):
-            The whole completions, and the solution of each completion's problem, which is a letter for `"choice"`.
-        needs_end_of_thinking (`bool`):
-            Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded.
+    The solutions for `"choice"` are letters. If `needs_end_of_thinking`, a completion without `</think>` is wrong;
+    otherwise, all of its text is graded.
     """
     texts = [answer_text(completion, needs_end_of_thinking) for completion in completions]
     pairs = list(zip(texts, solutions, strict=True))

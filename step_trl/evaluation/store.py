@@ -40,12 +40,8 @@ def locked_folder(folder: str | Path, settings: Mapping[str, Any]) -> Iterator[N
     """
     Create the folder of an evaluation with its `settings.json`, or check that it has these settings, and lock it.
 
-    Args:
-        folder (`str` or `Path`):
-            The folder.
-        settings (`Mapping[str, Any]`):
-            The settings that must not change between two runs, as JSON values. `"benchmarks"` is a mapping of
-            fingerprints, to which later runs may add.
+    `settings` are JSON values that must not change between two runs, except that later runs may add to the mapping
+    `"benchmarks"`, which holds fingerprints.
 
     Raises:
         `ValueError`: If another process writes to the folder, or if it contains samples with other settings. The

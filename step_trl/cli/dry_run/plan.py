@@ -27,14 +27,13 @@ def run_checks(plan: StagePlan) -> None:
         if missing:
             plan.lines[name] = f"not checked, as it needs {' and '.join(missing)}".replace("_", " ")
             continue
+        plan.lines[name] = "wrong, see below"
         try:
             plan.lines[name] = check(plan)
-            continue
         except ValueError as error:  # its lines name the fields
             plan.failures += str(error).splitlines()
         except Exception as error:  # any error of a library: the other checks still run
             plan.failures.append(f"{name}: {type(error).__name__}: {error}")
-        plan.lines[name] = "wrong, see below"
 
 
 def print_plan(
