@@ -37,17 +37,9 @@ _CAPTIONS = {
 
 def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, str] | None = None) -> None:
     """
-    Write `README.md`, `summary.csv` and the pictures.
+    Write `README.md`, `summary.csv` and the pictures to the folder `page`.
 
-    Args:
-        records ([`~study.records.Records`]):
-            The records of all trainings, including the vanilla model.
-        page (`Path`):
-            The folder to write to.
-        max_steps (`int`):
-            The number of updates of the study.
-        old (`Mapping[str, str]`, *optional*):
-            The arms that were trained with other settings than they have now, and these settings.
+    `old` are the arms that were trained with other settings than they have now, and these settings.
     """
     old = old or {}
     results = Results(records, old)

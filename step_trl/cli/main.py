@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 FORWARDING = ("train", "distill", "serve", "study")  # commands that have a parser of their own for further arguments
 
 
+TRAIN_HELP = "train from a recipe: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks it"
+DISTILL_HELP = "fine-tune a model on its own short, correct completions (DEER+SFT): train --trainer distill"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the `step-trl` command."""
     parser = argparse.ArgumentParser(prog="step-trl", description="Efficient-reasoning trainers for TRL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_demo, add_train, add_distill, add_eval, add_report, add_serve, add_study):
+    add_demo(commands)
+    add_training(commands, "train", TRAIN_HELP)
+    add_training(commands, "distill", DISTILL_HELP, trainer="distill")
+    for add in (add_eval, add_report, add_serve, add_study):
         add(commands)
     options, further = parser.parse_known_args(arguments)
     parameters = vars(options)
@@ -82,24 +89,7 @@ def add_demo(commands: Commands) -> None:
     )
 
 
-def add_train(commands: Commands) -> None:
-    add_training(
-        commands,
-        "train",
-        help="train from a recipe: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks it",
-    )
-
-
-def add_distill(commands: Commands) -> None:
-    add_training(
-        commands,
-        "distill",
-        trainer="distill",
-        help="fine-tune a model on its own short, correct completions (DEER+SFT): train --trainer distill",
-    )
-
-
-def add_training(commands: Commands, name: str, trainer: str | None = None, **options: Any) -> None:
+def add_training(commands: Commands, name: str, help: str, trainer: str | None = None) -> None:
     """Add a command whose arguments are the fields of a recipe, which have their own parser."""
 
     def run(
@@ -128,7 +118,7 @@ def add_training(commands: Commands, name: str, trainer: str | None = None, **op
         run_train(further)
         return None
 
-    parser = commands.add_parser(name, add_help=False, allow_abbrev=False, **options)
+    parser = commands.add_parser(name, add_help=False, allow_abbrev=False, help=help)
     parser.set_defaults(run=run)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--help-all", "--help_all", action="store_true")

@@ -18,21 +18,10 @@ ACCURACY = "rewards/math_accuracy_reward/mean"
 
 def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = None, accuracy: str = ACCURACY) -> None:
     """
-    Compare runs in tables and figures.
+    Compare runs in tables and figures, as `step-trl report` does.
 
     Writes `results.md`, `results.tex`, `summary.csv` and `evaluation.png` for evaluated runs, and `training.png` for
-    trained ones.
-
-    Args:
-        runs (`Sequence[str]`):
-            The folders of `step-trl eval --report` or of trainings, or anything else that
-            [`~step_trl.report.read_history`] reads, as `FOLDER` or `NAME=FOLDER`. A folder may hold both.
-        output_dir (`Path`):
-            The folder to write to. An earlier report there is replaced.
-        vanilla (`str`, *optional*):
-            The name of the run that CR and AES are relative to.
-        accuracy (`str`, *optional*, defaults to `"rewards/math_accuracy_reward/mean"`):
-            The training metric to draw besides the length.
+    trained ones. A folder may be of both kinds.
     """
     folders = _named(runs)
     samples = {name: _ordered(rows, folder) for name, folder in folders.items() if len(rows := read_samples(folder))}

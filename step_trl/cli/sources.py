@@ -50,15 +50,7 @@ def model_source(name: str | None) -> str:
 
 
 def check_model(name: str, **options: Any) -> None:
-    """
-    Raise an error that names the model if its configuration cannot be loaded.
-
-    Args:
-        name (`str`):
-            The model's folder, or its name on the Hub.
-        **options:
-            Options of [`~transformers.AutoConfig.from_pretrained`].
-    """
+    """Raise an error that names the model if its configuration cannot be loaded with these options."""
     if is_adapter(name):
         return
     try:
