@@ -15,15 +15,18 @@ import bisect
 import math
 import random
 import re
-import time
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import pandas as pd
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from step_trl.advantages import select_step_advantages
+from step_trl.report.tables import to_markdown
 from step_trl.rewards import step_efficiency_reward
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter, token_bytes
 
@@ -143,15 +146,6 @@ def plain_selection(batch: Batch, granularity: str) -> list[list[float]]:
     return result
 
 
-def best_seconds(function: Callable[[], object], repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def comparisons(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[tuple[str, Callable, Callable]]:
     """Return the name, our function and the plain function of each line of the table."""
     pieces = [piece.decode(errors="replace") for piece in token_bytes(tokenizer)]
@@ -160,33 +154,22 @@ def comparisons(tokenizer: PreTrainedTokenizerBase, batch: Batch) -> list[tuple[
     ids, mask, correct = batch.token_ids, batch.mask, batch.correct
     num_steps = 1 + triggers.counts(ids, mask)
     selected = (batch.advantages, batch.token_logps, batch.step_ids, correct)
+    plain_steps = partial(plain_step_ids, pieces, batch)
     return [
-        ("triggers: counts", lambda: triggers.counts(ids, mask), lambda: plain_counts(pieces, batch)),
-        (
-            "triggers: step_ids",
-            lambda: triggers.step_ids(ids, mask),
-            lambda: plain_step_ids(pieces, batch, WHOLE_WORD),
-        ),
-        (
-            "blank lines: step_ids",
-            lambda: delimiters.step_ids(ids, mask),
-            lambda: plain_step_ids(pieces, batch, BLANK_LINE),
-        ),
-        (
-            "the same, end_text",
-            lambda: ended.step_ids(ids, mask),
-            lambda: plain_step_ids(pieces, batch, BLANK_LINE),
-        ),
+        ("triggers: counts", partial(triggers.counts, ids, mask), partial(plain_counts, pieces, batch)),
+        ("triggers: step_ids", partial(triggers.step_ids, ids, mask), partial(plain_steps, WHOLE_WORD)),
+        ("blank lines: step_ids", partial(delimiters.step_ids, ids, mask), partial(plain_steps, BLANK_LINE)),
+        ("the same, end_text", partial(ended.step_ids, ids, mask), partial(plain_steps, BLANK_LINE)),
         (
             "efficiency reward",
-            lambda: step_efficiency_reward(num_steps, correct, NUM_GENERATIONS),
-            lambda: plain_reward(num_steps, correct),
+            partial(step_efficiency_reward, num_steps, correct, NUM_GENERATIONS),
+            partial(plain_reward, num_steps, correct),
         ),
-        ("selection: steps", lambda: select_step_advantages(*selected), lambda: plain_selection(batch, "step")),
+        ("selection: steps", partial(select_step_advantages, *selected), partial(plain_selection, batch, "step")),
         (
             "selection: tokens",
-            lambda: select_step_advantages(*selected, granularity="token"),
-            lambda: plain_selection(batch, "token"),
+            partial(select_step_advantages, *selected, granularity="token"),
+            partial(plain_selection, batch, "token"),
         ),
     ]
 
@@ -205,13 +188,18 @@ def main() -> None:
     size = int(batch.mask.sum())
     steps = (batch.step_ids.amax(dim=1) + 1).double().mean()
     print(f"{args.rows} x {args.tokens} tokens, {size / batch.mask.numel():.0%} of them text, {steps:.0f} steps a row")
-    print(f"\n| {'':21} | {'ms':>8} | {'M tokens/s':>10} | {'plain ms':>8} | {'M tokens/s':>10} | {'ratio':>6} |")
-    print(f"|{'-' * 23}|{'-' * 9}:|{'-' * 11}:|{'-' * 9}:|{'-' * 11}:|{'-' * 7}:|")
+    rows = {}
     for name, ours, plain in comparisons(tokenizer, batch):
         torch.testing.assert_close(ours(), torch.tensor(plain()), check_dtype=False)
-        fast, slow = best_seconds(ours, args.repeats), best_seconds(plain, args.repeats)
-        cells = f"{fast * 1e3:8.2f} | {size / fast / 1e6:10.1f} | {slow * 1e3:8.2f} | {size / slow / 1e6:10.1f}"
-        print(f"| {name:21} | {cells} | {slow / fast:6.1f} |")
+        fast, slow = (min(timeit.repeat(way, number=1, repeat=args.repeats)) for way in (ours, plain))
+        rows[name] = {
+            "ms": f"{fast * 1e3:.2f}",
+            "M tokens/s": f"{size / fast / 1e6:.1f}",
+            "plain ms": f"{slow * 1e3:.2f}",
+            "plain M tokens/s": f"{size / slow / 1e6:.1f}",
+            "ratio": f"{slow / fast:.1f}",
+        }
+    print(f"\n{to_markdown(pd.DataFrame.from_dict(rows, orient='index'))}")
 
 
 if __name__ == "__main__":

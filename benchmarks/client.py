@@ -24,8 +24,10 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 
+import pandas as pd
 from aiohttp import web
 
+from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import VLLMServerEngine
 from step_trl.testbed import load_tokenizer
@@ -133,7 +135,7 @@ class Longest:
         self.collection = max(self.collection, seconds)
 
 
-def measure(count: int, tokens: int, steps: int) -> dict[str, float]:
+def measure(count: int, tokens: int, steps: int) -> dict[str, str]:
     """Measure one line in a separate process, for its peak memory."""
     tokenizer = load_tokenizer()
     (trigger,) = tokenizer.encode("Wait", add_special_tokens=False)
@@ -153,16 +155,17 @@ def measure(count: int, tokens: int, steps: int) -> dict[str, float]:
     server.terminate()
     kept = sum(len(record.completion_ids) for record in records)
     assert all(len(record.probes) == steps - 1 for record in records), "a trigger was missed"
+    memory = peak_memory() - memory
     return {
-        "rollouts": count,
-        "tokens": kept,
-        "steps": steps,
-        "wall": wall,
-        "cpu": cpu / kept * 1e6,
-        "memory": (peak_memory() - memory) / 2**30,
-        "bytes": (peak_memory() - memory) / kept,
-        "callback": 1000 * longest.callback,
-        "collection": 1000 * longest.collection,
+        "rollouts": f"{count}",
+        "tokens": f"{kept:,}",
+        "steps each": f"{steps}",
+        "seconds": f"{wall:.1f}",
+        "client CPU, µs per token": f"{cpu / kept * 1e6:.2f}",
+        "peak memory, GiB": f"{memory / 2**30:.2f}",
+        "bytes per token": f"{memory / kept:.0f}",
+        "longest callback, ms": f"{1000 * longest.callback:.0f}",
+        "longest garbage collection, ms": f"{1000 * longest.collection:.0f}",
     }
 
 
@@ -176,18 +179,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_000)
     parser.add_argument("--steps", type=int, nargs="+", default=[40])
     args = parser.parse_args()
-    columns = ["rollouts", "tokens", "steps each", "seconds", "client CPU, µs per token", "peak memory, GiB"]
-    columns += ["bytes per token", "longest callback, ms", "longest garbage collection, ms"]
-    print(f"| {' | '.join(columns)} |\n|{' ---: |' * len(columns)}")
+    rows = []
     for count in args.rollouts:
         for steps in args.steps:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                row = process.submit(measure, count, args.tokens, steps).result()
-            print(
-                f"| {count} | {row['tokens']:,} | {steps} | {row['wall']:.1f} | {row['cpu']:.2f} | "
-                f"{row['memory']:.2f} | {row['bytes']:.0f} | {row['callback']:.0f} | {row['collection']:.0f} |",
-                flush=True,
-            )
+                rows.append(process.submit(measure, count, args.tokens, steps).result())
+    print(to_markdown(pd.DataFrame(rows).set_index("rollouts")))
 
 
 if __name__ == "__main__":

@@ -60,13 +60,13 @@ def make_contenders(engines: dict[str, Engine], max_tokens: int) -> dict[str, Co
     return contenders
 
 
-def measure(contender: Contender, prompts: list[list[int]]) -> tuple[float, float, float]:
-    """Return seconds, tokens per second, and the share of exits."""
+def measure(contender: Contender, prompts: list[list[int]]) -> dict[str, float]:
     started = time.perf_counter()
     rollouts = contender(prompts)
     seconds = time.perf_counter() - started
     tokens = sum(rollout.sampled_tokens for rollout in rollouts)
-    return seconds, tokens / seconds, statistics.fmean(rollout.truncated for rollout in rollouts)
+    exits = statistics.fmean(rollout.truncated for rollout in rollouts)
+    return {"seconds": seconds, "tokens/s": tokens / seconds, "exits": exits}
 
 
 def main() -> None:
@@ -77,8 +77,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     tokenizer = load_tokenizer()
-    extra = ["--max-num-seqs", "512"]
-    own_server = VLLMServer(MODEL_DIR, max_model_len=1024, extra_arguments=extra, log_file="/dev/null")
+    own_server = VLLMServer(
+        MODEL_DIR, max_model_len=1024, extra_arguments=["--max-num-seqs", "512"], log_file="/dev/null"
+    )
     with nullcontext() if args.url else own_server:
         url = args.url or own_server.url
         engines = {"server": VLLMServerEngine(url, tokenizer), "colocated": load_colocated()}
@@ -87,21 +88,20 @@ def main() -> None:
             problems = load_dataset("train").select(range(-(-count // GROUP_SIZE)))["prompt"]
             chats = [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
             prompts = [chats[index // GROUP_SIZE] for index in range(count)]
-            rows: dict[str, list[tuple[float, float, float]]] = {name: [] for name in contenders}
-            for number in range(args.rounds + 1):
-                for name, contender in contenders.items():
-                    row = measure(contender, prompts)
-                    if number > 0:  # the first round is a warm-up
-                        rows[name].append(row)
+            rounds = [
+                {name: measure(contender, prompts) for name, contender in contenders.items()}
+                for _ in range(args.rounds + 1)
+            ]
+            # The first round is a warm-up.
+            rows = {name: pd.DataFrame([one[name] for one in rounds[1:]]) for name in contenders}
             table = {}
             for name, own in rows.items():
-                ratios = [row[0] / plain[0] for row, plain in zip(own, rows["server, plain"])]
-                seconds, speed, exits = (statistics.median(column) for column in zip(*own))
+                medians, ratio = own.median(), (own["seconds"] / rows["server, plain"]["seconds"]).median()
                 table[name] = {
-                    "seconds": f"{seconds:.2f}",
-                    "seconds / server, plain": f"{statistics.median(ratios):.2f}",
-                    "tokens/s": f"{speed:.0f}",
-                    "exits": f"{exits:.2f}",
+                    "seconds": f"{medians['seconds']:.2f}",
+                    "seconds / server, plain": f"{ratio:.2f}",
+                    "tokens/s": f"{medians['tokens/s']:.0f}",
+                    "exits": f"{medians['exits']:.2f}",
                 }
             print(f"\n{count} rollouts\n\n{to_markdown(pd.DataFrame.from_dict(table, orient='index'))}")
 

@@ -26,25 +26,12 @@ from step_trl.rewards import math_accuracy_reward
 
 
 OPTIONS = '{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 40}'
-SMALLEST = (
-    "--problems",
-    "1",
-    "--max-steps",
-    "1",
-    "--methods",
-    "grpo",
-    "sas",
-    "--options",
-    OPTIONS,
-)  # for tests
+SMALLEST = ("--problems", "1", "--max-steps", "1", "--methods", "grpo", "sas", "--options", OPTIONS)  # for tests
 
 
 def build_trainer(method: str, model, output_dir: str, **options):
     """Build the trainer of an arm. All arms share the settings in `demo.TRAINING`."""
-    shared = {
-        "train_dataset": testbed.load_dataset("train"),
-        "processing_class": testbed.load_tokenizer(),
-    }
+    shared = {"train_dataset": testbed.load_dataset("train"), "processing_class": testbed.load_tokenizer()}
     if method == "step_grpo":
         return StepGRPOTrainer(model, args=step_grpo_config(output_dir, **options), **shared)
     if method == "sas":
@@ -67,7 +54,7 @@ def main() -> None:
     tokenizer = testbed.load_tokenizer()
     problems = range(256 - options.problems, 256)
     samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", problems)}
-    rows = {}
+    seconds = {}
     for method in options.methods:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
@@ -78,14 +65,12 @@ def main() -> None:
         if options.output:
             options.output.mkdir(parents=True, exist_ok=True)
             trainer.state.save_to_json(str(options.output / f"{method}.json"))
-        seconds = time.monotonic() - started
+        seconds[method] = time.monotonic() - started
         samples[method] = evaluate_testbed(trainer.model, tokenizer, method, problems)
-        rows[method] = seconds
     tables = {name: summarize(table, samples["vanilla"]) for name, table in samples.items()}
     overall = pd.DataFrame({name: table.loc["overall"] for name, table in tables.items()}).T
-    overall["seconds"] = pd.Series(rows)
-    print(pd.concat(tables, names=["model"]).round(3).to_string())
-    print()
+    overall["seconds"] = pd.Series(seconds)
+    print(pd.concat(tables, names=["model"]).round(3).to_string(), end="\n\n")
     print(overall.round(3).T.to_string())
 
 

@@ -27,17 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatching
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import TransformersEngine
-from step_trl.testbed import load_dataset, load_model, load_tokenizer
+from step_trl.testbed import MODEL_DIR, load_dataset
 
 
 Contender = Callable[[list[list[int]]], int]  # samples completions of the prompts and returns the number of tokens
 SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40", "--rounds", "1")  # for tests
-
-
-def load(path: str | None):
-    if path is None:
-        return load_model(), load_tokenizer()
-    return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
@@ -113,19 +107,6 @@ def measure(contenders: dict[str, Contender], prompts: list[list[int]], rounds: 
     return speeds
 
 
-def print_table(speeds: dict[str, list[float]], reference: str) -> None:
-    """Print the table. Ratios are computed within each round, then their median is taken."""
-    rows = {}
-    for name, values in speeds.items():
-        ratio = statistics.median(own / other for own, other in zip(values, speeds[reference]))
-        rows[name] = {
-            "tokens/s": f"{statistics.median(values):.0f}",
-            "range": f"{min(values):.0f}-{max(values):.0f}",
-            "ratio": f"{ratio:.2f}",
-        }
-    print(to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("contender")))
-
-
 def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: int) -> None:
     contenders = {
         "model.generate": with_generate(model, max_tokens),
@@ -133,9 +114,17 @@ def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: 
         "TransformersEngine": with_engine(model, tokenizer, max_tokens),
         "TransformersEngine, calls of 16 tokens": with_engine(model, tokenizer, max_tokens, call_tokens=16),
     }
-    speeds = measure(contenders, make_prompts(tokenizer, batch_size), rounds)
+    speeds = pd.DataFrame(measure(contenders, make_prompts(tokenizer, batch_size), rounds))
+    table = pd.DataFrame(
+        {
+            "tokens/s": speeds.median().map("{:.0f}".format),
+            "range": speeds.min().map("{:.0f}".format) + "-" + speeds.max().map("{:.0f}".format),
+            # Within each round, then the median.
+            "ratio": speeds.div(speeds["model.generate"], axis=0).median().map("{:.2f}".format),
+        }
+    )
     print(f"\nBatch {batch_size}, {max_tokens} tokens each, {rounds} rounds")
-    print_table(speeds, reference="model.generate")
+    print(to_markdown(table.rename_axis("contender")))
 
 
 def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int) -> None:
@@ -175,18 +164,15 @@ def compare_rollouts(model, tokenizer, count: int, max_tokens: int, rounds: int)
                 "tokens/declined probe": f"{statistics.fmean(declined) if declined else float('nan'):.1f}",
             }
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("rollout")
-    ratios = {
-        name: statistics.median(own / other for own, other in zip(values, seconds["no probes"]))
-        for name, values in seconds.items()
-    }
-    table.insert(0, "seconds", [f"{statistics.median(seconds[name]):.2f}" for name in table.index])
-    table.insert(1, "ratio", [f"{ratios[name]:.2f}" for name in table.index])
+    walls = pd.DataFrame(seconds)
+    table.insert(0, "seconds", walls.median().map("{:.2f}".format))
+    table.insert(1, "ratio", walls.div(walls["no probes"], axis=0).median().map("{:.2f}".format))
     print(f"\n{count} rollouts, {rounds} rounds\n{to_markdown(table)}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder with a model and its tokenizer; by default the testbed model")
+    parser.add_argument("--model", default=MODEL_DIR, help="folder with a model and its tokenizer")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--rollout-tokens", type=int, default=512, help="maximum tokens of a truncated rollout")
@@ -196,8 +182,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    model, tokenizer = load(args.model)
-    model.eval()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
     print(f"{model.num_parameters() / 1e6:.1f} M parameters, {model.dtype}, {torch.get_num_threads()} threads")
     for batch_size in args.batch_sizes:
         compare_engines(model, tokenizer, batch_size, args.max_tokens, args.rounds)

@@ -72,19 +72,20 @@ def main() -> None:
     cut = run(ConfidenceTruncation(tokenizer, threshold=1e-9))
     confident = run(ConfidenceTruncation(tokenizer, threshold=0.95))
     steps = overthinking(vanilla, solutions).groupby("benchmark", sort=False)
+    by_benchmark, cut, confident = (rows.groupby("benchmark", sort=False) for rows in (vanilla, cut, confident))
     table = pd.DataFrame(
         {
-            "accuracy": vanilla.groupby("benchmark", sort=False)["correct"].mean(),
-            "tokens": vanilla.groupby("benchmark", sort=False)["tokens"].mean(),
+            "accuracy": by_benchmark["correct"].mean(),
+            "tokens": by_benchmark["tokens"].mean(),
             "finished": vanilla["finish_reason"].eq("eos").groupby(vanilla["benchmark"], sort=False).mean(),
             "steps": steps["steps"].mean(),
             "redundant_share": steps["redundant"].sum() / steps["steps"].sum(),
             "first_pass_right": steps["first_pass"].mean(),
             "corrected": steps["corrected"].mean(),
-            "cut_accuracy": cut.groupby("benchmark", sort=False)["correct"].mean(),
-            "cut_tokens": cut.groupby("benchmark", sort=False)["tokens"].mean(),
-            "deer_accuracy": confident.groupby("benchmark", sort=False)["correct"].mean(),
-            "deer_tokens": confident.groupby("benchmark", sort=False)["tokens"].mean(),
+            "cut_accuracy": cut["correct"].mean(),
+            "cut_tokens": cut["tokens"].mean(),
+            "deer_accuracy": confident["correct"].mean(),
+            "deer_tokens": confident["tokens"].mean(),
         }
     )
     table.loc["overall"] = table.mean()

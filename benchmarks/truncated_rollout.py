@@ -61,16 +61,7 @@ NAMES = {
     "D": "D exits on, lock-step, full probes",
 }
 Contender = Callable[[Sequence[list[int]], Sequence[int]], list[Rollout]]  # prompts, seeds
-SMALLEST = (
-    "--in-flight",
-    "2",
-    "--per-slot",
-    "1",
-    "--max-tokens",
-    "40",
-    "--rounds",
-    "1",
-)  # for tests
+SMALLEST = ("--in-flight", "2", "--per-slot", "1", "--max-tokens", "40", "--rounds", "1")  # for tests
 
 
 @dataclass
@@ -182,32 +173,24 @@ class LockStepRollout:
             rollout.sampled_tokens += len(answer.token_ids)
 
 
-@dataclass(frozen=True)
-class Counts:
-    """The numbers of tokens that a server has sampled, and of prompt tokens that it has computed."""
-
-    sampled: int
-    read: int
-
-
 class Counter:
-    """Reads the server's counts, without the calls of this class."""
+    """Reads how many tokens a server has sampled, and how many of prompts it has computed, without our calls."""
 
     def __init__(self, url: str):
         self.url = url
         self.client = httpx.Client(timeout=60, trust_env=False)
         self.own_calls = 0
 
-    def counts(self) -> Counts:
+    def counts(self) -> tuple[int, int]:
         lines = self.client.get(f"{self.url}/metrics").raise_for_status().text.splitlines()
 
         def total(name: str) -> int:
             return round(sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}_total{{")))
 
         read = total("prefix_cache_queries") - total("prefix_cache_hits")
-        return Counts(total("generation_tokens") - self.own_calls, read - self.own_calls)
+        return total("generation_tokens") - self.own_calls, read - self.own_calls
 
-    def settle(self) -> Counts:
+    def settle(self) -> tuple[int, int]:
         """Wait until the server has ended cancelled requests: until a call of one token is all that it samples."""
         before, counts = None, self.counts()
         while counts != before:
@@ -217,61 +200,37 @@ class Counter:
             before, counts = counts, self.counts()
         return counts
 
-    def start_afresh(self) -> Counts:
+    def start_afresh(self) -> tuple[int, int]:
         """Wait for the server to settle, and clear its prefix cache."""
         counts = self.settle()
         self.client.post(f"{self.url}/reset_prefix_cache").raise_for_status()
         return counts
 
 
-@dataclass
-class Row:
-    """One round of one contender."""
-
-    seconds: float
-    sampled: int
-    read: int
-    rollouts: list[Rollout]
-
-    @property
-    def speed(self) -> float:
-        return self.sampled / self.seconds
-
-    @property
-    def probe_tokens(self) -> int:
-        return sum(len(probe.token_ids) for rollout in self.rollouts for probe in rollout.probes)
-
-    @property
-    def thought_tokens(self) -> int:
-        """The number of sampled tokens in the completions, without the answers that were kept from probes."""
-        kept = sum(rollout.sampled_tokens - rollout.discarded_tokens for rollout in self.rollouts)
-        return kept - sum(len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome == "exit")
-
-    @property
-    def discarded_tokens(self) -> int:
-        return self.sampled - self.thought_tokens - self.probe_tokens
-
-    @property
-    def probes(self) -> int:
-        return sum(len(rollout.probes) for rollout in self.rollouts)
-
-    @property
-    def tokens_per_declined_probe(self) -> float:
-        declined = [len(p.token_ids) for r in self.rollouts for p in r.probes if p.outcome != "exit"]
-        return statistics.fmean(declined) if declined else float("nan")
-
-    @property
-    def exits(self) -> float:
-        return statistics.fmean(rollout.truncated for rollout in self.rollouts)
-
-    @property
-    def kept_tokens(self) -> int:
-        return sum(len(rollout.completion_ids) for rollout in self.rollouts)
-
-    @property
-    def server_tokens_per_probe(self) -> float:
-        """The server's tokens per probe if no thought was discarded: with exits off, or without speculation."""
-        return (self.sampled - self.thought_tokens) / self.probes if self.probes else float("nan")
+def quantities(seconds: float, sampled: int, read: int, rollouts: list[Rollout]) -> dict[str, float]:
+    """Return what the tables show of one round of one contender."""
+    probes = [probe for rollout in rollouts for probe in rollout.probes]
+    probe_tokens = sum(len(probe.token_ids) for probe in probes)
+    declined = [len(probe.token_ids) for probe in probes if probe.outcome != "exit"]
+    # The sampled tokens in the completions, without the answers that were kept from probes.
+    thought = sum(rollout.sampled_tokens - rollout.discarded_tokens for rollout in rollouts)
+    thought -= probe_tokens - sum(declined)
+    return {
+        "seconds": seconds,
+        "sampled": sampled,
+        "thought": thought,
+        "probe": probe_tokens,
+        "discarded": sampled - thought - probe_tokens,
+        "read": read,
+        "tokens/s": sampled / seconds,
+        "seconds per token": seconds / sampled,
+        "probes": len(probes),
+        "per declined": statistics.fmean(declined) if declined else float("nan"),
+        # If no thought was discarded: with exits off, or without speculation.
+        "server tokens per probe": (sampled - thought) / len(probes) if probes else float("nan"),
+        "exits": statistics.fmean(rollout.truncated for rollout in rollouts),
+        "kept": sum(len(rollout.completion_ids) for rollout in rollouts),
+    }
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
@@ -300,77 +259,58 @@ def make_contenders(url: str, max_tokens: int, max_in_flight: int, **probe: Any)
     }
 
 
-def measure(contender: Contender, prompts: list[list[int]], counter: Counter, number: int = 0) -> Row:
+def measure(
+    contender: Contender, prompts: list[list[int]], counter: Counter, number: int = 0
+) -> tuple[list[Rollout], dict[str, float]]:
+    """Return the rollouts of one round, and its [`quantities`]."""
     seeds = range(number * len(prompts), (number + 1) * len(prompts))
     before, started = counter.start_afresh(), time.perf_counter()
     rollouts = contender(prompts, seeds)
     seconds = time.perf_counter() - started
-    after = counter.settle()
-    return Row(seconds, after.sampled - before.sampled, after.read - before.read, rollouts)
+    sampled, read = (after - earlier for after, earlier in zip(counter.settle(), before))
+    return rollouts, quantities(seconds, sampled, read, rollouts)
 
 
-def differences(left: Row, right: Row) -> int:
-    return sum(a.completion_ids != b.completion_ids for a, b in zip(left.rollouts, right.rollouts, strict=True))
-
-
-def check_decisions(rows: dict[str, Row]) -> None:
+def check_decisions(rollouts: dict[str, list[Rollout]]) -> None:
     """Check that C1, C' and D make the same completions, except for a few that another batch rounds differently."""
-    count = len(rows["C1"].rollouts)
-    counts = {name: differences(rows["C1"], rows[name]) for name in ("C'", "D")}
-    print(
-        "Completions that differ from those of C1: "
-        + ", ".join(f"{n} of {count} ({name})" for name, n in counts.items())
-    )
+    count = len(rollouts["C1"])
+    counts = {
+        name: sum(a.completion_ids != b.completion_ids for a, b in zip(rollouts["C1"], rollouts[name], strict=True))
+        for name in ("C'", "D")
+    }
+    told = ", ".join(f"{n} of {count} ({name})" for name, n in counts.items())
+    print(f"Completions that differ from those of C1: {told}")
     assert max(counts.values()) <= MOST_DIFFERENT * count, "C1, C' and D do not make the same decisions"
 
 
-def ratio(rows: dict[str, list[Row]], own: str, other: str, value: Callable[[Row], float]) -> float:
-    """Return the median of the ratios within each round."""
-    return statistics.median(value(a) / value(b) for a, b in zip(rows[own], rows[other]))
+def ratios(rows: dict[str, pd.DataFrame], own: str, other: str) -> pd.Series:
+    """Return the medians of the ratios within each round."""
+    return (rows[own] / rows[other]).median()
 
 
-def seconds(row: Row) -> float:
-    return row.seconds
-
-
-def seconds_per_token(row: Row) -> float:
-    return row.seconds / row.sampled
-
-
-def median(rows: list[Row], value: Callable[[Row], float]) -> float:
-    return statistics.median(value(row) for row in rows)
-
-
-def table(rows: dict[str, list[Row]]) -> pd.DataFrame:
+def table(rows: dict[str, pd.DataFrame]) -> pd.DataFrame:
     lines = {}
     for name, own in rows.items():
-        lines[NAMES[name]] = {
-            "seconds": f"{median(own, seconds):.2f}",
-            "/A": f"{ratio(rows, name, 'A', seconds):.2f}",
-            "sampled": f"{median(own, lambda row: row.sampled):.0f}",
-            "thought": f"{median(own, lambda row: row.thought_tokens):.0f}",
-            "probe": f"{median(own, lambda row: row.probe_tokens):.0f}",
-            "discarded": f"{median(own, lambda row: row.discarded_tokens):.0f}",
-            "read": f"{median(own, lambda row: row.read):.0f}",
-            "tokens/s": f"{median(own, lambda row: row.speed):.0f}",
-            "tokens/s /A": f"{ratio(rows, name, 'A', lambda row: row.speed):.3f}",
-            "seconds per token /A": f"{ratio(rows, name, 'A', seconds_per_token):.3f}",
-            "probes": f"{median(own, lambda row: row.probes):.0f}",
-            "per declined": f"{median(own, lambda row: row.tokens_per_declined_probe):.1f}",
-            "exits": f"{median(own, lambda row: row.exits):.2f}",
-            "kept": f"{median(own, lambda row: row.kept_tokens):.0f}",
+        line = own.median().drop(["seconds per token", "server tokens per probe"])
+        digits = dict.fromkeys(line.index, 0) | {"seconds": 2, "per declined": 1, "exits": 2}
+        to_plain = ratios(rows, name, "A")
+        lines[NAMES[name]] = {column: f"{value:.{digits[column]}f}" for column, value in line.items()} | {
+            "seconds /A": f"{to_plain['seconds']:.2f}",
+            "tokens/s /A": f"{to_plain['tokens/s']:.3f}",
+            "seconds per token /A": f"{to_plain['seconds per token']:.3f}",
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 
 
-def goals(rows: dict[str, list[Row]]) -> dict[str, float]:
+def goals(rows: dict[str, pd.DataFrame]) -> dict[str, float]:
+    medians = {name: own.median() for name, own in rows.items()}
     return {
-        "B/A tokens/s >= 0.97": ratio(rows, "B", "A", lambda row: row.speed),
-        "(wall C/wall A)/(sampled C/sampled A) <= 1.05": ratio(rows, "C", "A", seconds_per_token),
-        "D/C wall >= 1.3": ratio(rows, "D", "C", seconds),
-        "tokens per declined probe <= 4, exits on (C)": median(rows["C"], lambda row: row.tokens_per_declined_probe),
-        "tokens per declined probe <= 4, exits off (B)": median(rows["B"], lambda row: row.tokens_per_declined_probe),
-        "tokens per probe on the server, exits off (B)": median(rows["B"], lambda row: row.server_tokens_per_probe),
+        "B/A tokens/s >= 0.97": ratios(rows, "B", "A")["tokens/s"],
+        "(wall C/wall A)/(sampled C/sampled A) <= 1.05": ratios(rows, "C", "A")["seconds per token"],
+        "D/C wall >= 1.3": ratios(rows, "D", "C")["seconds"],
+        "tokens per declined probe <= 4, exits on (C)": medians["C"]["per declined"],
+        "tokens per declined probe <= 4, exits off (B)": medians["B"]["per declined"],
+        "tokens per probe on the server, exits off (B)": medians["B"]["server tokens per probe"],
     }
 
 
@@ -380,11 +320,12 @@ def compare(url: str, counter: Counter, in_flight: int, args: argparse.Namespace
     contenders = make_contenders(url, args.max_tokens, in_flight, **probe)
     prompts = make_prompts(load_tokenizer(), in_flight * args.per_slot)
     print(f"\n{len(prompts)} rollouts, {in_flight} in flight, {args.rounds} rounds", flush=True)
-    check_decisions({name: measure(run, prompts, counter) for name, run in contenders.items()})
-    rows: dict[str, list[Row]] = {name: [] for name in contenders}
+    check_decisions({name: measure(run, prompts, counter)[0] for name, run in contenders.items()})
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for number in range(args.rounds):
         for name, run in contenders.items():
-            rows[name].append(measure(run, prompts, counter, number + 1))
+            rounds[name].append(measure(run, prompts, counter, number + 1)[1])
+    rows = {name: pd.DataFrame(own) for name, own in rounds.items()}
     print(table(rows).to_string(), flush=True)
     return goals(rows)
 

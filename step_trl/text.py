@@ -25,11 +25,7 @@ def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:
     """
     Return the text of each token. A character that is split over several tokens belongs to the one that completes it.
 
-    Args:
-        pieces (`Sequence[bytes]`):
-            The result of [`~step_trl.steps.token_bytes`].
-        token_ids (`Sequence[int]`):
-            The token ids.
+    `pieces` are the [`~step_trl.steps.token_bytes`] of the tokenizer.
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts = [decoder.decode(pieces[i] if 0 <= i < len(pieces) else b"") for i in token_ids]

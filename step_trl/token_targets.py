@@ -15,15 +15,7 @@ def validate_targets(
     dataset: datasets.Dataset | datasets.IterableDataset, length_reward: str, name: str = "dataset"
 ) -> None:
     """
-    Raise an error if the rows of `dataset` do not contain target lengths for their completions.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            The rows for a trainer.
-        length_reward (`str`):
-            The name of the reward that needs the targets.
-        name (`str`, *optional*, defaults to `"dataset"`):
-            The name of the data set in error messages.
+    Raise an error if the rows lack the target lengths that `length_reward` needs. `name` is that of the data set.
     """
     first = next(iter(dataset))
     if not isinstance(first.get(TARGET_COLUMN), int):
@@ -53,8 +45,8 @@ def add_token_targets(
         dataset (`Dataset`):
             The rows, with `prompt` as messages that end with the user's message.
         lowest (`int`, *optional*, defaults to `100`), highest (`int`, *optional*, defaults to `4000`):
-            The smallest and the largest number of tokens, both included. A number is drawn for each row. With equal
-            values, all prompts ask for the same token budget, as in an evaluation.
+            The inclusive range of the number of tokens, which is drawn for each row. With equal values, all prompts
+            ask for the same token budget, as in an evaluation.
         at_most (`bool`, *optional*, defaults to `False`):
             Whether to ask "Think for maximum 512 tokens." (L1-Max).
         seed (`int`, *optional*, defaults to `0`):

@@ -15,22 +15,11 @@ def study(
     output_dir: Path, page: Path, arms: Sequence[str], seeds: Sequence[int], max_steps: int, page_only: bool = False
 ) -> None:
     """
-    Run the unfinished parts of the study, and write its page and its records.
+    Run the unfinished parts of the study, or none with `page_only`, and write its page and its records.
 
-    Args:
-        output_dir (`Path`):
-            The folder for models and samples.
-        page (`Path`):
-            The folder for the page and its records. Trainings in these records are not run again, wherever they ran,
-            except for arms whose settings have changed. A training that is also in `output_dir` is read from there.
-        arms (`Sequence[str]`):
-            The names of the arms; if empty, all arms.
-        seeds (`Sequence[int]`):
-            The seeds. Sweeps start with the first.
-        max_steps (`int`):
-            The number of updates of an arm.
-        page_only (`bool`, *optional*, defaults to `False`):
-            Whether to write the page without training.
+    `output_dir` is the folder for models and samples, `page` that for the page and its records. Trainings in these
+    records are not run again, wherever they ran, except for arms whose settings have changed. A training that is also
+    in `output_dir` is read from there.
     """
     chosen = jobs(seeds, arms)
     changed = check_settings("page", page, max_steps, but_for=[arm.name for arm in ARMS])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `study`
 
+from step_trl.cli.user_errors import is_user_error, message_of
 from study import study
 
 
@@ -23,7 +24,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-steps", type=int, default=40, help="number of updates of an arm")
     parser.add_argument("--page-only", action="store_true", help="write the page for the finished trainings")
-    study(**vars(parser.parse_args()))
+    options = parser.parse_args()
+    try:
+        study(**vars(options))
+    except Exception as error:
+        if not is_user_error(error, packages=("study", "step_trl", "trl")):
+            raise
+        parser.exit(2, f"{parser.prog}: error: {message_of(error)}\n")
 
 
 if __name__ == "__main__":

@@ -25,15 +25,11 @@ class Arm:
     One way to train.
 
     Attributes:
-        name (`str`):
-            The name of its folder and its row.
-        method (`str`):
+        name (`str`), tables (`tuple[str, ...]`):
+            The name of its folder and its row, and the tables in which it appears.
+        method (`str`), options (`dict[str, Any]`):
             A key of [`~step_trl.trainers.METHODS`], `"distill"`, or `"prompts"` for
-            [`~study.prompted.teach_prompts`].
-        options (`dict[str, Any]`):
-            The fields of its configuration.
-        tables (`tuple[str, ...]`):
-            The tables in which it appears.
+            [`~study.prompted.teach_prompts`], and the fields of its configuration.
         budget (`float`):
             The number of updates, relative to that of the study.
         sweep (`bool`):
@@ -149,11 +145,7 @@ def jobs(seeds: Sequence[int], names: Sequence[str] = ()) -> list[tuple[Arm, int
     """
     Return arms and seeds in running order: first the arms of the tables, one seed at a time, then the sweeps.
 
-    Args:
-        seeds (`Sequence[int]`):
-            The seeds. Sweeps start with the first; the others follow at the end.
-        names (`Sequence[str]`, *optional*):
-            The names of the arms to run, by default all.
+    `names` are the arms to run, by default all.
     """
     unknown = set(names) - {arm.name for arm in ARMS}
     if unknown:

@@ -8,7 +8,7 @@ quotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,21 +28,8 @@ class Claim:
     """
     A claim that an arm is `"higher"` or `"lower"` than another in a measure, or that a measure is `"kept"`.
 
-    Attributes:
-        source (`str`):
-            The place of the claim in the paper.
-        text (`str`):
-            The claim.
-        left (`str`), right (`str`):
-            The arms.
-        measure (`str`):
-            The measure, see [`Results.difference`].
-        direction (`"higher"`, `"lower"` or `"kept"`):
-            The direction of `left` relative to `right`.
-        paper (`str`):
-            The paper's numbers for the two arms, in this order, if they are known.
-        benchmark (`str`, *optional*):
-            The benchmark. By default, the mean over all.
+    `source` is the paper, `paper` has its numbers for the two arms, in this order, if they are known. See
+    [`Results.difference`] for `measure` and `benchmark`.
     """
 
     source: str
@@ -62,13 +49,13 @@ def verdict(difference: Difference, direction: Direction) -> str:
     A claim holds if the whole interval agrees with it, and does not hold if no part of it does. A measure is kept if
     the interval is above -[`MARGIN`], and is not kept if the interval is below 0.
     """
-    rules: dict[str, tuple[Callable[[Difference], bool], Callable[[Difference], bool]]] = {
-        "higher": (lambda d: d.low > 0, lambda d: d.high <= 0),
-        "lower": (lambda d: d.high < 0, lambda d: d.low >= 0),
-        "kept": (lambda d: d.low > -MARGIN, lambda d: d.high < 0),
-    }
-    holds, does_not = rules[direction]
-    return "holds" if holds(difference) else "does not hold" if does_not(difference) else "cannot be told"
+    low, high = difference.low, difference.high
+    holds, does_not = {
+        "higher": (low > 0, high <= 0),
+        "lower": (high < 0, low >= 0),
+        "kept": (low > -MARGIN, high < 0),
+    }[direction]
+    return "holds" if holds else "does not hold" if does_not else "cannot be told"
 
 
 _STEP, _SAS = "Step-GRPO", "SAS"

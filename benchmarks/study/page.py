@@ -27,20 +27,19 @@ _MEASURES = {
     "aes": ("AES", 1, 2),
 }
 
+_CAPTIONS = {
+    "accuracy": "Accuracy against tokens: large markers are the means over the four sets, small ones the sets.",
+    "steps": "Left: what steps are for, as shares of all steps. Right: the tokens of a step.",
+    "training": "The first training of each arm: pale lines are updates, bold lines moving averages.",
+    "long": "The long trainings, one seed each. Top row: held-out problems.",
+}
+
 
 def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, str] | None = None) -> None:
     """
-    Write `README.md`, `summary.csv` and the pictures.
+    Write `README.md`, `summary.csv` and the pictures to the folder `page`.
 
-    Args:
-        records ([`~study.records.Records`]):
-            The records of all trainings, including the vanilla model.
-        page (`Path`):
-            The folder to write to.
-        max_steps (`int`):
-            The number of updates of the study.
-        old (`Mapping[str, str]`, *optional*):
-            The arms that were trained with other settings than they have now, and these settings.
+    `old` are the arms that were trained with other settings than they have now, and these settings.
     """
     old = old or {}
     results = Results(records, old)
@@ -51,13 +50,13 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
     lines = [
         "# The testbed study",
         "",
-        "Made by `python benchmarks/study`, which goes on where it was stopped, on any machine: `samples.parquet` and "
-        "`updates.parquet` say what is done. Processes side by side share the work; `--page-only` makes this page "
-        "anew, and with another `--page` all is run anew. "
+        "`python benchmarks/study` makes this page. It resumes where it was stopped, on any machine, because "
+        "`samples.parquet` and `updates.parquet` record what is done. Several processes share the work. `--page-only` "
+        "only writes the page again; with another `--page`, everything is run again. "
         f"{max_steps} updates per arm (times its budget), 64 completions each; "
         f"the first {results.samples[VANILLA]['problem'].nunique()} problems of each evaluation set, {SAMPLES} "
         f"samples per problem and seed. {_hours(results)}"
-        "Brackets hold 95 % bootstrap intervals over problems, ± the standard deviation from training to training. "
+        "Brackets contain 95 % bootstrap intervals over problems, and ± is the standard deviation between trainings. "
         "The tuning protocol is in `benchmarks/study/arms.py`.",
         "",
         *_old_lines(old),
@@ -68,24 +67,27 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
         *claim_lines(results),
         "",
         f"A context of {SHORT_CONTEXT} tokens cuts off {results.cut_off(SHORT_CONTEXT):.0%} of the vanilla model's "
-        "correct completions, which makes failures of them (SAS: about 29 %, of 4,096 tokens against 8,192).",
+        "correct completions, which then count as failed (in SAS's paper, 4,096 instead of 8,192 tokens cut off about "
+        "29 %).",
         "",
     ]
     if choices := choice_lines(results):
-        lines += ["## Choices", "", "Another choice against the one that the other arms make:", "", *choices, ""]
+        told = "Each line compares another choice with the one that all other arms make:"
+        lines += ["## Choices", "", told, "", *choices, ""]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", _overall_table(results, tables, members), ""]
         if (method := METHODS.get(title)) in tables:
             others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
-            lines += ["Each against the paper's method:", "", order_table(results, method, others), ""]
+            lines += ["Each arm compared with the paper's method:", "", order_table(results, method, others), ""]
     if started := [arm for arm in done if results.before(arm.name)[0]]:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
-    lines += ["## Seconds per update and phase", "", "Of the fastest training of each arm, on one core.", ""]
+    lines += ["## Seconds per update and phase", ""]
+    lines += ["These are the seconds of the fastest training of each arm, on one core.", ""]
     lines += [_phase_table(results, [arm for arm in done if not arm.sweep]), ""]
     lines += ["## By benchmark", "", markdown_table({results.marked(name): rows for name, rows in tables.items()}), ""]
     for name in draw(results, tables, done, page):
-        lines += [f"![{name}]({name}.png)", ""]
+        lines += [f"![{name}]({name}.png)", "", _CAPTIONS[name], ""]
     (page / "README.md").write_text("\n".join(lines).rstrip() + "\n")
 
 
@@ -95,8 +97,8 @@ def _old_lines(old: Mapping[str, str]) -> list[str]:
     return [
         "## To be run again",
         "",
-        f"Arms that are marked {OLD} were trained with other settings than they have now. Their rows, and the claims "
-        "that they are part of, are about those settings until they are run again:",
+        f"Arms that are marked {OLD} were trained with other settings than they have now. Until they are run again, "
+        "their rows and the claims about them refer to the earlier settings:",
         "",
         *(f"- `{name}`: {changes}." for name, changes in old.items()),
         "",
@@ -116,10 +118,10 @@ def _chance(results: Results) -> str:
             "Their intervals are over problems only, since no arm has several seeds: they are about these trainings."
         )
     return (
-        "Their intervals know two sources of chance, problems and trainings. From one training of a usual arm to "
-        f"another, the overall accuracy changes by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens "
-        "(standard deviations, the median over all arms with several seeds); an arm whose own deviation is larger is "
-        "taken with its own. No interval is corrected for the number of comparisons."
+        "The intervals include two sources of chance: problems and trainings. Between two trainings of a usual arm, "
+        f"the overall accuracy varies by {100 * accuracy:.1f} points and the length by {tokens:.0f} tokens "
+        "(standard deviations, the median over all arms with several seeds); for an arm with a larger deviation, its "
+        "own is used. No interval is corrected for the number of comparisons."
     )
 
 
@@ -139,10 +141,10 @@ def _overall_table(results: Results, tables: dict[str, pd.DataFrame], arms: Sequ
 
 def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequence[Arm]) -> list[str]:
     lines = [
-        "The vanilla model has never read words that ask for a length, or that cut a thought off, and fails behind "
-        "them (benchmarks/README.md). These arms start from `prompted` or `prompted-cuts`: the vanilla model, "
-        "fine-tuned on its own right completions behind such words, with lengths drawn at random. Each is evaluated "
-        "under the prompts that it is trained with.",
+        "The vanilla model has never seen words that ask for a length, or that cut a thought off, and fails after "
+        "them (benchmarks/README.md). These arms therefore start from `prompted` or `prompted-cuts`: the vanilla "
+        "model, fine-tuned on its own correct completions of such prompts, with lengths drawn at random. Each arm is "
+        "evaluated with the prompts that it is trained with.",
         "",
     ]
     rows = {}

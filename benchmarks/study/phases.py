@@ -15,15 +15,9 @@ from transformers import TrainerCallback
 class PhaseTimer(TrainerCallback):
     """
     Measures the seconds per update of generation, reward, log-probabilities of the old policy and of the reference,
-    and of the rest, which is the update itself.
+    and of the rest, which is the update itself. `seconds` has one entry per update.
 
-    Args:
-        trainer ([`~trl.GRPOTrainer`]):
-            The trainer. It is timed from now on, through the methods that its own code calls.
-
-    Attributes:
-        seconds (`list[dict[str, float]]`):
-            One entry per update.
+    The trainer is timed from now on, through the methods that its own code calls.
     """
 
     def __init__(self, trainer: Any):

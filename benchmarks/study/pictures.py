@@ -24,20 +24,9 @@ MAIN = ("grpo", "grpo-short", "step-grpo", "sas")  # the arms whose steps and tr
 
 def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm], page: Path) -> list[str]:
     """
-    Draw all pictures for which the trainings are finished.
+    Draw all pictures of finished arms for which the trainings are finished, and return their names, without `.png`.
 
-    Args:
-        results ([`Results`]):
-            The results of the study.
-        tables (`Mapping[str, DataFrame]`):
-            A mapping from arms to the results of [`Results.table`].
-        arms (`Sequence[Arm]`):
-            The finished arms.
-        page (`Path`):
-            The folder to write to.
-
-    Returns:
-        `list[str]`: The names of the pictures, without `.png`.
+    `tables` are the results of [`Results.table`] by arm.
     """
     figures = {}
     with matplotlib.rc_context(STYLE):

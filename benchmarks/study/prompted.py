@@ -61,17 +61,8 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
     Lengths are drawn at random, independent of the completion's length: the model should keep its answers with such
     prompts, but learn nothing about lengths before it is rewarded for them.
 
-    Args:
-        output_dir (`Path`):
-            The folder for the model. The samples are saved to `samples/` in it.
-        seed (`int`):
-            The seed of samples, lengths and training.
-        problems (`int`):
-            The number of problems, from the start of the training set, with one sample each.
-        forms (`Sequence[Form]`):
-            The kinds of text, one of which is drawn for each completion.
-        **training:
-            Fields of [`~step_trl.cli.recipe.DistillConfig`].
+    The first `problems` of the training set are sampled once each, to `samples/` in `output_dir`; one of the `forms`
+    is drawn for each completion. `training` are fields of [`~step_trl.cli.recipe.DistillConfig`].
     """
     rows = testbed.load_dataset("train").select(range(problems))
     samples = evaluate(

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from step_trl import testbed
@@ -73,15 +72,13 @@ class Records:
 
     def updated_by(self, newer: Records) -> Records:
         """Merge with newer records, which win for trainings that are in both."""
-        known = newer.done
-
-        def kept(rows: pd.DataFrame) -> pd.DataFrame:
-            unknown = [training not in known for training in zip(rows["arm"], rows["seed"], strict=True)]
-            return rows[np.array(unknown, dtype=bool)]
-
+        samples, updates = (
+            rows[~pd.MultiIndex.from_frame(rows[TRAINING]).isin(list(newer.done))]
+            for rows in (self.samples, self.updates)
+        )
         return Records(
-            _join([kept(self.samples), newer.samples], OF_SAMPLES),
-            _join([kept(self.updates), newer.updates], OF_UPDATES),
+            _join([samples, newer.samples], OF_SAMPLES),
+            _join([updates, newer.updates], OF_UPDATES),
         )
 
 

@@ -39,13 +39,7 @@ def _overall(samples: pd.DataFrame) -> pd.Series:
 
 class Results:
     """
-    All results of a study, by arm.
-
-    Args:
-        records ([`~study.records.Records`]):
-            The records of all trainings.
-        old (`Container[str]`, *optional*):
-            The arms whose settings have changed, and which have to be run again.
+    All results of a study, by arm. `old` are arms whose settings have changed, and which have to be run again.
 
     Attributes:
         seeds (`dict[str, list[int]]`):
@@ -77,11 +71,7 @@ class Results:
         return summarize(self.samples[name], self.samples[VANILLA], resamples=RESAMPLES)
 
     def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
-        """
-        Return the standard deviation of an arm's mean between trainings, NaN for one training.
-
-        See [`Results.difference`].
-        """
+        """Return the standard deviation of an arm's mean between trainings, NaN for one training."""
         return float(self._means(name, measure, benchmark).std())
 
     def trainings(self, name: str, measure: str, benchmark: str | None = None) -> int:
@@ -107,13 +97,8 @@ class Results:
         noise is added. A few seeds say little about an arm's own spread, so the noise has the pooled spread, or the
         arm's own if that is larger, divided by the root of the number of seeds. The vanilla model has no such noise.
 
-        Args:
-            left (`str`), right (`str`):
-                The arms.
-            measure (`str`):
-                The measure. `"redundancy"` is the share of a completion's steps that are redundant.
-            benchmark (`str`, *optional*):
-                The benchmark. By default, the mean over all.
+        `"redundancy"` is the share of a completion's steps that are redundant. Without a benchmark, the difference is
+        the mean over all.
         """
         means = [
             self._values(name, measure, benchmark).groupby(["benchmark", "problem"])["value"].mean()

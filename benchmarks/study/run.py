@@ -32,6 +32,7 @@ BETA = 0.001  # of the KL term, so that it is logged; SAS's value
 PROBLEMS = 128  # the number of first problems of each evaluation set
 SAMPLES = 4  # per problem
 VANILLA = "vanilla"
+SETTINGS = "study.json"
 COMPLETIONS = TRAINING["per_device_train_batch_size"] * TRAINING["gradient_accumulation_steps"]  # per update
 SFT: dict[str, Any] = {
     "learning_rate": TRAINING["learning_rate"],
@@ -55,13 +56,14 @@ def build_trainer(
     if arm.checkpoints:
         every = max(1, updates // (arm.checkpoints + 1))
         options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
-    shared = {
-        "train_dataset": rows,
-        "processing_class": testbed.load_tokenizer(),
-    }
     trainer_class, config_class = METHODS[arm.method]
     context = {"max_completion_length": SHORT_CONTEXT if arm.method == "sas" else MAX_COMPLETION_LENGTH}
-    trainer = trainer_class(str(model), args=config_class(output_dir, **TRAINING | context | options), **shared)
+    trainer = trainer_class(
+        str(model),
+        args=config_class(output_dir, **TRAINING | context | options),
+        train_dataset=rows,
+        processing_class=testbed.load_tokenizer(),
+    )
     trainer.status.method = f"{arm.name}, seed {seed}"
     return trainer
 
@@ -82,17 +84,10 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
     """
     Train and evaluate one arm with one seed, or resume it. The arm that it starts from is run first.
 
-    Args:
-        arm ([`Arm`]), seed (`int`):
-            The arm and the seed to run.
-        folder (`Path`):
-            The folder of the study. In `ARM/SEED` in it, the model is saved to `model/` (with the trainer's state and
-            `phases.json`), and samples to `samples/`, to `checkpoints/UPDATE/` if the arm has checkpoints, and to
-            `before/` for a model that it starts from, with its own prompts.
-        max_steps (`int`):
-            The number of updates of an arm with budget 1.
-        wait (`bool`, *optional*, defaults to `True`):
-            Whether to wait for another process that is running it. Otherwise, a `filelock.Timeout` is raised.
+    In `ARM/SEED` in `folder`, the model is saved to `model/` (with the trainer's state and `phases.json`), and samples
+    to `samples/`, to `checkpoints/UPDATE/` if the arm has checkpoints, and to `before/` for a model that it starts
+    from, with its own prompts. `max_steps` are the updates of an arm with budget 1. If another process is running the
+    arm, wait for it, or raise a `filelock.Timeout` without `wait`.
     """
     start = testbed.MODEL_DIR
     if arm.start is not None:
@@ -119,7 +114,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
 
 
 def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) -> list[dict[str, float]]:
-    """Train an arm into `folder`. Return the seconds of the phases of each update, if there are any."""
+    """Train an arm into `folder`. Return the seconds of the phases of each update, none for SFT."""
     if arm.method == "distill":
         _distill(folder, seed, max_steps)
     elif arm.method == "prompts":
@@ -174,21 +169,10 @@ def whole_evaluation() -> int:
 
 def check_settings(field: str, folder: Path, max_steps: int, but_for: Container[str] = ()) -> dict[str, str]:
     """
-    Compare today's settings with those of the study in a folder.
+    Compare today's settings with those of the study in a folder, which may contain none.
 
-    Args:
-        field (`str`), folder (`Path`):
-            The name of the folder in error messages, and the folder, which may contain no study.
-        max_steps (`int`):
-            The number of updates of an arm with budget 1.
-        but_for (`Container[str]`, *optional*):
-            The arms whose settings may differ.
-
-    Returns:
-        `dict[str, str]`: The changes of the arms that differ.
-
-    Raises:
-        `ValueError`: If anything else has changed. The message names `field` and the settings.
+    Returns the changes of the arms in `but_for`. If anything else has changed, a `ValueError` names `field`, which
+    gave the folder, and the settings.
     """
     settings, earlier = _settings(max_steps), _recorded(folder)
     changed = [name for name, value in settings.items() if earlier.get(name, value) != value]
@@ -203,15 +187,12 @@ def note_settings(folder: Path, max_steps: int, old: Container[str] = ()) -> Non
     earlier = _recorded(folder)
     settings = {name: earlier[name] if name in old else value for name, value in _settings(max_steps).items()}
     folder.mkdir(parents=True, exist_ok=True)
-    _file(folder).write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def _file(folder: Path) -> Path:
-    return folder / "study.json"
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    return json.loads(_file(folder).read_text()) if _file(folder).exists() else {}
+    file = folder / SETTINGS
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def _settings(max_steps: int) -> dict[str, Any]:
@@ -240,17 +221,9 @@ def run_study(
     folder: Path, jobs: list[tuple[Arm, int]], max_steps: int, done: Container[tuple[str, int]] = ()
 ) -> None:
     """
-    Run all unfinished jobs, one after another. Jobs that another process is running are left to it.
+    Run all unfinished jobs, one after another, and the vanilla model, which is done if `done` has it with seed 0.
 
-    Args:
-        folder (`Path`):
-            The folder for models and samples.
-        jobs (`list[tuple[Arm, int]]`):
-            The jobs to run, see [`jobs`].
-        max_steps (`int`):
-            The number of updates of an arm with budget 1. A folder with another number is refused.
-        done (`Container[tuple[str, int]]`, *optional*):
-            The names and seeds of arms to skip, including the vanilla model with seed 0.
+    Jobs that another process is running are left to it. A folder with another number of updates is refused.
     """
     check_settings("output_dir", folder, max_steps)
     note_settings(folder, max_steps)

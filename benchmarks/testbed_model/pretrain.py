@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -141,16 +142,10 @@ class Corpus:
         prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n<think>\n"
         return prompt, parse_expression(expression)
 
-    def drill(self) -> list[Piece]:
-        return drill(self.rng)
-
-    def easy_pass(self) -> list[Piece]:
-        return self.one_pass(easy=True)
-
     def one_pass(self, easy: bool = False) -> list[Piece]:
         """Return one correct pass over a problem or, now and then, a drill."""
         if self.rng.random() < 0.1:
-            return self.drill()
+            return drill(self.rng)
         prompt, terms = self.problem(easy)
         writer = self.sure_writer
         write = self.rng.choices((writer.pairs, writer.single, writer.parts, writer.reorder), (5, 2, 2, 1))[0]
@@ -248,8 +243,8 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
 
     for name, example, updates, tokens in (
-        ("drill", corpus.drill, recipe.drill_updates, recipe.drill_tokens),
-        ("easy passes", corpus.easy_pass, recipe.easy_pass_updates, recipe.pass_tokens),
+        ("drill", partial(drill, corpus.rng), recipe.drill_updates, recipe.drill_tokens),
+        ("easy passes", partial(corpus.one_pass, easy=True), recipe.easy_pass_updates, recipe.pass_tokens),
         ("passes", corpus.one_pass, recipe.pass_updates, recipe.pass_tokens),
         ("traces", corpus.mixed, recipe.trace_updates, recipe.trace_tokens),
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -52,35 +52,14 @@ def cluster_answers(answers: Sequence[str | None], num_generations: int) -> torc
 
 
 def answer_clusters(
-    completions: Sequence[str] | Sequence[list[dict]],
-    num_generations: int,
-    *,
-    require_end_of_thinking: bool = False,
-    timeout: float = 5.0,
-    workers: int | None = None,
+    completions: Sequence[str] | Sequence[list[dict]], num_generations: int, **options: Any
 ) -> torch.Tensor:
     """
-    Apply [`cluster_answers`] to the final answers that math-verify extracts from completions.
+    Apply [`cluster_answers`] to what [`~step_trl.rewards.extract_answers`] reads in the completions, with its options.
 
-    Answers are compared as [`~step_trl.rewards.extract_answers`] writes them: 1/2 and 0.5 are the same, but the square
-    root of 12 and twice that of 3 are not. To extract answers in each process and gather them, call the two functions
-    one after the other.
-
-    Args:
-        completions (`Sequence[str]` or `Sequence[list[dict]]` of length B):
-            The completions, as text or as messages. Groups of `num_generations` are consecutive.
-        num_generations (`int`):
-            The number of completions per group.
-        require_end_of_thinking, timeout, workers (*optional*):
-            As in [`~step_trl.rewards.extract_answers`].
-
-    Returns:
-        `torch.LongTensor` of shape `(B,)`: The clusters 0, 1, 2, ... of each group.
+    To extract answers in each process and gather them, call the two functions one after the other.
     """
-    answers = extract_answers(
-        completions, require_end_of_thinking=require_end_of_thinking, timeout=timeout, workers=workers
-    )
-    return cluster_answers(answers, num_generations)
+    return cluster_answers(extract_answers(completions, **options), num_generations)
 
 
 @torch.no_grad()
@@ -103,11 +82,8 @@ def semantic_entropy(
     completion is weighted by its length-normalised probability, and `"eq5"` has no bound.
 
     Args:
-        clusters (`torch.LongTensor` of shape `(B,)`):
-            The cluster of each completion, compared only within its group. Groups of `num_generations` are
-            consecutive.
-        num_generations (`int`):
-            The number of completions per group.
+        clusters (`torch.LongTensor` of shape `(B,)`), num_generations (`int`):
+            The cluster of each completion, see [`cluster_answers`], compared only within its group.
         logps (`torch.Tensor` of shape `(B,)`, *optional*):
             The mean log-probability of the tokens of each completion under the policy that sampled it, for
             `estimator="likelihood"`.
@@ -166,15 +142,13 @@ def seed_scale(
 
     Args:
         entropy (`torch.Tensor` of shape `(B,)`):
-            SE, the entropy of each completion's group.
+            SE, the entropy of each completion's group, see [`semantic_entropy`].
         num_generations (`int`):
             G, the number of completions per group, at least 2.
         alpha (`float`, *optional*, defaults to `0.02`):
             The strength of the scaling, at least 0.
-        f (`"linear"`, `"exponential"`, `"focal"` or `"inverse"`, *optional*, defaults to `"linear"`):
-            The form of the factor.
-        gamma (`float`, *optional*, defaults to `2.0`):
-            The exponent of the focal form.
+        f (`str`, *optional*, defaults to `"linear"`), gamma (`float`, *optional*, defaults to `2.0`):
+            The form of the factor, and the exponent of the focal form.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The factors, between 0 and 1, in the dtype of `entropy`.
@@ -210,9 +184,7 @@ def seed_advantages(
     Args:
         advantages (`torch.Tensor` of shape `(B,)`):
             The advantage of each completion. In the paper, it is not divided by the standard deviation.
-        entropy (`torch.Tensor` of shape `(B,)`):
-            The entropy of each completion's group, see [`semantic_entropy`].
-        num_generations, alpha, f, gamma:
+        entropy, num_generations, alpha, f, gamma:
             As in [`seed_scale`].
 
     Returns:

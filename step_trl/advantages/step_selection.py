@@ -18,9 +18,8 @@ Granularity = Literal["step", "token"]
 def _step_index(step_ids: torch.Tensor) -> tuple[torch.Tensor, int]:
     """
     Return an index `(B, T)` into a table of steps `(B, S + 1)`, whose last column is for tokens without a step, and S.
-    S is at least 1, so that a table is never empty.
     """
-    num_steps = max(1, int(step_ids.max()) + 1) if step_ids.numel() else 1
+    num_steps = max(1, int(step_ids.max()) + 1) if step_ids.numel() else 1  # a table is never empty
     return torch.where(step_ids >= 0, step_ids, num_steps), num_steps
 
 
@@ -39,7 +38,7 @@ def step_confidences(token_logps: torch.Tensor, step_ids: torch.Tensor) -> torch
             The log-probability of each token under the current policy. Where `step_ids` is -1, values are ignored,
             even NaN.
         step_ids (`torch.LongTensor` of shape `(B, T)`):
-            The step of each token, -1 for tokens without a step.
+            The step of each token, 0, 1, 2, ... per row, -1 for tokens without a step.
 
     Returns:
         `torch.Tensor` of shape `(B, S)`: The confidences in at least float32, NaN for steps that a row does not have.
@@ -65,21 +64,6 @@ def _number_selected(
     else:
         changed = -(-(bottom - top) * num_steps // bottom)
     return torch.where(correct, lost, changed)
-
-
-def _validate(ratio: float, selection: str, criterion: str, granularity: str) -> None:
-    if not 0 < ratio < 1:
-        raise ValueError(f"ratio: {ratio} is not between 0 and 1. Set the share of steps to mask, for example 0.3.")
-    check_choice("selection", selection, Selection)
-    check_choice("criterion", criterion, Criterion)
-    check_choice("granularity", granularity, Granularity)
-
-
-def _confidence_ranks(confidences: torch.Tensor) -> torch.Tensor:
-    """Return the rank `(B, S)` of each step in ascending order, ties by position; missing steps (NaN) come last."""
-    order = confidences.argsort(dim=1, stable=True)
-    positions = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, positions)
 
 
 def _random_confidences(present: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -114,15 +98,10 @@ def select_step_advantages(
     the paper's later version. Tokens without a step keep the advantage of their completion.
 
     Args:
-        advantages (`torch.Tensor` of shape `(B,)`):
-            The advantage of each completion.
-        token_logps (`torch.Tensor` of shape `(B, T)`):
-            The log-probability of each token under the current policy. Where `step_ids` is -1, values are ignored,
-            even NaN.
-        step_ids (`torch.LongTensor` of shape `(B, T)`):
-            The step of each token, 0, 1, 2, ... per row, -1 for tokens without a step.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is correct.
+        advantages (`torch.Tensor` of shape `(B,)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The advantage of each completion, and whether its answer is correct.
+        token_logps (`torch.Tensor` of shape `(B, T)`), step_ids (`torch.LongTensor` of shape `(B, T)`):
+            As in [`step_confidences`].
         ratio (`float`, *optional*, defaults to `0.3`):
             The ratio r, between 0 and 1.
         failed_step_advantage (`float`, *optional*, defaults to `1.0`):
@@ -130,11 +109,9 @@ def select_step_advantages(
         selection (`"both"`, `"correct"` or `"failed"`, *optional*, defaults to `"both"`):
             The completions in which steps are selected. The others keep their advantage.
         criterion (`"confidence"` or `"random"`, *optional*, defaults to `"confidence"`):
-            How steps are selected. `"random"` selects as many steps, but at random.
+            How steps are selected. `"random"` selects as many at random, drawn from a `generator` (*optional*).
         granularity (`"step"` or `"token"`, *optional*, defaults to `"step"`):
             The unit of selection. `"token"` treats each token of a step as a separate step.
-        generator (`torch.Generator`, *optional*):
-            The random generator for `criterion="random"`.
         selection_bug_compatible (`bool`, *optional*, defaults to `False`):
             Whether to reproduce a bug of the released code: whatever the ratio, all steps of correct completions get
             0, and nothing changes in failed ones.
@@ -144,7 +121,11 @@ def select_step_advantages(
     Returns:
         `torch.Tensor` of shape `(B, T)`: The advantages, of the same dtype as `advantages`.
     """
-    _validate(ratio, selection, criterion, granularity)
+    if not 0 < ratio < 1:
+        raise ValueError(f"ratio: {ratio} is not between 0 and 1. Set the share of steps to mask, for example 0.3.")
+    check_choice("selection", selection, Selection)
+    check_choice("criterion", criterion, Criterion)
+    check_choice("granularity", granularity, Granularity)
     correct = correct.bool()
     if granularity == "token":
         in_step = step_ids >= 0
@@ -161,11 +142,10 @@ def select_step_advantages(
         number = torch.where(correct, steps_per_row, 0)
     if selection != "both":
         number = torch.where(correct == (selection == "correct"), number, 0)
-
     if spare_negative:
         number = torch.where(correct & (advantages < 0), 0, number)
 
-    ranks = _confidence_ranks(confidences)  # (B, S)
+    ranks = confidences.argsort(dim=1, stable=True).argsort(dim=1)  # (B, S), ascending; missing steps (NaN) come last
     first = torch.where(correct, 0, steps_per_row - number)
     selected = (ranks >= first[:, None]) & (ranks < (first + number)[:, None])
     selected = torch.nn.functional.pad(selected, (0, 1)).gather(1, index)  # (B, T), False without a step
@@ -184,10 +164,8 @@ def selection_statistics(
     Return what a selection has changed, as tensors whose means are of interest, each with the mask of what counts.
 
     Args:
-        advantages (`torch.Tensor` of shape `(B,)`):
-            The advantages before the selection.
-        selected (`torch.Tensor` of shape `(B, T)`):
-            The advantages after it.
+        advantages (`torch.Tensor` of shape `(B,)`), selected (`torch.Tensor` of shape `(B, T)`):
+            The advantages before and after the selection.
         confidences (`torch.Tensor` of shape `(B, S)`):
             The confidence of each step, see [`step_confidences`].
         step_ids (`torch.LongTensor` of shape `(B, T)`), correct (`torch.BoolTensor` of shape `(B,)`):

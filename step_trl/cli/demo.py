@@ -53,17 +53,14 @@ def sas_config(output_dir: str, **options) -> SASConfig:
     return SASConfig(output_dir, **TRAINING | {"max_completion_length": 224} | options)
 
 
-def _bar(total: int, name: str, unit: str) -> tqdm:
-    # In a log file, a line now and then is enough. On a terminal, the bar should move.
-    return tqdm(total=total, desc=name, unit=unit, mininterval=0.1 if sys.stderr.isatty() else 15)
-
-
 def evaluate_testbed(model, tokenizer, name: str, problems: range) -> pd.DataFrame:
     """Return the rows of [`~step_trl.evaluation.evaluate`] on the problems with these indices in each split."""
     splits = {split: testbed.load_dataset(split) for split in testbed.EVALUATION_SPLITS}
     benchmarks = {split: rows.select(problems) for split, rows in splits.items()}
-    started, tokens = time.monotonic(), 0
-    with _bar(sum(map(len, benchmarks.values())), f"evaluate {name}", "problem") as bar:
+    total, started, tokens = sum(map(len, benchmarks.values())), time.monotonic(), 0
+    # In a log file, a line now and then is enough. On a terminal, the bar should move.
+    pause = 0.1 if sys.stderr.isatty() else 15
+    with tqdm(total=total, desc=f"evaluate {name}", unit="problem", mininterval=pause) as bar:
 
         def on_sample(rollout: Rollout) -> None:
             nonlocal tokens
@@ -96,22 +93,10 @@ def run_demo(
     output_dir: Path = Path("runs/demo"), problems: int = 64, engine: str = "transformers", **options
 ) -> dict:
     """
-    Train with each method and compare the models.
+    Train with each method, compare the models, and return what is written to `summary.json`.
 
-    Writes `summary.json`, `samples.parquet`, `report.png` and, for each method, the model and the trainer state.
-
-    Args:
-        output_dir (`Path`, *optional*, defaults to `runs/demo`):
-            The folder to write to. An existing folder is renamed first.
-        problems (`int`, *optional*, defaults to `64`):
-            The number of problems per evaluation split, starting with the first.
-        engine (`str`, *optional*, defaults to `"transformers"`):
-            Where the training rollouts are sampled: in process, or on a real `"vllm"` server.
-        **options:
-            Fields of the training configurations to change, such as `max_steps`.
-
-    Returns:
-        `dict`: The contents of `summary.json`.
+    Also writes `samples.parquet`, `report.png` and, for each method, the model and the trainer state. The arguments
+    are the options of `step-trl demo`; further `options` are fields of the training configurations.
     """
     if problems < 1:
         raise ValueError(f"problems: {problems} leaves none to evaluate on. Set at least 1.")

@@ -25,33 +25,18 @@ def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
 
 def keep_short(samples: pd.DataFrame, per_problem: int = 1) -> pd.DataFrame:
     """
-    Keep the shortest correct completions of each problem (rejection sampling).
+    Keep the shortest correct completions of each problem (rejection sampling), at most `per_problem` different ones.
 
-    Args:
-        samples ([`~pandas.DataFrame`]):
-            The result of [`~step_trl.evaluation.evaluate`].
-        per_problem (`int`, *optional*, defaults to `1`):
-            The maximum number of completions to keep per problem. Identical completions are kept once.
-
-    Returns:
-        [`~pandas.DataFrame`]: The rows of `samples` that are correct and ended with the EOS token, problem by problem,
-        in ascending order of tokens.
+    `samples` is the result of [`~step_trl.evaluation.evaluate`]. The rows that are kept are correct and ended with the
+    EOS token; they are sorted by problem, then by tokens.
     """
     right = keep_right(samples).drop_duplicates(["benchmark", "problem", "completion"])
-    shortest = (
-        right.sort_values("tokens", kind="stable").groupby(["benchmark", "problem"], sort=False).head(per_problem)
-    )
-    return shortest.sort_values(["benchmark", "problem", "tokens"], kind="stable").reset_index(drop=True)
+    ordered = right.sort_values(["benchmark", "problem", "tokens"], kind="stable")
+    return ordered.groupby(["benchmark", "problem"], sort=False).head(per_problem).reset_index(drop=True)
 
 
 def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
-    """
-    Return statistics of all samples and of those that were kept.
-
-    Args:
-        samples ([`~pandas.DataFrame`]), kept ([`~pandas.DataFrame`]):
-            All samples, and those that [`keep_short`] kept.
-    """
+    """Return statistics of all samples, and of those that [`keep_short`] kept."""
     return {
         "problems": samples["problem"].nunique(),
         "samples": len(samples),
@@ -69,18 +54,10 @@ def training_rows(
     kept: pd.DataFrame, problems: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> datasets.Dataset:
     """
-    Return the kept completions as rows for [`~trl.SFTTrainer`]. The loss is on the completion only.
+    Return completions that [`keep_short`] kept as rows for [`~trl.SFTTrainer`], with the loss on the completion only.
 
-    Args:
-        kept ([`~pandas.DataFrame`]):
-            The result of [`keep_short`].
-        problems ([`~datasets.Dataset`]):
-            Rows with `prompt`, in the order in which they were sampled.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
-
-    Returns:
-        [`~datasets.Dataset`]: Rows with `input_ids` and `completion_mask`.
+    `problems` are rows with `prompt`, in the order in which they were sampled. The result has `input_ids` and
+    `completion_mask`.
     """
     rows = []
     for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
@@ -110,17 +87,7 @@ def fine_tune(
     """
     Train on rows of [`training_rows`], and save the model to `config.output_dir`.
 
-    Args:
-        model (`str`):
-            The model's folder, or its name on the Hub.
-        rows ([`~datasets.Dataset`]):
-            Rows with `input_ids` and `completion_mask`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The model's tokenizer.
-        config ([`~step_trl.cli.recipe.DistillConfig`]):
-            The training options.
-        options ([`~trl.ModelConfig`], *optional*):
-            The quantization and LoRA options.
+    `model` is a folder or a name on the Hub, and `options` are those of quantization and LoRA.
     """
     options = options or ModelConfig()
     trainer = SFTTrainer(
@@ -142,15 +109,7 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConf
 
     Samples are saved to `samples/` in `config.output_dir` and are not generated twice. The kept rows are saved to
     `kept.parquet`, and the model beside them. With several processes, the first one samples, and the others wait for
-    it for up to `ddp_timeout` seconds.
-
-    Args:
-        arguments ([`~step_trl.cli.recipe.DistillArguments`]):
-            The problems, and how completions are sampled and chosen.
-        model ([`~trl.ModelConfig`]):
-            The model, and how it is loaded for training.
-        config ([`~step_trl.cli.recipe.DistillConfig`]):
-            The training options. The seed is also used for sampling.
+    it for up to `ddp_timeout` seconds. The seed of `config` is also used for sampling.
 
     Returns:
         `dict[str, float]`: The result of [`statistics`].

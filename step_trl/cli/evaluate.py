@@ -17,7 +17,7 @@ from ..data import rewrite_prompts
 from ..evaluation import evaluate, load_benchmark, read_samples, summarize
 from ..evaluation.benchmarks import BENCHMARKS
 from ..report import budgets_table, evaluation_report, markdown_table
-from ..rollout import ConfidenceTruncation, Rollout
+from ..rollout import ConfidenceTruncation
 from ..rollout.engines import Engine, VLLMServer, VLLMServerEngine
 from ..rollout.engines.adapters import servable
 from ..rollout.event_loop import run_to_end
@@ -64,17 +64,13 @@ def sample(
         engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
         tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
     ):
-
-        def on_sample(rollout: Rollout) -> None:
-            bar.update()
-
         return evaluate(
             source_of_tokens,
             problems,
             n=n,
             max_tokens=max_tokens,
             name=None if engine == "transformers" else name_of(model),
-            on_sample=on_sample,
+            on_sample=lambda rollout: bar.update(),
             **options,
         )
 
@@ -117,44 +113,19 @@ def run_eval(
     **options: Any,
 ) -> pd.DataFrame:
     """
-    Evaluate a model, and write `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png`.
+    Evaluate a model, write `samples-*.parquet`, `settings.json`, `summary.csv`, `summary.md` and `report.png` to
+    `report`, and return the summary.
 
-    Args:
-        model (`str`):
-            A folder, a name on the Hub, `"testbed"`, or the folder of a LoRA adapter.
-        benchmarks (`Sequence[str]`):
-            The names of benchmarks, as in [`~step_trl.evaluation.load_benchmark`]. `"testbed"` stands for its four.
-        report (`Path`):
-            The folder to write to. Samples that it already holds are not generated again.
-        engine (`str`, *optional*, defaults to `"transformers"`):
-            The engine that samples: `"transformers"`, in process, or `"vllm"`.
-        urls (`Sequence[str]`, *optional*):
-            The URLs of vLLM servers that serve the model. By default, one is started.
-        source (`Path`, *optional*):
-            A folder with one folder per benchmark, instead of the Hub.
-        max_tokens (`int`, *optional*, defaults to `32768`):
-            The maximum number of tokens per completion.
-        limit (`int`, *optional*):
-            The number of problems to use of each benchmark, starting with the first. It cannot change within a report.
-        token_targets (`Sequence[int]`, *optional*):
-            Evaluate each benchmark once at each of these lengths, which its prompts ask for (L1), under a name such as
-            `math500@512`. The summary then includes how far the completions' lengths are from them.
-        at_most (`bool`, *optional*, defaults to `False`):
-            Whether the prompts ask for at most that length.
-        system_prompt (`str`, *optional*):
-            The system message, for a model that was trained with one.
-        truncate (`float`, *optional*):
-            End a thought when the confidence of an induced answer exceeds this (DEER).
-        vanilla (`Path`, *optional*):
-            The `report` of another model, which CR and AES are relative to. Where it has no samples for a budget, its
-            samples without a budget are used.
-        **options:
-            Further arguments of [`~step_trl.evaluation.evaluate`].
-
-    Returns:
-        [`~pandas.DataFrame`]: The summary.
+    The arguments are the options of `step-trl eval`, and others of [`~step_trl.evaluation.evaluate`]. Samples that
+    `report` already holds are not generated again, so `limit` cannot change within a report. With `token_targets`,
+    each benchmark is evaluated once at each length, under a name such as `math500@512`; where `vanilla` has no samples
+    for a length, its samples without one are used.
     """
-    base = None if vanilla is None else _read_samples(vanilla)
+    if truncate is not None and not 0 <= truncate <= 1:
+        raise ValueError(f"truncate: {truncate:g} is not between 0 and 1. Set, for example, 0.95.")
+    base = None if vanilla is None else read_samples(vanilla)
+    if base is not None and base.empty:
+        raise ValueError(f"vanilla: {vanilla} holds no samples. Give the --report of an earlier `step-trl eval`.")
     name = model_source(model)
     check_model(name)
     problems = load_problems(benchmarks, source, limit, system_prompt, token_targets, at_most)
@@ -208,10 +179,8 @@ def load_problems(
 
 def names_of_benchmarks(names: Sequence[str]) -> list[str]:
     """Expand `"testbed"` to its four benchmarks, drop duplicates, and raise an error for unknown names."""
-    known: list[str] = []
-    for name in names:
-        meant = [one for one in BENCHMARKS if one.startswith(f"{TESTBED}-")] if name == TESTBED else [name]
-        known += [one for one in meant if one not in known]
+    testbeds = [name for name in BENCHMARKS if name.startswith(f"{TESTBED}-")]
+    known = list(dict.fromkeys(one for name in names for one in (testbeds if name == TESTBED else [name])))
     if unknown := [name for name in known if name not in BENCHMARKS]:
         raise ValueError(f"benchmarks: {', '.join(unknown)} is not known. Choose from {', '.join(BENCHMARKS)}.")
     return known
@@ -223,10 +192,3 @@ def with_budgets(vanilla: pd.DataFrame, names: Iterable[str]) -> pd.DataFrame:
     for name in set(names) - set(vanilla["benchmark"]):
         parts.append(vanilla[vanilla["benchmark"] == name.partition("@")[0]].assign(benchmark=name))
     return pd.concat(parts, ignore_index=True)
-
-
-def _read_samples(report: Path) -> pd.DataFrame:
-    samples = read_samples(report)
-    if samples.empty:
-        raise ValueError(f"vanilla: {report} holds no samples. Give the --report of an earlier `step-trl eval`.")
-    return samples

@@ -17,11 +17,18 @@ if TYPE_CHECKING:
 FORWARDING = ("train", "distill", "serve", "study")  # commands that have a parser of their own for further arguments
 
 
+TRAIN_HELP = "train from a recipe: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks it"
+DISTILL_HELP = "fine-tune a model on its own short, correct completions (DEER+SFT): train --trainer distill"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the `step-trl` command."""
     parser = argparse.ArgumentParser(prog="step-trl", description="Efficient-reasoning trainers for TRL.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_demo, add_train, add_distill, add_eval, add_report, add_serve, add_study):
+    add_demo(commands)
+    add_training(commands, "train", TRAIN_HELP)
+    add_training(commands, "distill", DISTILL_HELP, trainer="distill")
+    for add in (add_eval, add_report, add_serve, add_study):
         add(commands)
     options, further = parser.parse_known_args(arguments)
     parameters = vars(options)
@@ -63,31 +70,26 @@ def add_demo(commands: Commands) -> None:
 
     demo = add_command(commands, "demo", run, "train Step-GRPO and SAS on the embedded testbed and compare")
     demo.add_argument(
-        "--output-dir", type=Path, default=Path("runs/demo"), help="an earlier run there is renamed first"
+        "--output-dir",
+        type=Path,
+        default=Path("runs/demo"),
+        help="by default %(default)s; an earlier run there is renamed first",
     )
-    demo.add_argument("--problems", type=int, default=64, help="number of problems per evaluation split")
-    demo.add_argument("--engine", choices=("transformers", "vllm"), default="transformers", help="rollout engine")
-    demo.add_argument("--max-steps", type=int, default=40, help="number of updates per training")
-
-
-def add_train(commands: Commands) -> None:
-    add_training(
-        commands,
-        "train",
-        help="train from a recipe: --config RECIPE, and --FIELD VALUE for any field; --dry-run only checks it",
+    demo.add_argument(
+        "--problems", type=int, default=64, help="number of problems per evaluation split, by default %(default)s"
     )
-
-
-def add_distill(commands: Commands) -> None:
-    add_training(
-        commands,
-        "distill",
-        trainer="distill",
-        help="fine-tune a model on its own short, correct completions (DEER+SFT): train --trainer distill",
+    demo.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="rollout engine, by default %(default)s",
+    )
+    demo.add_argument(
+        "--max-steps", type=int, default=40, help="number of updates per training, by default %(default)s"
     )
 
 
-def add_training(commands: Commands, name: str, trainer: str | None = None, **options: Any) -> None:
+def add_training(commands: Commands, name: str, help: str, trainer: str | None = None) -> None:
     """Add a command whose arguments are the fields of a recipe, which have their own parser."""
 
     def run(
@@ -116,7 +118,7 @@ def add_training(commands: Commands, name: str, trainer: str | None = None, **op
         run_train(further)
         return None
 
-    parser = commands.add_parser(name, add_help=False, allow_abbrev=False, **options)
+    parser = commands.add_parser(name, add_help=False, allow_abbrev=False, help=help)
     parser.set_defaults(run=run)
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--help-all", "--help_all", action="store_true")
@@ -141,18 +143,29 @@ def add_eval(commands: Commands) -> None:
         "--benchmarks", nargs="+", required=True, metavar="NAME", help="such as math500 aime24, or 'testbed'"
     )
     evaluation.add_argument("--report", type=Path, required=True, help="folder for samples, summary and picture")
-    evaluation.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
+    evaluation.add_argument(
+        "--engine", choices=("transformers", "vllm"), default="transformers",
+        help="in process, or on vLLM servers; by default %(default)s",
+    )  # fmt: skip
     evaluation.add_argument("--urls", nargs="+", help="URLs of running vLLM servers; by default, one is started")
     evaluation.add_argument("--source", type=Path, help="folder with one folder per benchmark, instead of the Hub")
     evaluation.add_argument("--limit", type=int, help="use only the first problems of each benchmark")
-    evaluation.add_argument("--n", type=int, default=1, help="number of samples per problem")
+    evaluation.add_argument("--n", type=int, default=1, help="number of samples per problem, by default %(default)s")
     evaluation.add_argument(
         "--seeds", type=int, nargs="+", metavar="N", help="one seed per sample, by default 0, 1, ..."
     )
-    evaluation.add_argument("--temperature", type=float, default=0.6)
-    evaluation.add_argument("--top-p", type=float, default=0.95)
-    evaluation.add_argument("--max-tokens", type=int, default=32_768, help="maximum number of tokens per completion")
-    evaluation.add_argument("--max-in-flight", type=int, default=64, help="maximum number of concurrent completions")
+    evaluation.add_argument("--temperature", type=float, default=0.6, help="by default %(default)s")
+    evaluation.add_argument("--top-p", type=float, default=0.95, help="by default %(default)s")
+    evaluation.add_argument(
+        "--max-tokens", type=int, default=32_768,
+        help="maximum number of tokens per completion, by default %(default)s",
+    )  # fmt: skip
+    evaluation.add_argument(
+        "--max-in-flight",
+        type=int,
+        default=64,
+        help="maximum number of concurrent completions, by default %(default)s",
+    )
     evaluation.add_argument(
         "--token-targets", type=int, nargs="+", metavar="N",
         help="evaluate each benchmark at each of these lengths, which its prompts ask for (L1)",
@@ -161,7 +174,7 @@ def add_eval(commands: Commands) -> None:
     evaluation.add_argument("--system-prompt", help="for a model that was trained with one (ThinkPrune)")
     evaluation.add_argument(
         "--truncate", type=float, nargs="?", const=0.95, metavar="CONFIDENCE",
-        help="end a thought when the confidence of an induced answer exceeds this (DEER)",
+        help="end a thought when the confidence of an induced answer exceeds this, without a value 0.95 (DEER)",
     )  # fmt: skip
     evaluation.add_argument(
         "--require-end-of-thinking", action=argparse.BooleanOptionalAction, default=True,
@@ -197,7 +210,7 @@ def add_serve(commands: Commands) -> None:
     server = add_command(commands, "serve", run, "start a vLLM server for rollouts; further arguments go to vLLM")
     server.add_argument("model", help="a folder, a name on the Hub, or 'testbed'")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
-    server.add_argument("--port", type=int, default=8000)
+    server.add_argument("--port", type=int, default=8000, help="by default %(default)s")
     server.add_argument("--max-model-len", type=int, help="maximum number of tokens of prompt and completion together")
 
 

@@ -54,25 +54,7 @@ OBSOLETE_FIELDS = {
 
 @dataclass
 class TrainArguments:
-    """
-    The fields of a recipe besides those of the trainer's configuration and of [`~trl.ModelConfig`].
-
-    Args:
-        trainer (`str`):
-            A key of [`~step_trl.trainers.METHODS`], such as `"step_grpo"`; recipes of `"distill"` are read as
-            [`DistillArguments`].
-        dataset (`str`):
-            The name on the Hub, a folder or a file, as in [`~step_trl.data.load_problems`], or `"testbed"`.
-        dataset_name (`str`, *optional*), dataset_split (`str`, *optional*, defaults to `"train"`):
-            The configuration and the split of the data set.
-        prompt_template (`str`, *optional*), system_prompt (`str`, *optional*):
-            As in [`~step_trl.data.load_problems`].
-        token_targets (`list[int]`, *optional*):
-            Two lengths. Each prompt asks for a length drawn between them, see
-            [`~step_trl.token_targets.add_token_targets`].
-        token_targets_at_most (`bool`, *optional*, defaults to `False`):
-            Whether prompts ask for at most that length.
-    """
+    """The fields of a recipe besides those of the trainer's configuration and of [`~trl.ModelConfig`]."""
 
     trainer: str = field(metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill'."})
     dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, or 'testbed'."})
@@ -94,23 +76,8 @@ class TrainArguments:
 class DistillArguments(TrainArguments):
     """
     The fields of a recipe with `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and
-    [`DistillConfig`]: those of [`TrainArguments`], and those that say how completions are sampled and chosen.
-
-    Args:
-        require_end_of_thinking (`bool`, *optional*, defaults to `True`):
-            Whether a completion without `</think>` is graded as wrong.
-        limit (`int`, *optional*):
-            The number of problems to use, starting with the first.
-        n (`int`, *optional*, defaults to `4`):
-            The number of samples per problem.
-        per_problem (`int`, *optional*, defaults to `1`):
-            The maximum number of completions to keep per problem.
-        confidence (`float`, *optional*, defaults to `0.95`):
-            A thought ends when the confidence of an induced answer exceeds this.
-        temperature (`float`, *optional*, defaults to `1.0`), max_tokens (`int`, *optional*, defaults to `16384`):
-            The sampling temperature, and the maximum number of tokens per completion.
-        engine (`str`, *optional*, defaults to `"transformers"`), urls (`list[str]`, *optional*):
-            The engine that samples, and the URLs of its servers, as in `step-trl eval`.
+    [`DistillConfig`]: those of [`TrainArguments`], and those that say how completions are sampled and chosen. `engine`
+    and `urls` are those of `step-trl eval`.
     """
 
     require_end_of_thinking: bool = field(
@@ -162,19 +129,11 @@ class DistillConfig(SFTConfig):
 
 def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
     """
-    Return the fields of a recipe by the file that they come from.
+    Return the files of a recipe and the fields that come from each: its own, then those of its `base`, and so on.
 
-    Args:
-        path (`Path`):
-            The path of the recipe.
-        derived (`Sequence[Path]`, *optional*):
-            The files that have it as their base, for the error about a circle.
-
-    Returns:
-        `list[tuple[Path, dict[str, Any]]]`: The file and its fields, then its `base` and the fields that come from
-        it, and so on. Each field is listed once.
+    Each field is listed once. `derived` are the files that have `path` as their base, for the error about a circle.
     """
-    if path.resolve() in (*map(Path.resolve, derived),):
+    if path.resolve() in map(Path.resolve, derived):
         raise ValueError(f"base: {' -> '.join(map(str, [*derived, path]))} is a circle. Drop `base` from one of them.")
     if not path.is_file():
         raise FileNotFoundError(
@@ -205,9 +164,17 @@ def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], traine
     return {*_known(before)} - {*_known(trainer)}
 
 
+def _taken(field: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the value of a field on the command line, and the other arguments."""
+    parser = RecipeParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{field}")
+    options, rest = parser.parse_known_args(list(arguments))
+    return getattr(options, field), rest
+
+
 def recipe_path(arguments: Sequence[str]) -> Path | None:
     """Return the file that `--config` names."""
-    path = _value_of("--config", arguments)
+    path, _ = _taken("config", arguments)
     return None if path is None else Path(path)
 
 
@@ -233,20 +200,11 @@ def read_recipe(arguments: Sequence[str]) -> tuple[dict[str, Any], list[dict[str
     """
     Read the file that `--config` names.
 
-    Args:
-        arguments (`Sequence[str]`):
-            The arguments of the command line.
-
-    Returns:
-        `tuple[dict[str, Any], list[dict[str, Any]], list[str]]`: Its fields; the fields of each of its `stages`, which
-        are trained one after another, or one empty mapping; and the other arguments.
+    Returns its fields; the fields of each of its `stages`, which are trained one after another, or one empty mapping;
+    and the other arguments of the command line.
     """
-    path, rest = recipe_path(arguments), list(arguments)
-    if path is None:
-        return {}, [{}], rest
-    place = next(place for place, text in enumerate(rest) if field_of(text) == "config")
-    del rest[place : place + (1 if "=" in rest[place] else 2)]
-    recipe = load_recipe(path)
+    path, rest = _taken("config", arguments)
+    recipe = {} if path is None else load_recipe(Path(path))
     stages = recipe.pop("stages", [{}])
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError(f"stages: {stages!r} is not a list of mappings. Give the fields that differ, stage by stage.")
@@ -262,13 +220,7 @@ class RecipeParser(TrlParser):
 
 def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...]:
     """
-    Parse the fields of a recipe and those that are set on the command line.
-
-    Args:
-        recipe (`Mapping[str, Any]`):
-            The fields of the recipe.
-        arguments (`Sequence[str]`):
-            The `--FIELD VALUE` pairs of the command line, which take precedence.
+    Parse the fields of a recipe and the `--FIELD VALUE` pairs of the command line, which take precedence.
 
     Returns:
         `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration. For `trainer: distill`,
@@ -293,7 +245,7 @@ def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
 
 def named_trainer(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str | None:
     """Return the trainer that a recipe or the command line names, known or not."""
-    return _value_of("--trainer", arguments) or recipe.get("trainer")
+    return _taken("trainer", arguments)[0] or recipe.get("trainer")
 
 
 def make_parser(trainer: str, recipe: Mapping[str, Any], **options: Any) -> RecipeParser:
@@ -306,12 +258,12 @@ def make_parser(trainer: str, recipe: Mapping[str, Any], **options: Any) -> Reci
 def unknown_fields(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, str]:
     """Return the fields that the trainer does not have, each with a message that says what to set instead."""
     known = _known(trainer)
-    unknown = {}
-    for key in [*recipe, *(flag for text in arguments if (flag := field_of(text)) is not None)]:
-        if key in known or (key.startswith("no_") and key[3:] in known):
-            continue
-        unknown[key] = f"{key}: not an option of trainer {trainer!r}. {_remedy(trainer, key)}"
-    return unknown
+    keys = [*recipe, *(key for text in arguments if (key := field_of(text)) is not None)]
+    return {
+        key: f"{key}: not an option of trainer {trainer!r}. {_remedy(trainer, key)}"
+        for key in keys
+        if key not in known and key.removeprefix("no_") not in known
+    }
 
 
 def _remedy(trainer: str, key: str) -> str:
@@ -329,19 +281,9 @@ def _remedy(trainer: str, key: str) -> str:
 
 
 def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """
-    Return the values of all fields as parsed, and a message for each wrong field. Wrong fields are left out.
-
-    Args:
-        trainer (`str`):
-            A key of `METHODS`, or `DISTILL`.
-        recipe (`Mapping[str, Any]`), arguments (`Sequence[str]`):
-            As in [`parse`].
-    """
+    """Return the values of all fields as parsed, and a message for each wrong field. Wrong fields are left out."""
     unknown = unknown_fields(trainer, recipe, arguments)
     wrong, dropped = list(unknown.values()), set(unknown)
-    if recipe.get("dataset") is None and _value_of("--dataset", arguments) is None:
-        wrong.append("dataset: not set. Set a name on the Hub, a folder, a file, or 'testbed'.")
     while True:
         kept = {"dataset": None} | {key: value for key, value in recipe.items() if key not in dropped}
         parser = make_parser(trainer, kept | {"trainer": trainer}, exit_on_error=False)
@@ -353,6 +295,8 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
             wrong.append(str(error))
             dropped.add(str(field_of(error.argument_name.partition("/")[0])))
             continue
+        if values.dataset is None:
+            wrong.append("dataset: not set. Set a name on the Hub, a folder, a file, or 'testbed'.")
         return values, [*wrong, *(f"{text!r}: does not follow a field. Write --FIELD VALUE." for text in rest)]
 
 
@@ -395,12 +339,3 @@ def _kinds(trainer: str) -> list[Any]:
     if trainer == DISTILL:
         return [DistillArguments, ModelConfig, DistillConfig]
     return [TrainArguments, ModelConfig, METHODS[trainer][1]]
-
-
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    for place, text in enumerate(arguments):
-        if text.startswith(f"{flag}="):
-            return text.partition("=")[2]
-        if text == flag and place + 1 < len(arguments):
-            return arguments[place + 1]
-    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,24 +18,13 @@ ACCURACY = "rewards/math_accuracy_reward/mean"
 
 def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = None, accuracy: str = ACCURACY) -> None:
     """
-    Compare runs in tables and figures.
+    Compare runs in tables and figures, as `step-trl report` does.
 
     Writes `results.md`, `results.tex`, `summary.csv` and `evaluation.png` for evaluated runs, and `training.png` for
-    trained ones.
-
-    Args:
-        runs (`Sequence[str]`):
-            The folders of `step-trl eval --report` or of trainings, or anything else that
-            [`~step_trl.report.read_history`] reads, as `FOLDER` or `NAME=FOLDER`. A folder may hold both.
-        output_dir (`Path`):
-            The folder to write to. An earlier report there is replaced.
-        vanilla (`str`, *optional*):
-            The name of the run that CR and AES are relative to.
-        accuracy (`str`, *optional*, defaults to `"rewards/math_accuracy_reward/mean"`):
-            The training metric to draw besides the length.
+    trained ones. A folder may be of both kinds.
     """
     folders = _named(runs)
-    samples = {name: rows for name, folder in folders.items() if len(rows := read_samples(folder))}
+    samples = {name: _ordered(rows, folder) for name, folder in folders.items() if len(rows := read_samples(folder))}
     if vanilla is not None and vanilla not in samples:
         raise ValueError(f"vanilla: {vanilla!r} has no samples. Choose from {', '.join(samples) or 'none'}.")
     histories: dict[str, History] = {}
@@ -57,6 +47,13 @@ def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = N
     if histories:
         training_report(output_dir / "training.png", histories, accuracy)
     print(f"See {output_dir}: {', '.join(sorted(path.name for path in output_dir.iterdir()))}")
+
+
+def _ordered(rows: pd.DataFrame, folder: str) -> pd.DataFrame:
+    """Return samples, which are saved as they are finished, with benchmarks in the order of the evaluation."""
+    settings = Path(folder) / "settings.json"
+    names = list(json.loads(settings.read_text())["benchmarks"] if settings.exists() else rows["benchmark"].unique())
+    return rows.sort_values("benchmark", key=lambda column: column.map(names.index), kind="stable", ignore_index=True)
 
 
 def _named(runs: Sequence[str]) -> dict[str, str]:

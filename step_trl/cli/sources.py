@@ -50,21 +50,13 @@ def model_source(name: str | None) -> str:
 
 
 def check_model(name: str, **options: Any) -> None:
-    """
-    Raise an error that names the model if its configuration cannot be loaded.
-
-    Args:
-        name (`str`):
-            The model's folder, or its name on the Hub.
-        **options:
-            Options of [`~transformers.AutoConfig.from_pretrained`].
-    """
+    """Raise an error that names the model if its configuration cannot be loaded with these options."""
     if is_adapter(name):
         return
     try:
         AutoConfig.from_pretrained(name, **options)
     except (OSError, ValueError) as error:
-        reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0]
+        reason = "it has no readable config.json" if Path(name).is_dir() else str(error).splitlines()[0].rstrip(".")
         raise ValueError(
             f"model: {name} cannot be loaded: {reason}. Give a folder that a model was saved to, or a name on the Hub."
         ) from error

@@ -18,8 +18,8 @@ from .recipe import DISTILL, TrainArguments, resume_from, set_model_init_kwargs
 from .sources import check_model, load_rows, model_source
 
 
-# What `recipe.parse` returns for a stage: its arguments, its model, and the trainer's configuration.
-Parsed = tuple[Any, ...]
+Parsed = tuple[Any, ...]  # what `recipe.parse` returns for a stage
+Stage = Callable[[Parsed, Path | None, Path], Path]
 
 
 def build_trainer(
@@ -62,10 +62,10 @@ def train_distilled(recipe: Parsed, model: Path | None, folder: Path) -> Path:
 
 # Maps the kind of a stage to the function that trains its model. The function takes the parsed recipe, the model of
 # the previous stage (`None` for the recipe's own) and the folder to save to, and returns that folder.
-STAGES: dict[str, Callable[[Parsed, Path | None, Path], Path]] = {"grpo": train_method, DISTILL: train_distilled}
+STAGES: dict[str, Stage] = {"grpo": train_method, DISTILL: train_distilled}
 
 
-def stage_of(trainer: str) -> Callable[[Parsed, Path | None, Path], Path]:
+def stage_of(trainer: str) -> Stage:
     """Return the stage function of a recipe's `trainer`: all methods are stages of kind `"grpo"`."""
     return STAGES.get(trainer, STAGES["grpo"])
 
@@ -78,18 +78,10 @@ def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool
 
 def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:
     """
-    Return the model that a stage starts from.
+    Return the folder of a model that a stage can start from.
 
-    It is the folder of the previous stage or, if that stage trained an adapter, `merged` in that folder.
-
-    Args:
-        folder (`Path`):
-            The folder of the previous stage. If its adapter has not been merged into the base model, the first process
-            merges it.
-        model ([`~trl.ModelConfig`]):
-            The revision of the base model, and the dtype of the merged weights.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            As in [`~trl.GRPOConfig`].
+    It is `folder`, that of the previous stage, or `merged` in it if that stage trained an adapter. The first process
+    merges the adapter, if this was not done yet, into the base model at the revision and in the dtype of `model`.
     """
     if not is_adapter(folder):
         return folder

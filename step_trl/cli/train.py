@@ -18,12 +18,7 @@ def run_train(arguments: Sequence[str]) -> Path:
     `stage-2`, ... in its `output_dir`. A finished stage is not trained again, so that an interrupted training resumes.
     If a stage trained an adapter, the next one starts from [`~step_trl.cli.stages.whole_model`].
 
-    Args:
-        arguments (`Sequence[str]`):
-            `--config RECIPE` and `--FIELD VALUE` pairs.
-
-    Returns:
-        `Path`: The folder of the trained model.
+    `arguments` are `--config RECIPE` and `--FIELD VALUE` pairs. The result is the folder of the trained model.
     """
     recipe, stages, rest = read_recipe(arguments)
     trained: Path | None = None

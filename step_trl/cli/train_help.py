@@ -101,23 +101,13 @@ def _read_field(target: ast.expr, call: ast.Call) -> Field:
     default = given.get("default")
     if isinstance(factory := given.get("default_factory"), ast.Lambda):
         default = factory.body
-    plain = isinstance(default, ast.Constant | ast.List) and ast.unparse(default) != "None"
-    metadata = ast.literal_eval(given["metadata"])
-    return Field(
-        ast.unparse(target), ast.unparse(default) if plain and default is not None else None, metadata["help"]
-    )
+    text = ast.unparse(default) if isinstance(default, ast.Constant | ast.List) else "None"
+    help = ast.literal_eval(given["metadata"])["help"]
+    return Field(ast.unparse(target), None if text == "None" else text, help)
 
 
 def print_help(command: str, trainer: str | None) -> None:
-    """
-    Print the fields that this package adds.
-
-    Args:
-        command (`str`):
-            `"train"` or `"distill"`.
-        trainer (`str`, *optional*):
-            Print only the fields of this trainer. By default, those of all trainers.
-    """
+    """Print the fields that this package adds, by default those of all trainers."""
     print(OVERVIEW.format(command=command))
     for title, file, classes, trainers in groups():
         if trainer is None or trainers is None or trainer in trainers:

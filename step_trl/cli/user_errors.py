@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Collection
 
 
 # Functions of other packages that read the user's input: whatever they raise is about that input.
 READERS = {"__post_init__", "from_pretrained", "load_dataset"}
 
 
-def is_user_error(error: BaseException) -> bool:
+def is_user_error(error: BaseException, packages: Collection[str] = ("step_trl", "trl")) -> bool:
     """
     Return whether an error is due to the command line, or to a file, model, data set or server that it names.
 
-    User errors are those that this package or TRL raises explicitly, such as the check of an option, those of a
+    User errors are those that one of the packages raises explicitly, such as the check of an option, those of a
     configuration or of loading something, and those of the operating system. Anything that Python or torch raises
     elsewhere is a bug.
     """
@@ -21,7 +22,7 @@ def is_user_error(error: BaseException) -> bool:
     if isinstance(error, OSError) or any(frame.f_code.co_name in READERS for frame, _ in frames):
         return True
     statement = traceback.extract_tb(error.__traceback__)[-1].line or ""
-    return statement.startswith("raise") and package_of(error) in ("step_trl", "trl")
+    return statement.startswith("raise") and package_of(error) in packages
 
 
 def package_of(error: BaseException) -> str:

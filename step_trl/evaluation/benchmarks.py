@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,6 @@ CHOICE_PROMPT = (
 TEXT_PROMPT = '{question}\n\nPlease reason step by step, and end with "The answer is", your answer, and nothing else.'
 PROMPTS = {"math": MATH_PROMPT, "choice": CHOICE_PROMPT, "text": TEXT_PROMPT}  # by grader
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPTIONS_SEED = 0  # for the order of GPQA's options
-_SAMPLE_SEED = 0  # for the 500 problems of MMLU
 _DOLLAR = re.compile(r"(?<!\\)\$")
 _LSAT_ENDING = re.compile(r"\s*A: Among A through E, the answer is\s*$")
 
@@ -42,12 +40,11 @@ class Published:
     Attributes:
         source (`str`), split (`str`), configs (`tuple[str, ...]`):
             The name on the Hub, the split, and all configurations of the benchmark, if the data set has any.
-        columns (`tuple[str, ...]`):
-            The columns that `read` needs.
-        read (`Callable[[dict], tuple[str, Any] | None]`):
-            A function that returns question and solution of a row, or `None` if it is not in the benchmark.
+        columns (`tuple[str, ...]`), read (`Callable[[dict], tuple[str, Any] | None]`, *optional*):
+            The columns that `read` needs to return question and solution of a row, by default two columns that hold
+            them. `read` returns `None` for rows that are not in the benchmark.
         grader (`str`):
-            The grader: `"math"`, `"choice"` or `"text"`.
+            A key of [`PROMPTS`].
         id_column (`str`, *optional*):
             The column with the id of the problem. By default, the id is the index of the row.
         size (`int`, *optional*):
@@ -57,7 +54,7 @@ class Published:
     source: str
     split: str
     columns: tuple[str, ...]
-    read: Callable[[dict], tuple[str, Any] | None]
+    read: Callable[[dict], tuple[str, Any] | None] | None = None
     grader: str = "math"
     configs: tuple[str, ...] = ()
     id_column: str | None = None
@@ -69,13 +66,9 @@ def with_options(question: str, options: Sequence[str]) -> str:
     return "\n".join([question.strip(), *lines])
 
 
-def read_problem_answer(row: dict) -> tuple[str, Any]:
-    return row["problem"], row["answer"]
-
-
 def read_amc_2023(row: dict) -> tuple[str, Any] | None:
     """Select the 40 problems of 2023 among AI-MO's 83 of 2022 and 2023. Only the URL contains the year."""
-    return read_problem_answer(row) if "2023_AMC" in row["url"] else None
+    return (row["problem"], row["answer"]) if "2023_AMC" in row["url"] else None
 
 
 def read_olympiad(row: dict) -> tuple[str, Any]:
@@ -87,7 +80,7 @@ def read_gpqa(row: dict) -> tuple[str, Any]:
     """Shuffle the options in an order that depends only on the problem: the correct one is always published first."""
     right = row["Correct Answer"]
     options = [right, *(row[f"Incorrect Answer {number}"] for number in (1, 2, 3))]
-    random.Random(f"{_OPTIONS_SEED} {row['Record ID']}").shuffle(options)
+    random.Random(f"0 {row['Record ID']}").shuffle(options)
     return with_options(row["Question"], options), LETTERS[options.index(right)]
 
 
@@ -102,10 +95,6 @@ def read_lsat(row: dict) -> tuple[str, Any]:
 
 def read_mmlu(row: dict) -> tuple[str, Any]:
     return with_options(row["question"], row["choices"]), LETTERS[row["answer"]]
-
-
-def read_bbh(row: dict) -> tuple[str, Any]:
-    return row["input"], row["target"]
 
 
 BBH_TASKS = (
@@ -123,13 +112,11 @@ _AMC = "AI-MO/aimo-validation-amc"
 
 PUBLISHED: dict[str, Published] = {
     "gsm8k": Published("openai/gsm8k", "test", ("question", "answer"), read_gsm8k, configs=("main",)),
-    "math500": Published(
-        "HuggingFaceH4/MATH-500", "test", ("problem", "answer"), read_problem_answer, id_column="unique_id"
-    ),
+    "math500": Published("HuggingFaceH4/MATH-500", "test", ("problem", "answer"), id_column="unique_id"),
     "amc23": Published(_AMC, "train", ("problem", "answer", "url"), read_amc_2023),
-    "amc": Published(_AMC, "train", ("problem", "answer"), read_problem_answer),
-    "aime24": Published("HuggingFaceH4/aime_2024", "train", ("problem", "answer"), read_problem_answer),
-    "aime25": Published("math-ai/aime25", "test", ("problem", "answer"), read_problem_answer),
+    "amc": Published(_AMC, "train", ("problem", "answer")),
+    "aime24": Published("HuggingFaceH4/aime_2024", "train", ("problem", "answer")),
+    "aime25": Published("math-ai/aime25", "test", ("problem", "answer")),
     "gpqa_diamond": Published(
         "Idavidrein/gpqa", "train", _GPQA_COLUMNS, read_gpqa, "choice", ("gpqa_diamond",), "Record ID"
     ),
@@ -138,7 +125,7 @@ PUBLISHED: dict[str, Published] = {
     ),
     "lsat_ar": Published("dmayhem93/agieval-lsat-ar", "test", ("query", "choices", "gold"), read_lsat, "choice"),
     "mmlu": Published("cais/mmlu", "test", ("question", "choices", "answer"), read_mmlu, "choice", ("all",), size=500),
-    "bbh": Published("lukaemon/bbh", "test", ("input", "target"), read_bbh, "text", BBH_TASKS),
+    "bbh": Published("lukaemon/bbh", "test", ("input", "target"), grader="text", configs=BBH_TASKS),
 }
 _TESTBED = "testbed-"
 BENCHMARKS = (*PUBLISHED, *(_TESTBED + split for split in testbed.EVALUATION_SPLITS))
@@ -167,24 +154,32 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
             "grader", ["math"] * len(rows)
         )
     published = PUBLISHED[name]
-    rows = []
-    for config in published.configs or (None,):
-        part = _open(name, published, config, source)
-        rows += _read(name, published, config if len(published.configs) > 1 else None, part)
+    several = len(published.configs) > 1
+    rows = [
+        row
+        for config in published.configs or (None,)
+        for row in _read(name, published, config if several else None, _open(name, published, config, source))
+    ]
     if not rows:
         raise ValueError(f"source: {source or published.source} has no problem of {name}. Check its version.")
     if published.size is not None and len(rows) > published.size:
-        rows = random.Random(_SAMPLE_SEED).sample(rows, published.size)
+        rows = random.Random(0).sample(rows, published.size)
     return datasets.Dataset.from_list(rows)
 
 
 def _open(name: str, published: Published, config: str | None, source: str | Path | None) -> datasets.Dataset:
     if source is None:
-        part = datasets.load_dataset(published.source, config, split=published.split)
+        try:
+            part = datasets.load_dataset(published.source, config, split=published.split)
+        except OSError as error:  # no connection, or no access to a gated data set
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"{name}: {published.source} cannot be loaded: {reason}. Set `source` (`--source`) to a folder "
+                "with a copy of it."
+            ) from error
     else:
         part = _open_folder(Path(source), published.split, config)
-    missing = [column for column in published.columns if column not in part.column_names]
-    if missing:
+    if missing := [column for column in published.columns if column not in part.column_names]:
         raise ValueError(
             f"{name}: {source or published.source} lacks the column {', '.join(missing)}; it has "
             f"{', '.join(part.column_names)}. Set `source` to data in the format of {published.source} on the Hub."
@@ -196,9 +191,9 @@ def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Datas
     if not folder.is_dir():
         raise FileNotFoundError(f"source: {folder} is not a folder. Set a folder with files in the published format.")
     if config is not None:
-        files = [file for ending in FILE_FORMATS if (file := folder / f"{config}{ending}").is_file()]
-        if files:
-            return datasets.load_dataset(FILE_FORMATS[files[0].suffix], data_files=str(files[0]), split="train")
+        for ending, kind in FILE_FORMATS.items():
+            if (file := folder / f"{config}{ending}").is_file():
+                return datasets.load_dataset(kind, data_files=str(file), split="train")
         if (folder / config).is_dir():
             folder = folder / config
     splits = datasets.load_dataset(str(folder))
@@ -209,10 +204,9 @@ def _open_folder(folder: Path, split: str, config: str | None) -> datasets.Datas
     raise ValueError(f"source: {folder} has the splits {', '.join(splits)}, but not {split}. Rename its files.")
 
 
-def _read(name: str, published: Published, task: str | None, part: datasets.Dataset) -> list[dict]:
-    rows = []
+def _read(name: str, published: Published, task: str | None, part: datasets.Dataset) -> Iterator[dict]:
     for place, row in enumerate(part):
-        read = published.read(row)
+        read = published.read(row) if published.read else tuple(row[column] for column in published.columns)
         if read is None:
             continue
         question, solution = read[0], clean_answer(read[1])
@@ -220,14 +214,10 @@ def _read(name: str, published: Published, task: str | None, part: datasets.Data
             raise ValueError(f"{name}: row {place} has no question or no answer. Fix or drop it.")
         own_id = row.get(published.id_column) if published.id_column else None
         problem = str(place if own_id is None else own_id)
-        rows.append(
-            {
-                "problem": problem if task is None else f"{task}/{problem}",
-                "prompt": [
-                    {"role": "user", "content": PROMPTS[published.grader].replace("{question}", question.strip())}
-                ],
-                "solution": solution,
-                "grader": published.grader,
-            }
-        )
-    return rows
+        text = PROMPTS[published.grader].replace("{question}", question.strip())
+        yield {
+            "problem": problem if task is None else f"{task}/{problem}",
+            "prompt": [{"role": "user", "content": text}],
+            "solution": solution,
+            "grader": published.grader,
+        }

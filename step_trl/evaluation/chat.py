@@ -23,19 +23,7 @@ class ChatClient:
     """
     Asks single questions, and repeats them while the server is down or overloaded.
 
-    Args:
-        base_url (`str`):
-            URL before `/chat/completions`. `/v1` is appended if it has no path.
-        model (`str`):
-            Name of the model on the server.
-        api_key (`str`, *optional*):
-            Bearer token. It is never displayed, and never taken from the environment.
-        options (`Mapping[str, Any]`):
-            Further fields of the request body. `None` removes a field.
-        timeout (`float`):
-            Maximum number of seconds for one answer.
-        retry_window (`float`):
-            The time from the first failure of a call until it is given up, in seconds.
+    The arguments are those of [`StepJudge`]. The key is never taken from the environment. `None` removes an option.
     """
 
     def __init__(

@@ -47,10 +47,8 @@ def classify_testbed_steps(completion: str, solution: str) -> list[str]:
     - `"verification"`: all other steps. They check a conclusion that is wrong, or right but not yet verified, or
       contradicted by the check of it.
 
-    `benchmarks/testbed.py` does not count verifications of a right conclusion: every conclusion after the first right
-    one is redundant there. These are the conclusions of steps that are redundant here, and of verification steps after
-    the first right conclusion (one of them, if that check agrees). A last step that was cut off before its conclusion
-    also has a label here; `benchmarks/testbed.py` leaves it out.
+    A last step that was cut off before its conclusion also has a label. `benchmarks/testbed.py` leaves it out, and
+    counts every conclusion after the first right one as redundant.
 
     Args:
         completion (`str`):

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +22,7 @@ from ..text import TRIGGERS
 from ..token_targets import TARGET_COLUMN
 from .benchmarks import load_benchmark
 from .graders import grade
-from .store import KEY, SampleStore
+from .store import KEY, add_samples, locked_folder, read_samples
 
 
 if TYPE_CHECKING:
@@ -116,14 +116,12 @@ def evaluate(
         "benchmarks": {name: _fingerprint(rows) for name, rows in problems.groupby("benchmark", sort=False)},
     }
     order = problems.merge(pd.DataFrame({"sample": range(n), "seed": seeds}), how="cross")
-    with nullcontext() if save_to is None else SampleStore(save_to, settings) as store:
-        done = pd.DataFrame(columns=KEY) if store is None else store.read()
-        known = pd.MultiIndex.from_frame(done[KEY])
-        jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(known)]
+    with nullcontext() if save_to is None else locked_folder(save_to, settings):
+        done = pd.DataFrame(columns=KEY) if save_to is None else read_samples(save_to)
+        jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(pd.MultiIndex.from_frame(done[KEY]))]
+        segmenter = TriggerSegmenter(engine.tokenizer, triggers)
+        made = _Samples(jobs, engine.tokenizer, segmenter, require_end_of_thinking, save_to)
         rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
-        made = _Samples(
-            jobs, engine.tokenizer, TriggerSegmenter(engine.tokenizer, triggers), require_end_of_thinking, store
-        )
         made.sample(rollout, on_sample)
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
     # The types must not depend on whether rows were read or sampled.
@@ -131,29 +129,22 @@ def evaluate(
     return order[KEY].astype({"benchmark": "str", "problem": "str"}).merge(samples, on=KEY, validate="one_to_one")
 
 
+@dataclass
 class _Samples:
     """Finished completions, which are graded and stored in batches."""
 
-    def __init__(
-        self,
-        jobs: pd.DataFrame,
-        tokenizer: PreTrainedTokenizerBase,
-        segmenter: TriggerSegmenter,
-        require_end_of_thinking: bool,
-        store: SampleStore | None,
-    ):
-        self.parts: list[pd.DataFrame] = []
-        self._jobs = jobs
-        self._tokenizer = tokenizer
-        self._segmenter = segmenter
-        self._require_end_of_thinking = require_end_of_thinking
-        self._store = store
-        self._waiting: dict[int, Rollout] = {}
-        self._written = time.monotonic()
+    jobs: pd.DataFrame
+    tokenizer: PreTrainedTokenizerBase
+    segmenter: TriggerSegmenter
+    require_end_of_thinking: bool
+    save_to: str | Path | None
+    parts: list[pd.DataFrame] = field(default_factory=list)
+    waiting: dict[int, Rollout] = field(default_factory=dict)
+    written: float = field(default_factory=time.monotonic)
 
     def sample(self, rollout: DynamicTruncatedRollout, on_sample: Callable[[Rollout], None] | None) -> None:
         """Sample all jobs. If this is interrupted, completions that have ended are kept."""
-        if self._jobs.empty:
+        if self.jobs.empty:
             return
 
         def note(place: int, ended: Rollout) -> None:
@@ -161,26 +152,26 @@ class _Samples:
             if on_sample is not None:
                 on_sample(ended)
 
-        prompts = self._tokenizer.apply_chat_template(
-            self._jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
+        prompts = self.tokenizer.apply_chat_template(
+            self.jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
         )
-        draws = [_draw(*job) for job in self._jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
+        draws = [_draw(*job) for job in self.jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
         try:
             rollout.run(cast("list[list[int]]", prompts), draws, on_rollout=note)
         finally:
             self.flush()
 
     def add(self, place: int, rollout: Rollout) -> None:
-        self._waiting[place] = rollout
-        if len(self._waiting) >= _ROWS_PER_FILE or time.monotonic() - self._written >= _SECONDS_PER_FILE:
+        self.waiting[place] = rollout
+        if len(self.waiting) >= _ROWS_PER_FILE or time.monotonic() - self.written >= _SECONDS_PER_FILE:
             self.flush()
 
     def flush(self) -> None:
-        if not self._waiting:
+        if not self.waiting:
             return
-        rows = self._jobs.iloc[list(self._waiting)].drop(columns=["prompt", "seed"]).reset_index(drop=True)
-        rollouts = list(self._waiting.values())
-        rows["completion"] = self._tokenizer.batch_decode(
+        rows = self.jobs.iloc[list(self.waiting)].drop(columns=["prompt", "seed"]).reset_index(drop=True)
+        rollouts = list(self.waiting.values())
+        rows["completion"] = self.tokenizer.batch_decode(
             [rollout.completion_ids for rollout in rollouts], skip_special_tokens=True
         )
         rows["correct"] = False
@@ -189,19 +180,18 @@ class _Samples:
                 cast("str", grader),
                 some["completion"].tolist(),
                 some["solution"].tolist(),
-                self._require_end_of_thinking,
+                self.require_end_of_thinking,
             )
         rows["tokens"] = [len(rollout.completion_ids) for rollout in rollouts]
-        rows["steps"] = [1 + self._segmenter.count(rollout.completion_ids) for rollout in rollouts]
+        rows["steps"] = [1 + self.segmenter.count(rollout.completion_ids) for rollout in rollouts]
         rows["exit"] = [rollout.truncated for rollout in rollouts]
         rows["finish_reason"] = ["eos" if rollout.ended else "length" for rollout in rollouts]
         rows["sampled_tokens"] = [rollout.sampled_tokens for rollout in rollouts]
         part = rows.drop(columns=["solution", "grader"])
-        if self._store is not None:
-            self._store.add(part)
+        if self.save_to is not None:
+            add_samples(self.save_to, part)
         self.parts.append(part)
-        self._waiting = {}
-        self._written = time.monotonic()
+        self.waiting, self.written = {}, time.monotonic()
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ discusses its options, contains many letters.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..rewards.correctness import answer_text, grade_all
 
@@ -78,34 +78,18 @@ def _normal(text: str) -> str:
     return " ".join(text.strip(_MARKS).casefold().split())
 
 
-def _grade_math(texts: Sequence[str], solutions: Sequence[str]) -> list[bool]:
-    return [grade.correct for grade in grade_all(list(zip(texts, solutions, strict=True)))]
-
-
-def _each(grade: Callable[[str, str], bool]) -> Callable[[Sequence[str], Sequence[str]], list[bool]]:
-    return lambda texts, solutions: [grade(*pair) for pair in zip(texts, solutions, strict=True)]
-
-
-GRADERS: dict[str, Callable[[Sequence[str], Sequence[str]], list[bool]]] = {
-    "math": _grade_math,
-    "choice": _each(is_choice),
-    "text": _each(is_text),
-}
-
-
 def grade(
     grader: str, completions: Sequence[str], solutions: Sequence[str], needs_end_of_thinking: bool
 ) -> list[bool]:
     """
-    Grade completions of problems that share a grader.
+    Grade whole completions of problems that share a grader: `"math"`, `"choice"` or `"text"`.
 
-    Args:
-        grader (`"math"`, `"choice"` or `"text"`):
-            The name of the grader.
-        completions (`Sequence[str]`), solutions (`Sequence[str]`):
-            The whole completions, and the solution of each completion's problem, which is a letter for `"choice"`.
-        needs_end_of_thinking (`bool`):
-            Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded.
+    The solutions for `"choice"` are letters. If `needs_end_of_thinking`, a completion without `</think>` is wrong;
+    otherwise, all of its text is graded.
     """
     texts = [answer_text(completion, needs_end_of_thinking) for completion in completions]
-    return GRADERS[grader](texts, solutions)
+    pairs = list(zip(texts, solutions, strict=True))
+    if grader == "math":
+        return [grade.correct for grade in grade_all(pairs)]
+    is_right = {"choice": is_choice, "text": is_text}[grader]
+    return [is_right(*pair) for pair in pairs]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..rollout.event_loop import cancel, run_to_end
+from ..rollout.event_loop import gather, run_to_end
 from ..text import TRIGGERS
 from .chat import ChatClient
 from .composition import UNKNOWN, split_steps
@@ -87,23 +87,17 @@ class StepJudge:
     Needs the extra `judge`: `pip install -e '.[judge]'`.
 
     Args:
-        base_url (`str`):
-            URL of an OpenAI-compatible server: `http://host:8000`, or with the path before `/chat/completions` if that
-            is not `/v1`.
-        model (`str`):
-            Name of the model on the server.
+        base_url (`str`), model (`str`):
+            URL of an OpenAI-compatible server, `http://host:8000`, or with the path before `/chat/completions` if that
+            is not `/v1`, and the name of the model on the server.
         api_key (`str`, *optional*):
             Bearer token. It is never displayed or stored.
         cache (`str` or `Path`):
             Folder for the answers, which is created if necessary. Several judges may share it.
-        max_concurrent (`int`, *optional*, defaults to `16`):
-            Maximum number of concurrent calls.
-        max_attempts (`int`, *optional*, defaults to `3`):
-            Maximum number of answers per completion.
-        timeout (`float`, *optional*, defaults to `600.0`):
-            Maximum number of seconds for one answer.
-        retry_window (`float`, *optional*, defaults to `60.0`):
-            Seconds from the first failure of a call until it is given up.
+        max_concurrent (`int`, *optional*, defaults to `16`), max_attempts (`int`, *optional*, defaults to `3`):
+            Maximum number of concurrent calls, and of answers per completion.
+        timeout (`float`, *optional*, defaults to `600.0`), retry_window (`float`, *optional*, defaults to `60.0`):
+            Maximum number of seconds for one answer, and from the first failure of a call until it is given up.
         prompt (`str`, *optional*):
             Prompt with the placeholders `{problem}` and `{steps}`. It must ask for a JSON object of number to label.
         triggers (`Sequence[str]`, *optional*):
@@ -113,10 +107,9 @@ class StepJudge:
             to the server.
 
     Attributes:
-        malformed (`int`):
-            Number of unusable answers so far.
-        unknown (`int`):
-            Number of completions that the last [`StepJudge.label`] labelled `"unknown"`.
+        malformed (`int`), unknown (`int`):
+            Number of unusable answers so far, and of completions that the last [`StepJudge.label`] labelled
+            `"unknown"`.
     """
 
     def __init__(
@@ -224,11 +217,7 @@ class StepJudge:
                 self._cache.add(job.key, await self._ask(client, job))
 
         async with self.chat.session() as client:
-            tasks = [asyncio.create_task(ask(job)) for job in jobs]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                await cancel(*tasks)
+            await gather(map(ask, jobs))
 
     async def _ask(self, client: AsyncOpenAI, job: _Job) -> list[str] | None:
         content = job.content

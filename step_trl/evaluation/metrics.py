@@ -8,14 +8,9 @@ from statistics import fmean
 
 def pass_at_1(correct: Sequence[Sequence[bool]]) -> float:
     """
-    Compute the mean over problems of the share of correct samples.
+    Compute the mean over problems of the share of correct samples, between 0 and 1.
 
-    Args:
-        correct (`Sequence[Sequence[bool]]`):
-            One sequence per problem, with one value per sample.
-
-    Returns:
-        `float`: The mean, between 0 and 1.
+    `correct` has one sequence per problem, with one value per sample.
     """
     if not correct or not all(len(samples) for samples in correct):
         raise ValueError("correct: there are no problems, or one has no samples. Pass at least one sample each.")
@@ -24,16 +19,9 @@ def pass_at_1(correct: Sequence[Sequence[bool]]) -> float:
 
 def compression_rate(tokens: Mapping[str, float], vanilla_tokens: Mapping[str, float]) -> float:
     """
-    Compute the mean over tasks of the tokens relative to the vanilla model (Step-GRPO, eq. 8); lower is shorter.
+    Compute the mean over tasks of the tokens relative to the vanilla model (Step-GRPO, eq. 8), 1.0 for equal lengths.
 
-    Args:
-        tokens (`Mapping[str, float]`):
-            The mean number of tokens per completion of each task.
-        vanilla_tokens (`Mapping[str, float]`):
-            The same for the vanilla model, on the same tasks.
-
-    Returns:
-        `float`: The compression rate, 1.0 for equal lengths.
+    Both arguments are the mean number of tokens per completion of each task, and have the same tasks.
     """
     if not tokens or tokens.keys() != vanilla_tokens.keys():
         raise ValueError(

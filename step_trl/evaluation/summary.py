@@ -37,10 +37,8 @@ def summarize(
             The same for the vanilla model on the same problems; `cr` and `aes` are relative to it.
         confidence (`float`, *optional*, defaults to `0.95`):
             The confidence level of the intervals.
-        resamples (`int`, *optional*, defaults to `2000`):
-            The number of resamples.
-        seed (`int`, *optional*, defaults to `0`):
-            The seed of the resamples.
+        resamples (`int`, *optional*, defaults to `2000`), seed (`int`, *optional*, defaults to `0`):
+            The number of resamples, and their seed.
 
     Returns:
         [`~pandas.DataFrame`]: One row per benchmark, with `"overall"` last, and the columns `accuracy` (between 0 and
@@ -56,10 +54,11 @@ def summarize(
     if base is not None and not own.index.sort_values().equals(base.index.sort_values()):
         raise ValueError(
             f"samples, vanilla: the {len(own)} and {len(base)} problems are not the same. Evaluate both models on "
-            "the same benchmarks."
+            "the same benchmarks, and on as many problems of each."
         )
     generator = np.random.default_rng(seed)
-    estimates, spreads = {}, {}
+    estimates: dict[str, dict[str, np.ndarray]] = {}
+    spreads: dict[str, dict[str, float]] = {}
     for name, problems in own.groupby(level="benchmark", sort=False):
         places = np.vstack(
             [np.arange(len(problems)), generator.integers(len(problems), size=(resamples, len(problems)))]
@@ -67,26 +66,18 @@ def summarize(
         means = dict(_means(problems.dropna(axis="columns", how="all"), places))
         if base is not None:
             means |= {f"base_{key}": value for key, value in _means(base.loc[problems.index], places)}
-        estimates[name] = _with_ratios(means)
+            means |= {"cr": means["tokens"] / means["base_tokens"], "aes": _scores(means)}
+        estimates[str(name)] = means
     estimates["overall"] = _overall(list(estimates.values()))
-    low, high = (1 - confidence) / 2, (1 + confidence) / 2
     for name, columns in estimates.items():
-        spreads[name] = {
-            column: value
-            for key, values in columns.items()
-            if not key.startswith("base_")
-            for column, value in (
-                (key, values[0]),
-                (f"{key}_low", _quantile(values, low)),
-                (f"{key}_high", _quantile(values, high)),
-            )
-        }
+        spreads[name] = {}
+        for key, values in columns.items():
+            if not key.startswith("base_"):
+                defined = values[~np.isnan(values)]
+                levels = [(1 - confidence) / 2, (1 + confidence) / 2]
+                low, high = np.quantile(defined, levels) if len(defined) else (np.nan, np.nan)
+                spreads[name] |= {key: values[0], f"{key}_low": low, f"{key}_high": high}
     return pd.DataFrame.from_dict(spreads, orient="index").rename_axis("benchmark")
-
-
-def _quantile(values: np.ndarray, level: float) -> float:
-    defined = values[~np.isnan(values)]
-    return float(np.quantile(defined, level)) if len(defined) else np.nan
 
 
 def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:
@@ -104,13 +95,6 @@ def _means(problems: pd.DataFrame, places: np.ndarray) -> Iterator[tuple[str, np
     """Yield the means over the problems at `places` `(R, P)`: over all problems first, then over the resamples."""
     for column in problems:
         yield str(column), problems[column].to_numpy()[places].mean(axis=1)
-
-
-def _with_ratios(means: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if "base_tokens" in means:
-        means["cr"] = means["tokens"] / means["base_tokens"]
-        means["aes"] = _scores(means)
-    return means
 
 
 def _overall(benchmarks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -3,6 +3,8 @@
 from .as_advantages import check_loss_options, loss_as_advantages
 from .negative_aware import correct_rates, nft_loss, nft_statistics
 from .probability_mask import uncertain_tokens
+from .ratio_limits import within_ratio_limits
+from .reshaped import reshaped_policy_loss
 
 
 __all__ = [
@@ -11,5 +13,7 @@ __all__ = [
     "loss_as_advantages",
     "nft_loss",
     "nft_statistics",
+    "reshaped_policy_loss",
     "uncertain_tokens",
+    "within_ratio_limits",
 ]

@@ -36,11 +36,10 @@ def loss_as_advantages(
             The inputs that `_compute_loss` reads. `old_per_token_logps` and `advantages` are replaced, so pass a
             shallow copy: TRL uses its buffered inputs again.
         logps (`torch.Tensor` of shape `(B, T)`):
-            The log-probability of each token under the policy, from the forward pass of `_compute_loss`, detached.
+            The policy's log-probabilities, from the forward pass of `_compute_loss`, detached.
         loss (`callable`):
             A function of log-probabilities `(B, T)`, at least float32, that returns the loss of each token `(B, T)`,
-            which may depend on all of them. Anything that it needs of the old policy has to be read from `inputs`
-            before this call.
+            which may depend on all of them. What it needs of the old policy, read from `inputs` before this call.
 
     Returns:
         `torch.Tensor` of shape `(B, T)`: The loss of each token, detached, for logging.
@@ -61,15 +60,10 @@ def loss_as_advantages(
 
 def check_loss_options(args: GRPOConfig) -> None:
     """
-    Check that [`loss_as_advantages`] trains with the gradient of its loss under these options.
+    Raise a `ValueError` if [`loss_as_advantages`] would not train with the gradient of its loss under these options.
 
-    Args:
-        args ([`~trl.GRPOConfig`]):
-            The trainer's configuration.
-
-    Raises:
-        `ValueError`: If the loss type is not one of GRPO's, the importance sampling is not by token, or the off-policy
-        mask compares with old log-probabilities that are replaced.
+    The loss type must be one of GRPO's, and importance sampling by token. The off-policy mask must not compare with
+    old log-probabilities, since these are replaced.
     """
     if args.loss_type not in LOSS_TYPES:
         raise ValueError(

@@ -43,16 +43,12 @@ def nft_loss(
     instead.
 
     Args:
-        logps (`torch.Tensor` of shape `(B, T)`):
-            The log-probability of each token under the policy.
-        old_logps (`torch.Tensor` of shape `(B, T)`):
-            The log-probability of each token under the policy that sampled the completions.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion is correct.
-        correct_rate (`torch.Tensor` of shape `(B,)`):
-            The share of correct completions in each completion's group, 0 to 1.
+        logps (`torch.Tensor` of shape `(B, T)`), old_logps (`torch.Tensor` of shape `(B, T)`):
+            The log-probability of each token under the policy, and under the one that sampled the completions.
+        correct (`torch.BoolTensor` of shape `(B,)`), correct_rate (`torch.Tensor` of shape `(B,)`):
+            Whether each completion is correct, and the share of correct ones in its group, 0 to 1.
         clamp_negative (`float`, *optional*, defaults to `1.0`):
-            The lower bound of the proxy, positive. The paper also tried 0.5.
+            The paper's epsilon: the lower bound of the proxy, positive. The paper also tried 0.5.
         negative_weight (`float`, *optional*, defaults to `1.0`):
             The weight of failed completions. With 0, this is RFT, which trains on correct ones alone.
         omega (`int`, *optional*, defaults to `1`):
@@ -127,18 +123,13 @@ def nft_statistics(
 
 def correct_rates(correct: torch.Tensor, groups: torch.Tensor, scored: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Return the share of correct completions in each completion's group.
+    Return the share of correct completions in each completion's group, float32 `(B,)`.
 
     Args:
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion is correct.
-        groups (`torch.LongTensor` of shape `(B,)`):
-            The id of each completion's group.
+        correct (`torch.BoolTensor` of shape `(B,)`), groups (`torch.LongTensor` of shape `(B,)`):
+            Whether each completion is correct, and the id of its group.
         scored (`torch.BoolTensor` of shape `(B,)`, *optional*):
             Which completions count. The others get 0, so that [`nft_loss`] leaves them out. By default, all count.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`: The shares, as float32.
     """
     scored = torch.ones_like(correct) if scored is None else scored
     totals = torch.zeros(2, int(groups.max()) + 1, device=correct.device)

@@ -24,10 +24,8 @@ class Monitor:
     Display a training: its status, a view in the terminal or the notebook, completions, and histograms.
 
     Args:
-        method (`str`):
-            The name of the method.
-        headline (`Mapping[str, str]`):
-            The keys of the most important metrics, by their labels.
+        method (`str`), headline (`Mapping[str, str]`):
+            As in [`RunStatus`].
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The policy's tokenizer.
         args ([`~transformers.TrainingArguments`]):
@@ -66,10 +64,8 @@ class Monitor:
         self._observed: defaultdict[str, list[float]] = defaultdict(list)
         self._samples = CompletionSamples(completions if args.report_to else 1)
         self._terminal: TerminalView | None = None
-        if not args.disable_tqdm:
-            self._add_view()
-
-    def _add_view(self) -> None:
+        if args.disable_tqdm:
+            return
         if is_in_notebook():
             from transformers.utils.notebook import NotebookProgressCallback
 

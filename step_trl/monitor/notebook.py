@@ -14,13 +14,7 @@ _EVERY = 0.5  # seconds between two updates of the live rollouts
 
 
 class NotebookView(NotebookProgressCallback):
-    """
-    Show transformers' progress table with the most important metrics, and live rollouts.
-
-    Args:
-        status ([`RunStatus`]):
-            The status of the training.
-    """
+    """Shows transformers' progress table with the most important metrics of a status, and its live rollouts."""
 
     training_tracker: NotebookTrainingTracker | None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,40 +26,29 @@ def as_text(messages: str | Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The problem of a completion, the correct answer if the row has one, and whether the completion is correct."""
-
-    problem: str
-    solution: str | None
-    correct: bool
-
-
 class CompletionSamples:
     """
     The first completions of this process.
 
-    Args:
-        number (`int`):
-            The number of completions to keep.
-
-    Attributes:
-        rollouts (`list[Rollout]`):
-            The completions of the latest generation. If TRL generated them, they have no probes, and log-probabilities
-            only after the loss has been computed.
+    `rollouts` are at most `number` completions of the latest generation. If TRL generated them, they have no probes,
+    and log-probabilities only after the loss has been computed.
     """
 
     def __init__(self, number: int):
         self.number = number
         self.rollouts: list[Rollout] = []
-        self._verdicts: list[Verdict] = []
+        self._verdicts: list[dict[str, Any]] = []  # arguments of `render_rollout`
         self._advantages: list[float] = []
         self._credits: dict[int, tuple[list[float], list[float]]] = {}
 
     def note_verdicts(self, rows: Sequence[Mapping[str, Any]], correct: Sequence[bool]) -> None:
         """Store which completions are correct. `rows` are rows of the data set, one per completion."""
         self._verdicts = [
-            Verdict(as_text(row["prompt"]), None if row.get("solution") is None else str(row["solution"]), right)
+            {
+                "problem": as_text(row["prompt"]),
+                "solution": None if row.get("solution") is None else str(row["solution"]),
+                "correct": right,
+            }
             for row, right in zip(rows[: self.number], correct, strict=False)
         ]
 
@@ -89,18 +77,16 @@ class CompletionSamples:
 
     def traces(self, number: int, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter, title: str) -> list[Trace]:
         """Render the first `number` completions whose loss was computed."""
-        made = []
-        for row, (selected, logps) in sorted(self._credits.items())[:number]:
-            made.append(
-                render_rollout(
-                    self.rollouts[row],
-                    tokenizer,
-                    segmenter=segmenter,
-                    advantage=self._advantages[row],
-                    selected_advantages=selected,
-                    token_logps=logps,
-                    **asdict(self._verdicts[row]),
-                    title=f"{title}, completion {row + 1}",
-                )
+        return [
+            render_rollout(
+                self.rollouts[row],
+                tokenizer,
+                segmenter=segmenter,
+                advantage=self._advantages[row],
+                selected_advantages=selected,
+                token_logps=logps,
+                **self._verdicts[row],
+                title=f"{title}, completion {row + 1}",
             )
-        return made
+            for row, (selected, logps) in sorted(self._credits.items())[:number]
+        ]

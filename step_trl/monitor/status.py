@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from transformers import TrainerCallback
 
-from ..rollout import DynamicTruncatedRollout, Rollout
+from ..rollout import DynamicTruncatedRollout, Rollout, TreeRollout
 
 
 class RunStatus(TrainerCallback):
@@ -53,7 +53,9 @@ class RunStatus(TrainerCallback):
         self._tell()
 
     @contextmanager
-    def following(self, rollout: DynamicTruncatedRollout, number: int) -> Iterator[Callable[[int, Rollout], None]]:
+    def following(
+        self, rollout: DynamicTruncatedRollout | TreeRollout, number: int
+    ) -> Iterator[Callable[[int, Rollout], None]]:
         """Count `number` rollouts. Yield a function to call with each rollout that ends."""
         before = rollout.sampled_tokens
         self.rollouts, self.ended, self.exits = number, 0, 0

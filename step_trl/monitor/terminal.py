@@ -107,22 +107,7 @@ class TerminalView(TrainerCallback):
 def coloured_steps(
     completion_ids: Sequence[int], injected: Sequence[bool], tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter
 ) -> Text:
-    """
-    Render the end of a completion, with each step in its own colour and injected tokens underlined.
-
-    Args:
-        completion_ids (`Sequence[int]`):
-            The token ids of the completion.
-        injected (`Sequence[bool]`):
-            Which tokens were not sampled.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer of the token ids.
-        segmenter ([`Segmenter`]):
-            The segmenter that defines the steps.
-
-    Returns:
-        `rich.text.Text`: The rendered text.
-    """
+    """Render the end of a completion, with each step in its own colour and injected tokens underlined."""
     row = torch.tensor([list(completion_ids)], dtype=torch.long)
     step_ids = segmenter.step_ids(row, torch.ones_like(row))[0].tolist()
     text = Text()

@@ -137,10 +137,8 @@ def render_rollout(
             which steps kept their advantage, which dropped to 0, and which were rewarded. Pass both or neither.
         token_logps (`Sequence[float]` of shape `(T,)`, *optional*):
             The log-probabilities for the confidences, by default those of the rollout. NaN is ignored.
-        problem (`str`, *optional*), solution (`str`, *optional*):
-            The problem and the correct answer, which are shown above the completion.
-        correct (`bool`, *optional*):
-            Whether the completion's answer is correct.
+        problem (`str`, *optional*), solution (`str`, *optional*), correct (`bool`, *optional*):
+            The problem and the correct answer, shown above the completion, and whether its answer is correct.
         title (`str`, *optional*):
             The heading.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import pandas as pd
@@ -35,14 +36,10 @@ class TrackerCallback(TrainerCallback):
     - histograms of values since the last log, such as the confidences of probes.
 
     Args:
-        monitor ([`Monitor`]):
-            The trainer's monitor.
-        symbols (`Mapping[str, Any]`):
-            The values of the method's symbols, for the run's configuration.
-        logs (`Mapping[str, Any]`):
-            TRL's `_logs`: the last logged prompts, completions, rewards and advantages.
-        completions (`int`):
-            The number of completions in the table.
+        monitor ([`Monitor`]), symbols (`Mapping[str, Any]`):
+            The trainer's monitor, and the values of the method's symbols, for the run's configuration.
+        logs (`Mapping[str, Any]`), completions (`int`):
+            TRL's `_logs`, with the last logged prompts, completions, rewards and advantages, and how many to log.
         handler ([`~transformers.trainer_callback.CallbackHandler`]):
             The handler of the trainer's callbacks, including TensorBoard's.
     """
@@ -60,17 +57,20 @@ class TrackerCallback(TrainerCallback):
         self.logs = logs
         self.completions = completions
         self.handler = weakref.proxy(handler)  # the handler refers to this callback, and to the model
-        self._tables: dict[str, Any] = {}  # by backend; a table keeps all logged rows
+        self._wandb_table: Any = None  # keeps all logged rows
 
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
         symbols = {"method": self.monitor.status.method, "symbols": dict(self.symbols)}
-        if (wandb := self._wandb(args)) is not None:
+        backends = self._backends(args)
+        if (wandb := backends.get("wandb")) is not None:
             wandb.config.update(symbols, allow_val_change=True)
-            for key, goal in self._summaries().items():
+            # The table of runs shows the last value of a metric, and for rewards also the best.
+            for key in self.monitor.status.headline.values():
+                goal = "last" if "completions" in key else "last,max"
                 wandb.define_metric(f"train/{key}", step_metric="train/global_step", summary=goal)
-        if (trackio := self._trackio(args)) is not None:
+        if (trackio := backends.get("trackio")) is not None:
             trackio.config.update(symbols)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -79,9 +79,7 @@ class TrackerCallback(TrainerCallback):
         step, observed = state.global_step, self.monitor.take_observations()
         rows = self._rows(step)
         traces = self.monitor.traces(NUM_TRACES)
-        for name, module in (("wandb", self._wandb(args)), ("trackio", self._trackio(args))):
-            if module is None:
-                continue
+        for name, module in self._backends(args).items():
             media: dict[str, Any] = {f"train/{key}": module.Histogram(values) for key, values in observed.items()}
             if len(rows):
                 media[TABLE] = self._table(name, module, rows)
@@ -90,22 +88,14 @@ class TrackerCallback(TrainerCallback):
                 module.log(media | {"train/global_step": step})
         self._to_tensorboard(step, observed, rows)
 
-    def _wandb(self, args) -> Any | None:
-        return self._module(args, "wandb", lambda wandb: wandb.run)
-
-    def _trackio(self, args) -> Any | None:
-        return self._module(args, "trackio", lambda trackio: trackio.context_vars.current_run.get())
-
-    def _module(self, args, name: str, run_of: Callable[[Any], Any]) -> Any | None:
-        """Return the package of a backend if the trainer reports to it and it has a run."""
-        if name not in (args.report_to or ()):
-            return None
-        module = __import__(name)
-        return module if run_of(module) is not None else None
-
-    def _summaries(self) -> dict[str, str]:
-        """Return how the table of runs summarizes the headline metrics: last values, and for rewards also the best."""
-        return {key: "last" if "completions" in key else "last,max" for key in self.monitor.status.headline.values()}
+    def _backends(self, args) -> dict[str, Any]:
+        """Return the packages that the trainer reports to and that have a run, by name."""
+        runs: dict[str, Callable[[Any], Any]] = {
+            "wandb": lambda wandb: wandb.run,
+            "trackio": lambda trackio: trackio.context_vars.current_run.get(),
+        }
+        modules = {name: import_module(name) for name in runs if name in (args.report_to or ())}
+        return {name: module for name, module in modules.items() if runs[name](module) is not None}
 
     def _rows(self, step: int) -> pd.DataFrame:
         """Return the first completions of the last scored batch, in the format of TRL's own table."""
@@ -122,11 +112,11 @@ class TrackerCallback(TrainerCallback):
     def _table(self, backend: str, module: Any, rows: pd.DataFrame) -> Any:
         if backend == "trackio":  # Trackio keeps every logged table
             return module.Table(dataframe=rows)
-        if backend not in self._tables:
-            self._tables[backend] = module.Table(columns=list(rows.columns), log_mode="INCREMENTAL")
-        for row in rows[self._tables[backend].columns].itertuples(index=False):
-            self._tables[backend].add_data(*row)
-        return self._tables[backend]
+        if self._wandb_table is None:
+            self._wandb_table = module.Table(columns=list(rows.columns), log_mode="INCREMENTAL")
+        for row in rows[self._wandb_table.columns].itertuples(index=False):
+            self._wandb_table.add_data(*row)
+        return self._wandb_table
 
     def _to_tensorboard(self, step: int, observed: Mapping[str, Sequence[float]], rows: pd.DataFrame) -> None:
         for callback in self.handler.callbacks:

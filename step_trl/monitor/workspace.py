@@ -51,15 +51,10 @@ def wandb_workspace(entity: str, project: str, methods: Iterable[Charted] = (), 
     Return a workspace for runs of the trainers. Nothing is sent before its `save()`.
 
     Args:
-        entity (`str`), project (`str`):
-            The entity and the project of the runs.
+        entity (`str`), project (`str`), name (`str`, *optional*, defaults to `"step_trl"`):
+            The entity and the project of the runs, and the name of the workspace.
         methods (`Iterable` of trainers or their classes, *optional*):
             The methods whose own charts are also shown.
-        name (`str`, *optional*, defaults to `"step_trl"`):
-            The name of the workspace.
-
-    Returns:
-        [`wandb_workspaces.workspaces.Workspace`]: The workspace.
 
     Example:
 

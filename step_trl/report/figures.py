@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,7 @@ def pareto_front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """
     Return the models on the Pareto front: no other model is as good in both accuracy and tokens, and better in one.
 
-    Args:
-        points (`Mapping[str, tuple[float, float]]`):
-            A mapping from model names to tokens and accuracy.
-
-    Returns:
-        `list[str]`: The names, from the fewest tokens to the most.
+    `points` are the tokens and the accuracy by model. The names are returned from the fewest tokens to the most.
     """
     front: list[str] = []
     for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
@@ -70,10 +65,8 @@ def plot_accuracy_against_tokens(axes: Axes, tables: Mapping[str, pd.DataFrame])
     A dashed line joins the models on the [`pareto_front`] of the overall values.
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]):
-            The axes to draw on.
-        tables (`Mapping[str, DataFrame]`):
-            A mapping from model names to the results of [`~step_trl.evaluation.summarize`].
+        axes ([`~matplotlib.axes.Axes`]), tables (`Mapping[str, DataFrame]`):
+            The axes to draw on, and the results of [`~step_trl.evaluation.summarize`] by model.
     """
     for color, (name, table) in zip(cycle(COLORS), tables.items(), strict=False):
         benchmarks, overall = table.drop("overall"), table.loc["overall"]
@@ -101,14 +94,10 @@ def plot_training(axes: Axes, histories: Mapping[str, History], key: str, label:
     Plot a logged metric over training steps, such as `"entropy"`, or `"kl"` (logged if `beta` is above 0).
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]):
-            The axes to draw on.
-        histories (`Mapping[str, Sequence[Mapping[str, float]]]`):
-            A mapping from model names to `trainer.state.log_history`.
-        key (`str`):
-            The name of the logged metric.
-        label (`str`):
-            The label of the axis.
+        axes ([`~matplotlib.axes.Axes`]), histories (`Mapping[str, Sequence[Mapping[str, float]]]`):
+            The axes to draw on, and `trainer.state.log_history` by model.
+        key (`str`), label (`str`):
+            The name of the logged metric, and the label of the axis.
     """
     # The first colour is for the vanilla model, which is not trained.
     for color, (name, history) in zip(cycle(COLORS[1:]), histories.items(), strict=False):
@@ -126,10 +115,8 @@ def plot_training_dynamics(
     Plot accuracy (left axis) and length (right axis) of the rollouts of one training.
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]):
-            The axes to draw on.
-        history (`Sequence[Mapping[str, float]]`):
-            The history: `trainer.state.log_history`, or the result of [`read_history`].
+        axes ([`~matplotlib.axes.Axes`]), history (`Sequence[Mapping[str, float]]`):
+            The axes to draw on, and `trainer.state.log_history` or the result of [`read_history`].
         accuracy (`str`), length (`str`):
             The names of the logged metrics.
 
@@ -172,22 +159,19 @@ def plot_composition(axes: Axes, shares: pd.DataFrame) -> None:
         shares ([`~pandas.DataFrame`]):
             The result of [`~step_trl.evaluation.composition`], or some of its rows.
     """
+    groups = {"": shares}
     if shares.index.nlevels > 1:
         groups = {str(name): rows.droplevel("benchmark") for name, rows in shares.groupby("benchmark", sort=False)}
-    else:
-        groups = {"": shares}
-    heads = shares.index.nlevels > 1
-    place, places, names = 0.0, [], []
+    place, ticks = 0.0, {}
     for benchmark, rows in groups.items():
-        if heads:
+        if benchmark:
             axes.text(0.005, place, benchmark, va="center", fontweight="bold", fontsize="small")
             place += 0.8
         for name, row in rows.iterrows():
             _stack(axes, place, row)
-            places.append(place)
-            names.append(str(name))
+            ticks[place] = str(name)
             place += 1
-    axes.set_yticks(places, names)
+    axes.set_yticks(list(ticks), list(ticks.values()))
     axes.set_ylim(place - 0.4, -0.5)
     axes.set(xlim=(0, 1), xlabel="share of steps")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -220,10 +204,8 @@ def plot_semantic_density(axes: Axes, samples_by_model: Mapping[str, pd.DataFram
     box lengths; completions beyond that are not shown.
 
     Args:
-        axes ([`~matplotlib.axes.Axes`]):
-            The axes to draw on.
-        samples_by_model (`Mapping[str, DataFrame]`):
-            A mapping from model names to the results of [`~step_trl.evaluation.evaluate`].
+        axes ([`~matplotlib.axes.Axes`]), samples_by_model (`Mapping[str, DataFrame]`):
+            The axes to draw on, and the results of [`~step_trl.evaluation.evaluate`] by model.
     """
     densities = [(samples["tokens"] / samples["steps"]).to_numpy() for samples in samples_by_model.values()]
     boxes = axes.boxplot(densities, showfliers=False, patch_artist=True, widths=0.5, medianprops={"color": "black"})
@@ -242,15 +224,9 @@ def evaluation_report(
     path: Path, tables: Mapping[str, pd.DataFrame], samples: Mapping[str, pd.DataFrame] | None = None
 ) -> None:
     """
-    Draw the figure of an evaluation: accuracy against tokens, and semantic density.
+    Draw the figure of an evaluation to a PNG file: accuracy against tokens, and semantic density if there are samples.
 
-    Args:
-        path (`Path`):
-            The PNG file to write.
-        tables (`Mapping[str, DataFrame]`):
-            See [`plot_accuracy_against_tokens`].
-        samples (`Mapping[str, DataFrame]`, *optional*):
-            See [`plot_semantic_density`]. Without samples, this panel is left out.
+    See [`plot_accuracy_against_tokens`] and [`plot_semantic_density`].
     """
     with matplotlib.rc_context(STYLE):
         panels = 1 if samples is None else 2
@@ -264,13 +240,9 @@ def evaluation_report(
 
 def training_report(path: Path, histories: Mapping[str, History], accuracy: str) -> None:
     """
-    Draw the figure of trainings: the dynamics of each, and entropy and KL if all trainings logged them.
+    Draw the figure of trainings to a PNG file: the dynamics of each, and entropy and KL if all trainings logged them.
 
-    Args:
-        path (`Path`):
-            The PNG file to write.
-        histories (`Mapping`), accuracy (`str`):
-            See [`plot_training`] and [`plot_training_dynamics`].
+    See [`plot_training`] and [`plot_training_dynamics`], for which `accuracy` is the name of the logged metric.
     """
     labels = {"entropy": "entropy, nats", "kl": "KL from the reference, nats"}
     metrics = [
@@ -280,7 +252,10 @@ def training_report(path: Path, histories: Mapping[str, History], accuracy: str)
     rows = -(-number // 3)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4 * min(number, 3), 3.4 * rows), layout="constrained")
-        panels = iter(_panels(figure, number, rows))
+        # Each row takes the whole width of the figure, so that there are no empty places.
+        lengths = [number // rows + (row < number % rows) for row in range(rows)]
+        parts = zip(figure.subfigures(rows, 1, squeeze=False)[:, 0], lengths, strict=True)
+        panels = chain.from_iterable(part.subplots(1, length, squeeze=False)[0] for part, length in parts)
         for (name, history), panel in zip(histories.items(), panels, strict=False):
             plot_training_dynamics(panel, history, accuracy)
             panel.set_title(name)
@@ -290,28 +265,11 @@ def training_report(path: Path, histories: Mapping[str, History], accuracy: str)
         figure.savefig(path)
 
 
-def _panels(figure: Figure, number: int, rows: int) -> list[Axes]:
-    """Create the panels. Each row takes the whole width of the figure, so that there are no empty places."""
-    lengths = [number // rows + (row < number % rows) for row in range(rows)]
-    parts = figure.subfigures(rows, 1, squeeze=False)[:, 0]
-    return [
-        axes
-        for part, length in zip(parts, lengths, strict=True)
-        for axes in part.subplots(1, length, squeeze=False)[0]
-    ]
-
-
 def demo_report(path: Path, tables: Mapping[str, pd.DataFrame], histories: Mapping[str, History], reward: str) -> None:
     """
-    Draw the demo's figure: accuracy against tokens, and accuracy and length of the rollouts over training.
+    Draw the demo's figure to a PNG file: accuracy against tokens, and accuracy and length of the rollouts in training.
 
-    Args:
-        path (`Path`):
-            The PNG file to write.
-        tables (`Mapping[str, DataFrame]`), histories (`Mapping`):
-            See [`plot_accuracy_against_tokens`] and [`plot_training`].
-        reward (`str`):
-            The name of the accuracy metric in the histories.
+    See [`plot_accuracy_against_tokens`] and [`plot_training`]. `reward` is the name of the logged accuracy.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(12, 3.6), layout="constrained")

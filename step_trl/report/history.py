@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,19 +53,14 @@ def _as_logged(rows: Iterator[Mapping[str, Any]]) -> list[dict[str, float]]:
     """Undo the changes of transformers' `WandbCallback` to names, and of W&B to numbers that JSON does not support."""
     history = []
     for row in rows:
-        entry = {
-            _logged_name(key): float(value) if value in ("NaN", "Infinity", "-Infinity") else value
-            for key, value in row.items()
-            if not key.startswith(("_", "profiling/"))
-        }
-        entry = {key: value for key, value in entry.items() if isinstance(value, int | float)}
+        entry: dict[str, float] = {}
+        for key, value in row.items():
+            number = float(value) if value in ("NaN", "Infinity", "-Infinity") else value
+            if isinstance(number, int | float) and not key.startswith(("_", "profiling/")):
+                entry[re.sub("^eval/", "eval_", key.removeprefix("train/"))] = number
         if "global_step" in entry and entry.keys() - {"global_step", "epoch"}:
             history.append({"step": entry.pop("global_step")} | entry)
     return history
-
-
-def _logged_name(key: str) -> str:
-    return "eval_" + key.removeprefix("eval/") if key.startswith("eval/") else key.removeprefix("train/")
 
 
 def _history_records(path: Path) -> Iterator[dict[str, Any]]:

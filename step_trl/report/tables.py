@@ -12,10 +12,9 @@ def results_frame(tables: Mapping[str, pd.DataFrame], intervals: bool = False) -
     Create a table with one row per model: accuracy in percent and tokens per benchmark and overall, then CR and AES.
 
     Args:
-        tables (`Mapping[str, DataFrame]`):
-            A mapping from model names to the results of [`~step_trl.evaluation.summarize`].
-        intervals (`bool`, *optional*, defaults to `False`):
-            Whether to add half the width of its interval to each number.
+        tables (`Mapping[str, DataFrame]`), intervals (`bool`, *optional*, defaults to `False`):
+            The results of [`~step_trl.evaluation.summarize`] by model, and whether to add half the width of its
+            interval to each number.
 
     Returns:
         [`~pandas.DataFrame`]: The table as text, with columns `(benchmark, measure)`.
@@ -67,9 +66,7 @@ def budgets_table(table: pd.DataFrame) -> str:
     """
     Return a table in GitHub's Markdown that compares lengths with the token budgets that prompts ask for.
 
-    Args:
-        table (`DataFrame`):
-            The result of [`~step_trl.evaluation.summarize`], with `deviation` and `over_target`.
+    `table` is the result of [`~step_trl.evaluation.summarize`], with `deviation` and `over_target`.
     """
     columns = {
         "Acc": ("accuracy", 100, 1, ""),

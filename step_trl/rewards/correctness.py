@@ -1,12 +1,11 @@
 """
 The math accuracy reward, with a reliable time limit.
 
-math-verify limits its run time with a SIGALRM handler in the calling process. This works only in the main thread, and
-cannot interrupt C code (such as a call for `9^{9^{9^9}}`). So grading runs in child processes (`grading.py`), which
-the kernel kills after the time limit. They are plain `subprocess` children that exchange JSON lines: unlike
-`multiprocessing` children, they never import the parent's `__main__` (notebooks, scripts without a main guard) or
-torch, and unlike forked processes, they hold no CUDA state. They start when first needed and are kept for later
-calls.
+math-verify limits its run time with a SIGALRM handler, which works only in the main thread and cannot interrupt C code
+(such as a call for `9^{9^{9^9}}`). So grading runs in child processes (`grading.py`), which the kernel kills after the
+time limit. They are plain `subprocess` children that exchange JSON lines: unlike `multiprocessing` children, they
+never import the parent's `__main__` (notebooks, scripts without a main guard) or torch, and unlike forked processes,
+they hold no CUDA state. They start when first needed and are kept for later calls.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ import atexit
 import contextlib
 import json
 import os
-import selectors
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import IO, Any, cast
 
 from ..text import THINK_END
@@ -40,23 +39,26 @@ class _Worker:
             env={**os.environ, "PYTHONSAFEPATH": "1"},  # do not import from the script's own folder
             start_new_session=True,  # Ctrl-C should only reach the parent
         )
+        self.requests = cast("IO[str]", self.process.stdin)
         self.replies = cast("IO[str]", self.process.stdout)
         self.ready = False
-        self.task: int | None = None
 
-    def ask(self, task: int, request: Sequence[Any]) -> None:
-        self.task = task
-        requests = cast("IO[str]", self.process.stdin)
-        with contextlib.suppress(BrokenPipeError):  # the worker just died: reading its replies will notice
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
+    def ask(self, request: Sequence[Any]) -> str:
+        """The reply to a request as `grading.py` reads it, empty if the worker ran into a limit."""
+        self.ready = self.ready or bool(self.replies.readline())
+        if not self.ready:
+            raise RuntimeError("A grading worker exited while it was starting; see standard error.")
+        with contextlib.suppress(BrokenPipeError):  # the worker just died: there will be no reply
+            self.requests.write(json.dumps(request) + "\n")
+            self.requests.flush()
+        return self.replies.readline()
 
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()
         self.replies.close()
         with contextlib.suppress(BrokenPipeError):  # a request is still in the buffer
-            cast("IO[str]", self.process.stdin).close()
+            self.requests.close()
 
 
 class _Pool:
@@ -67,7 +69,7 @@ class _Pool:
 
     def forget(self) -> None:
         """Drop the workers without stopping them: in a forked child, they belong to the parent."""
-        self.workers: list[_Worker] = []
+        self.workers: list[_Worker] = []  # the idle ones
         self.lock = threading.Lock()
 
     def close(self) -> None:
@@ -75,58 +77,24 @@ class _Pool:
             self.workers.pop().stop()
 
     def ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
-        """Replies to requests as `grading.py` reads them; `killed` where a worker ran into a limit."""
-        with self.lock:
-            try:
-                return self._ask(requests, min(workers, len(requests)), killed)
-            except BaseException:
-                self.close()  # the next call would read the replies of this one
-                raise
+        """Replies to requests; `killed` where a worker ran into a limit."""
+        with self.lock, ThreadPoolExecutor(workers) as threads:
+            return list(threads.map(partial(self._ask, killed), requests))
 
-    def _ask(self, requests: Sequence[Sequence[Any]], workers: int, killed: Any) -> list[Any]:
-        replies: dict[int, Any] = {}
-        waiting = deque(enumerate(requests))
-
-        def feed(worker: _Worker) -> None:
-            if waiting:
-                worker.ask(*waiting.popleft())
-
-        self._prepare(workers)
-        with selectors.DefaultSelector() as selector:
-            for slot, worker in enumerate(self.workers[:workers]):
-                selector.register(worker.replies, selectors.EVENT_READ, slot)
-                if worker.ready:
-                    feed(worker)
-            while len(replies) < len(requests):
-                for key, _ in selector.select():
-                    worker = self.workers[key.data]
-                    reply = worker.replies.readline()
-                    if reply:
-                        if worker.task is not None:
-                            replies[worker.task] = json.loads(reply)
-                        worker.ready, worker.task = True, None
-                        feed(worker)
-                    elif worker.ready:
-                        if worker.task is not None:
-                            replies[worker.task] = killed
-                        selector.unregister(worker.replies)
-                        self._replace(key.data)
-                        selector.register(self.workers[key.data].replies, selectors.EVENT_READ, key.data)
-                    else:
-                        raise RuntimeError("A grading worker exited while it was starting; see standard error.")
-        return [replies[task] for task in range(len(requests))]
-
-    def _prepare(self, workers: int) -> None:
-        """Start workers up to this number, and replace those that died between calls."""
-        for slot, worker in enumerate(self.workers):
-            if worker.process.poll() is not None:
-                self._replace(slot)
-        while len(self.workers) < workers:
-            self.workers.append(_Worker())
-
-    def _replace(self, slot: int) -> None:
-        self.workers[slot].stop()
-        self.workers[slot] = _Worker()
+    def _ask(self, killed: Any, request: Sequence[Any]) -> Any:
+        try:
+            worker = self.workers.pop()
+        except IndexError:  # none is idle; asking first would race with the other threads
+            worker = _Worker()
+        if worker.process.poll() is not None:  # it died between two calls
+            worker.stop()
+            worker = _Worker()
+        reply = worker.ask(request)
+        if not reply:
+            worker.stop()
+            worker = _Worker()
+        self.workers.append(worker)
+        return json.loads(reply) if reply else killed
 
 
 _POOL = _Pool()
@@ -138,17 +106,8 @@ def grade_all(
     pairs: Sequence[tuple[str, str]], timeout: float = 5.0, workers: int | None = None, strict_latex: bool = False
 ) -> list[Grade]:
     """
-    Grade pairs of answer text and solution, each within a time limit. Equal pairs are graded once.
-
-    Args:
-        pairs (`Sequence[tuple[str, str]]`):
-            The text of each answer without the thought, and its solution.
-        timeout (`float`, *optional*, defaults to `5.0`):
-            The time limit for one pair, in seconds.
-        workers (`int`, *optional*):
-            The maximum number of processes to use at once. Defaults to the number of cores, at most 4.
-        strict_latex (`bool`, *optional*, defaults to `False`):
-            See [`math_accuracy_reward`].
+    Grade pairs of answer text (without the thought) and solution, each within a time limit. Equal pairs are graded
+    once. The options are those of [`math_accuracy_reward`].
     """
     workers = _number_of_workers(timeout, workers)
     grades = {pair: compare_integers(*pair) for pair in pairs}
@@ -167,7 +126,7 @@ def extract_answers(
     workers: int | None = None,
 ) -> list[str | None]:
     r"""
-    The final answer that [`math_accuracy_reward`] reads in each completion, equal texts read once.
+    The final answer that [`math_accuracy_reward`] reads in each completion, `None` where there is none.
 
     Two answers are the same string where math-verify reads the same expression: `\frac12`, `1/2` and `0.5`, or `4` and
     `4.0`. What takes mathematics to see is not: `\sqrt{12}` and `2\sqrt{3}`, or `x = 4` and `4`.
@@ -177,13 +136,8 @@ def extract_answers(
             Completions, plain or as messages.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether a completion without `</think>` has no answer; otherwise all of its text is read.
-        timeout (`float`, *optional*, defaults to `5.0`):
-            Seconds that one completion may take. One that takes longer has no answer.
-        workers (`int`, *optional*):
-            Most processes to read in at once. Defaults to the number of cores, at most 4.
-
-    Returns:
-        `list[str | None]`: answers; `None` where there is none.
+        timeout, workers (*optional*):
+            As in [`math_accuracy_reward`]. A completion that takes longer has no answer.
     """
     workers = _number_of_workers(timeout, workers)
     texts = [answer_text(completion, require_end_of_thinking) for completion in completions]
@@ -236,10 +190,8 @@ def math_accuracy_reward(
     time limit holds in any thread and for any input.
 
     Args:
-        completions (`list[str]` or `list[list[dict]]`):
-            The completions, as text or as messages.
-        solution (`list[str]`):
-            The solution of each completion's problem.
+        completions (`list[str]` or `list[list[dict]]`), solution (`list[str]`):
+            The completions, as text or as messages, and the solution of each one's problem.
         require_end_of_thinking (`bool`, *optional*, defaults to `False`):
             Whether a completion without `</think>` is wrong. Otherwise, all of its text is graded.
         strict_latex (`bool`, *optional*, defaults to `False`):
@@ -249,12 +201,9 @@ def math_accuracy_reward(
             The time limit for one completion, in seconds. A completion that takes longer is wrong.
         workers (`int`, *optional*):
             The maximum number of grading processes. Defaults to the number of cores, at most 4.
-        log_metric (`callable`, *optional*):
-            The function for logging metrics, passed by TRL, which logs the means. It receives
-            `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and `accuracy/timeouts` of each completion, 0
-            or 1.
-        **kwargs:
-            Other columns and arguments that TRL passes. They are ignored.
+        log_metric, **kwargs:
+            Passed by TRL, which logs the means of `accuracy/unparsed_solutions`, `accuracy/unparsed_answers` and
+            `accuracy/timeouts`, 0 or 1 for each completion. Other columns are ignored.
 
     Example:
     ```python

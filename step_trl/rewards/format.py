@@ -24,15 +24,7 @@ def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[f
     Return 1.0 for completions that consist of one thought, closed by `</think>`, and an answer, and 0.0 for others.
 
     Neither the thought nor the answer may be blank, and there must be exactly one `</think>`. A `<think>` is allowed
-    only at the very start, where it is optional: many chat templates put it into the prompt.
-
-    Args:
-        completions (`list[str]` or `list[list[dict]]`):
-            The completions as text, or as conversations, of which only the assistant's messages are read.
-        **kwargs:
-            Further arguments that TRL passes to reward functions. They are ignored.
-
-    Returns:
-        `list[float]`: The reward of each completion, 1.0 or 0.0.
+    only at the very start, where it is optional: many chat templates put it into the prompt. Of `completions` that are
+    conversations, only the assistant's messages are read. `kwargs` are what else TRL passes to reward functions.
     """
     return [float(_is_well_formed(_text(completion))) for completion in completions]

@@ -48,24 +48,12 @@ FULL_STOP = re.compile(r"(?<!\\right)(?<!\\left)\.(?=\s*(?:\$|\\\)|\\\]|\}))")
 
 
 class Grade(NamedTuple):
-    """
-    The verdict on one text.
-
-    Attributes:
-        correct (`bool`):
-            Whether the answer equals the solution.
-        answer_parsed (`bool`, *optional*, defaults to `True`):
-            Whether an answer was found in the text.
-        solution_parsed (`bool`, *optional*, defaults to `True`):
-            Whether the solution could be parsed; if not, no answer is correct.
-        killed (`bool`, *optional*, defaults to `False`):
-            Whether grading exceeded its time or memory limit; the answer then counts as not correct.
-    """
+    """The verdict on one text."""
 
     correct: bool
     answer_parsed: bool = True
-    solution_parsed: bool = True
-    killed: bool = False
+    solution_parsed: bool = True  # if not, no answer is correct
+    killed: bool = False  # over the limit of time or memory; the answer then counts as not correct
 
 
 def boxed_integer(text: str) -> str | None:
@@ -91,22 +79,14 @@ def as_typeset(text: str) -> str:
     r"""
     Rewrite LaTeX so that math-verify can parse it, without changing how it is typeset.
 
-    Arguments without braces get braces: `\frac43` becomes `\frac{4}{3}` and `11\sqrt2` becomes `11\sqrt{2}`. A full
-    stop at the end of a formula is removed, as in `$42.$` and `\boxed{42.}`.
-    """
-    return brace_arguments(FULL_STOP.sub("", text))
-
-
-def brace_arguments(text: str) -> str:
-    r"""
-    Put braces around the arguments of fractions, binomial coefficients and roots, which are missing in `\frac 59`.
-
-    An argument without braces is one token, as in TeX: `\frac123` is one half times 3.
+    Arguments of fractions, binomial coefficients and roots get the braces that they lack: `\frac43` becomes
+    `\frac{4}{3}`. Such an argument is one token, as in TeX: `\frac123` is one half times 3. A full stop at the end of
+    a formula is removed, as in `$42.$` and `\boxed{42.}`.
     """
     written = []
     missing = 0  # the number of arguments that the last command still needs
     outside: list[int] = []  # the same, after the end of each open brace
-    for token in TOKEN.findall(text):
+    for token in TOKEN.findall(FULL_STOP.sub("", text)):
         if re.fullmatch(COMMAND, token):
             missing = 1 if token.startswith(r"\sqrt") else 2
         elif token == "{":
@@ -142,17 +122,7 @@ def parse_solution(solution: str) -> list:
 
 
 def grade(text: str, solution: str, strict_latex: bool = False) -> Grade:
-    """
-    Grade in this process, without any time limit.
-
-    Args:
-        text (`str`):
-            The model's answer, without its thought.
-        solution (`str`):
-            The value, or a text that contains it as LaTeX.
-        strict_latex (`bool`, *optional*, defaults to `False`):
-            Whether to accept only the LaTeX that TRL's `accuracy_reward` accepts, see [`math_accuracy_reward`].
-    """
+    """Grade an answer without its thought in this process, without any time limit, see [`math_accuracy_reward`]."""
     expected = parse_solution(solution)
     if not expected:
         return Grade(False, solution_parsed=False)
@@ -164,8 +134,7 @@ def extract(text: str) -> str | None:
     """
     The final answer of a text as math-verify reads it, in this process and without any time limit; `None` without one.
 
-    Answers that are written differently and read as the same expression are the same string; a decimal number is its
-    fraction.
+    Answers that are read as the same expression are the same string; a decimal number is its fraction.
     """
     answer = parse_answer(text)
     if not answer:

@@ -23,20 +23,7 @@ def whole_groups(name: str, values: torch.Tensor, num_generations: int) -> torch
 def by_group(
     name: str, values: torch.Tensor, correct: torch.Tensor, num_generations: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Return the values, as floats, and the correctness, each `(B / G, G)`.
-
-    Args:
-        name (`str`):
-            The name of the values in error messages.
-        values (`torch.Tensor` of shape `(B,)`), correct (`torch.Tensor` of shape `(B,)`):
-            The values and the correctness of each completion, ordered in groups of `num_generations`.
-        num_generations (`int`):
-            The number G of completions per group.
-
-    Raises:
-        `ValueError`: If the completions are not whole groups.
-    """
+    """Return the values, at least float32, and the correctness, each `(B / G, G)`, see [`whole_groups`]."""
     groups = whole_groups(name, values, num_generations)
     groups = groups.to(torch.promote_types(groups.dtype, torch.float32))
     return groups, correct.bool().view(-1, num_generations)

@@ -17,12 +17,10 @@ def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generat
     correct completions get `lam` and the others `min(0, lam)`. If all lengths of a group are equal, all get 0.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
+        lengths (`torch.Tensor` of shape `(B,)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The number of tokens of each completion, and whether its answer is correct.
         num_generations (`int`):
-            The number of completions per group.
+            The number of completions per group. Groups are consecutive.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: The rewards, between -0.5 and 0.5.
@@ -35,15 +33,6 @@ def kimi_length_reward(lengths: torch.Tensor, correct: torch.Tensor, num_generat
     return torch.where(spread > 0, rewards, 0).view(-1)
 
 
-def _top_groups(right: torch.Tensor, top_ratio: float) -> torch.Tensor:
-    """Return a mask `(B / G, 1)` of the groups with the most correct completions; earlier groups win ties."""
-    wanted = Fraction(top_ratio).limit_denominator(10**9) * len(right)
-    order = right.sum(1).argsort(descending=True, stable=True)
-    top = torch.zeros_like(right[:, :1])
-    top[order[: max(1, int(wanted))]] = True
-    return top
-
-
 def grpo_lambda_reward(
     lengths: torch.Tensor,
     correct: torch.Tensor,
@@ -54,19 +43,13 @@ def grpo_lambda_reward(
     """
     Compute the reward of GRPO-lambda (arXiv 2505.18086): only the best groups are rewarded for being short.
 
-    The groups are ranked by their share of correct completions, ties by position. In the first
-    `floor(top_ratio * number of groups)` groups, and at least in one, a correct completion gets
-    `1 - alpha * sigmoid((length - mean) / std)`; in the other groups, it gets 1. Wrong completions always get 0. The
-    mean and the (population) standard deviation are those of the group's correct completions; if these have equal
-    lengths, or there is only one, the sigmoid is that of 0.
+    The groups are ranked by their share of correct completions, ties by position. The first
+    `floor(top_ratio * number of groups)` groups, and at least one, get [`train_efficiently_reward`]. In the others, a
+    correct completion gets 1, and a wrong one 0.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion of the global batch, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        num_generations (`int`):
-            The number of completions per group.
+        lengths, correct, num_generations:
+            As in [`kimi_length_reward`], for the global batch.
         top_ratio (`float`, *optional*, defaults to `0.2`):
             The share of groups whose lengths count, greater than 0 and at most 1.
         alpha (`float`, *optional*, defaults to `0.1`):
@@ -78,7 +61,11 @@ def grpo_lambda_reward(
     if not 0 < top_ratio <= 1:
         raise ValueError(f"top_ratio: {top_ratio} is not in (0, 1]. Set a share of the groups, for example 0.2.")
     tokens, right = by_group("lengths", lengths, correct, num_generations)
-    rewards = torch.where(_top_groups(right, top_ratio), 1 - alpha * _relative_length(tokens, right), 1)
+    wanted = Fraction(top_ratio).limit_denominator(10**9) * len(right)
+    order = right.sum(1).argsort(descending=True, stable=True)
+    top = torch.zeros_like(right[:, :1])
+    top[order[: max(1, int(wanted))]] = True
+    rewards = torch.where(top, 1 - alpha * _relative_length(tokens, right), 1)
     return torch.where(right, rewards, 0).view(-1)
 
 
@@ -107,12 +94,8 @@ def train_efficiently_reward(
     deviation.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        num_generations (`int`):
-            The number of completions per group.
+        lengths, correct, num_generations:
+            As in [`kimi_length_reward`].
         ended (`torch.BoolTensor` of shape `(B,)`, *optional*):
             Whether each completion ended with the EOS token. By default, all did.
         alpha (`float`, *optional*, defaults to `0.1`):
@@ -144,12 +127,8 @@ def lapo_discovery_reward(
     `decay` tokens. Wrong completions get 0.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        num_generations (`int`):
-            The number of completions per group.
+        lengths, correct, num_generations:
+            As in [`kimi_length_reward`].
         weight (`float`, *optional*, defaults to `0.7`):
             The largest reward for length.
         low (`float`, *optional*, defaults to `0.3`), high (`float`, *optional*, defaults to `0.7`):
@@ -177,10 +156,8 @@ def s_grpo_reward(correct: torch.Tensor, num_generations: int, decay: float = 0.
     A correct completion gets `decay ** (number of correct ones up to it - 1)`, a wrong one 0.
 
     Args:
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each answer is correct, in groups of `num_generations`, each in the order of its exits.
-        num_generations (`int`):
-            The number of completions per group.
+        correct, num_generations:
+            As in [`kimi_length_reward`], each group in the order of its exits.
         decay (`float`, *optional*, defaults to `0.5`):
             The factor between the rewards of one correct exit and the next.
 

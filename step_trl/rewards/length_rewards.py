@@ -20,24 +20,12 @@ from .target_length import l1_exact_reward, l1_max_reward, lapo_internalization_
 
 @dataclass(frozen=True)
 class LengthReward:
-    """
-    A length reward, and what it is called with.
-
-    Attributes:
-        function (`Callable[..., torch.Tensor]`):
-            The reward.
-        inputs (`tuple[str, ...]`):
-            The arguments of [`length_term`] that it takes.
-        options (`tuple[str, ...]`):
-            Its other arguments, which `length_reward_options` sets.
-        includes_correctness (`bool`):
-            Whether its value is the correctness and more, not only what is added to the correctness.
-    """
+    """A length reward, and what it is called with."""
 
     function: Callable[..., torch.Tensor]
-    inputs: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    includes_correctness: bool = True
+    inputs: tuple[str, ...]  # the arguments of `length_term` that it takes
+    options: tuple[str, ...] = ()  # its other arguments, which `length_reward_options` sets
+    includes_correctness: bool = True  # whether its value is the correctness and more, not only what is added to it
 
 
 _GROUP = ("lengths", "correct", "num_generations")
@@ -68,13 +56,7 @@ def check_length_reward(name: str, options: Mapping[str, Any], own: tuple[str, .
     """
     Refuse an unknown length reward, another trainer's, or options that it does not have.
 
-    Args:
-        name (`str`):
-            A key of `LENGTH_REWARDS`.
-        options (`Mapping[str, Any]`):
-            The options of that reward.
-        own (`tuple[str, ...]`, *optional*):
-            The keys of `OF_A_TRAINER` that the trainer at hand has.
+    `own` are the keys of `OF_A_TRAINER` that the trainer at hand has.
     """
     if name in OF_A_TRAINER and name not in own:
         raise ValueError(f"length_reward: {name!r} has a trainer of its own. Use {OF_A_TRAINER[name]}.")
@@ -90,45 +72,17 @@ def length_term(
     name: str,
     options: Mapping[str, Any],
     *,
-    lengths: torch.Tensor,
     correct: torch.Tensor,
-    num_generations: int,
-    ended: torch.Tensor,
-    targets: torch.Tensor,
-    max_completion_length: int,
+    **others: torch.Tensor | int,
 ) -> torch.Tensor:
     """
-    Return a length reward without the correctness, which is in another column of the rewards.
+    Return a length reward `(B,)` without the correctness, which is in another column of the rewards.
 
-    Args:
-        name (`str`):
-            A key of `LENGTH_REWARDS`.
-        options (`Mapping[str, Any]`):
-            The options of that reward.
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion of the global batch; groups of `num_generations` follow each other.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether the answer is right.
-        num_generations (`int`):
-            The number of completions per group.
-        ended (`torch.BoolTensor` of shape `(B,)`):
-            Whether the completion ended with the EOS token.
-        targets (`torch.Tensor` of shape `(B,)`):
-            The number of tokens that the prompt asks for; any number where it does not ask.
-        max_completion_length (`int`):
-            The largest number of tokens of a completion.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`
+    The others are `num_generations`, `max_completion_length`, and tensors of the shape of `correct`, `(B,)`: the
+    `lengths` of the completions of the global batch, whether they `ended` with EOS, and the `targets` that prompts ask
+    for (any number where they do not).
     """
-    known = {
-        "lengths": lengths,
-        "correct": correct,
-        "num_generations": num_generations,
-        "ended": ended,
-        "targets": targets,
-        "max_completion_length": max_completion_length,
-    }
+    inputs = {"correct": correct, **others}
     reward = LENGTH_REWARDS[name]
-    rewards = reward.function(**{key: known[key] for key in reward.inputs}, **options)
+    rewards = reward.function(**{key: inputs[key] for key in reward.inputs}, **options)
     return rewards - correct.to(rewards.dtype) if reward.includes_correctness else rewards

@@ -27,10 +27,8 @@ def step_efficiency_reward(
     Args:
         num_steps (`torch.Tensor` of shape `(B,)`):
             The number of steps k of each completion, at least 1, ordered in groups of `num_generations`.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        num_generations (`int`):
-            The number of completions per group.
+        correct, num_generations:
+            As in [`kimi_length_reward`].
         beta (`float`, *optional*, defaults to `0.5`):
             The strength of the term.
         baseline (`"correct"` or `"all"`, *optional*, defaults to `"correct"`):

@@ -22,10 +22,8 @@ def soft_overlong_reward(
     Compute TRL's penalty for completions close to the maximum length (DAPO, arXiv 2503.14476, eq. 13).
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion.
-        max_completion_length (`int`):
-            The maximum number of tokens of a completion.
+        lengths (`torch.Tensor` of shape `(B,)`), max_completion_length (`int`):
+            The number of tokens of each completion, and the maximum number.
         soft_punish_cache (`int`, *optional*):
             The number of tokens before the maximum over which the penalty grows from 0 to -1. By default, a fifth of
             `max_completion_length`, as in DAPO.
@@ -47,10 +45,8 @@ def l1_exact_reward(
     Compute the reward of L1-Exact (arXiv 2503.04697): `correct - alpha * |target - length|`.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
+        lengths (`torch.Tensor` of shape `(B,)`), correct (`torch.BoolTensor` of shape `(B,)`):
+            The number of tokens of each completion, and whether its answer is correct.
         targets (`torch.Tensor` of shape `(B,)`):
             The number of tokens that each prompt asks for.
         alpha (`float`, *optional*, defaults to `0.0003`):
@@ -70,12 +66,8 @@ def l1_max_reward(
     Compute the reward of L1-Max (arXiv 2503.04697): `correct * clip(delta + alpha / 2 * (target - length), 0, 1)`.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        targets (`torch.Tensor` of shape `(B,)`):
-            The maximum number of tokens that each prompt allows.
+        lengths, correct, targets:
+            As in [`l1_exact_reward`]. The targets are maxima.
         alpha (`float`, *optional*, defaults to `0.0003`):
             Twice the cost of a token.
         delta (`float`, *optional*, defaults to `0.5`):
@@ -97,12 +89,8 @@ def lapo_internalization_reward(
     A correct completion gets `1 + weight * exp(-(length - target)^2 / (2 * sigma^2))`, a wrong one 0.
 
     Args:
-        lengths (`torch.Tensor` of shape `(B,)`):
-            The number of tokens of each completion.
-        correct (`torch.BoolTensor` of shape `(B,)`):
-            Whether each completion's answer is correct.
-        targets (`torch.Tensor` of shape `(B,)`):
-            The number of tokens that the opening of each thought states.
+        lengths, correct, targets:
+            As in [`l1_exact_reward`]. The targets are those that the opening of each thought states.
         weight (`float`, *optional*, defaults to `0.8`):
             The largest reward for length.
         sigma (`float`, *optional*, defaults to `120`):

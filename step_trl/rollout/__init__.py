@@ -4,6 +4,7 @@ from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, Token
 from .dynamic import DynamicTruncatedRollout
 from .records import Rollout, SamplingParams
 from .serial_group import SerialGroupRollout
+from .tree import Segment, TreeRollout, path_to
 from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCallback
 
 
@@ -19,7 +20,10 @@ __all__ = [
     "RandomCut",
     "Rollout",
     "SamplingParams",
+    "Segment",
     "SerialGroupRollout",
     "TokenBudget",
+    "TreeRollout",
     "TruncationCallback",
+    "path_to",
 ]

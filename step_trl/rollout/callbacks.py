@@ -6,11 +6,12 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from ..text import THINK_END, TRIGGERS
-from .engines import AbandonRule, Generation
+from .engines import Generation
 from .truncation import Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
 
 
@@ -21,14 +22,7 @@ def answer_confidence(logprobs: Sequence[float], skip: int = 0) -> float:
     """
     Compute the confidence of a tentative answer: `exp(mean log-probability)` of its tokens (Step-GRPO, eq. 2).
 
-    Args:
-        logprobs (`Sequence[float]`):
-            Log-probabilities of the answer's tokens, including its end token.
-        skip (`int`, *optional*, defaults to `0`):
-            Number of leading tokens to ignore (the released code ignores one).
-
-    Returns:
-        `float`: confidence in 0..1, `0.0` if no token counts.
+    The end token counts, the first `skip` tokens do not (the released code skips one). 0 if no token counts.
     """
     counted = logprobs[skip:]
     return math.exp(sum(counted) / len(counted)) if counted else 0.0
@@ -38,8 +32,8 @@ def confidence_bound(logprobs: Sequence[float], max_tokens: int, skip: int = 0) 
     """
     Compute the highest confidence that an answer beginning with these log-probabilities can reach.
 
-    The best case is an answer of `max_tokens` tokens whose missing ones have probability 1: a real answer adds
-    non-positive terms to the sum and divides it by the same or a smaller count.
+    Best is an answer of `max_tokens` tokens whose missing ones have probability 1: a real answer adds non-positive
+    terms to the sum and divides it by the same or a smaller count.
     """
     return math.exp(sum(logprobs[skip:]) / max(1, max_tokens - skip))
 
@@ -66,10 +60,8 @@ class ConfidenceTruncation(TruncationCallback):
         answer_prompt (`str`):
             Text that induces an answer. Without `</think>` it probes inside the open thought, and the answer ends at
             `</think>`.
-        max_probe_tokens (`int`, *optional*, defaults to `20`):
-            Maximum number of tokens of an induced answer.
-        max_probes (`int`, *optional*):
-            Maximum number of probes per rollout, by default no limit.
+        max_probe_tokens (`int`, *optional*, defaults to `20`), max_probes (`int`, *optional*):
+            Maximum number of tokens of an induced answer, and of probes per rollout (by default no limit).
         keep_trigger (`bool`, *optional*, defaults to `True`):
             Whether the trigger stays in the path of a truncated rollout and in the probe's context.
         keep_probe_answer (`bool`, *optional*, defaults to `True`):
@@ -131,11 +123,9 @@ class ConfidenceTruncation(TruncationCallback):
     def at_boundary(self, boundary: Boundary) -> Decision:
         if len(self._closing_ids) < boundary.remaining <= self.exit_margin:
             return self.exit(keep_answer=False)
-        if self.max_probes is not None and len(boundary.probes) >= self.max_probes:
-            return GoOn(watch=self.exit_margin > 0)
         # Remaining tokens for the answer, without the injected text and EOS.
         room = boundary.remaining - max(len(self._prompt_ids), len(self._closing_ids)) - 1
-        if room < self._least_room:
+        if len(boundary.probes) == self.max_probes or room < self._least_room:
             return GoOn(watch=self.exit_margin > 0)
         max_tokens = min(self.max_probe_tokens, room)
         return Probe(
@@ -144,7 +134,7 @@ class ConfidenceTruncation(TruncationCallback):
             keep_trigger=self.keep_trigger,
             stop=() if self._closes_thought else (THINK_END,),
             closes_thought=self._closes_thought,
-            abandon=self._abandon_rule(max_tokens) if self.early_rejection else None,
+            abandon=partial(self._is_out_of_reach, max_tokens) if self.early_rejection else None,
             confidence=self.confidence,
         )
 
@@ -165,11 +155,8 @@ class ConfidenceTruncation(TruncationCallback):
             return 0.0
         return answer_confidence(answer.logprobs, self.skip_probe_tokens)
 
-    def _abandon_rule(self, max_tokens: int) -> AbandonRule:
-        def out_of_reach(token_ids: Sequence[int], logprobs: Sequence[float]) -> bool:
-            return confidence_bound(logprobs, max_tokens, self.skip_probe_tokens) <= self.threshold
-
-        return out_of_reach
+    def _is_out_of_reach(self, max_tokens: int, token_ids: Sequence[int], logprobs: Sequence[float]) -> bool:
+        return confidence_bound(logprobs, max_tokens, self.skip_probe_tokens) <= self.threshold
 
 
 @dataclass
@@ -178,18 +165,12 @@ class AnswerConsistency(TruncationCallback):
     Exit when the induced answer no longer changes (after Dynasor, arXiv 2412.20993).
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer for the injected texts and the answers.
-        triggers (`Sequence[str]`):
-            Words at which to probe.
+        tokenizer, triggers, answer_prompt, max_probe_tokens:
+            As in [`ConfidenceTruncation`].
         every (`int`, *optional*):
-            Probe at this interval of tokens instead (Dynasor: 32).
+            Probe at this interval of tokens instead of at triggers (Dynasor: 32).
         window (`int`, *optional*, defaults to `3`):
             Number of consecutive probes that must agree.
-        answer_prompt (`str`):
-            Text that induces an answer.
-        max_probe_tokens (`int`, *optional*, defaults to `20`):
-            Maximum number of tokens of an induced answer.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -233,15 +214,9 @@ class AnswerConsistency(TruncationCallback):
 @dataclass
 class TokenBudget(TruncationCallback):
     """
-    End every thought after `budget` tokens and let the model answer (budget forcing).
+    End every thought after `budget` tokens, at least 1, and let the model answer (budget forcing).
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer for `closing`.
-        budget (`int`):
-            Maximum number of tokens of the thought.
-        closing (`str`, *optional*):
-            Text that closes the thought.
+    `closing` is the text that closes the thought, encoded by `tokenizer`.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -266,14 +241,8 @@ class RandomCut(TruncationCallback):
     End each thought at a random length, as the early exits of S-GRPO do (arXiv 2505.07686). Shorter thoughts are not
     changed.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer for `closing`.
-        shortest (`int`, *optional*, defaults to `1`), longest (`int`, *optional*):
-            Inclusive range of the length, which is drawn uniformly. `longest` is by default the budget of the
-            completion.
-        closing (`str`, *optional*):
-            Text that closes the thought, by default S-GRPO's.
+    The length is drawn uniformly from `shortest` to `longest`, both included, by default up to the budget of the
+    completion. `closing` is the text that closes the thought, by default S-GRPO's.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -11,12 +11,10 @@ import asyncio
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
-from transformers import PreTrainedTokenizerBase
-
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from ..text import THINK_END
 from .engines import Engine, Generation
-from .event_loop import cancel, rare_garbage_collections, run_to_end
+from .event_loop import cancel, gather, rare_garbage_collections, run_to_end
 from .records import Rollout, RolloutBuilder, SamplingParams
 from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
@@ -36,8 +34,6 @@ class DynamicTruncatedRollout:
         speculative (`bool`, *optional*, defaults to `True`):
             Continue the thought while its probe runs. This saves waiting and changes no result, except that a
             [`VLLMServerEngine`] that samples ahead draws other tokens for the same seeds.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of the policy, by default that of the engine.
         max_in_flight (`int`, *optional*):
             Maximum number of concurrent rollouts, by default all. A server that gets more requests than it runs
             concurrently delays probes, and late probes save fewer tokens.
@@ -62,7 +58,6 @@ class DynamicTruncatedRollout:
         callbacks: Sequence[TruncationCallback] = (),
         sampling: SamplingParams = SamplingParams(),
         speculative: bool = True,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         max_in_flight: int | None = None,
     ):
         if max_in_flight is not None and max_in_flight < 1:
@@ -73,18 +68,17 @@ class DynamicTruncatedRollout:
         self.speculative = speculative
         self.max_in_flight = max_in_flight
         self.sampled_tokens = 0
-        self.tokenizer = engine.tokenizer if tokenizer is None else tokenizer
         self.segmenters = [
-            TriggerSegmenter(self.tokenizer, callback.triggers) if callback.triggers else None
+            TriggerSegmenter(engine.tokenizer, callback.triggers) if callback.triggers else None
             for callback in self.callbacks
         ]
-        self.think_end = DelimiterSegmenter(self.tokenizer, THINK_END)
+        self.think_end = DelimiterSegmenter(engine.tokenizer, THINK_END)
         self.shared_ids: dict[int, int] = {}  # see RolloutBuilder.build
 
     def run(
         self,
         prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
         on_rollout: Callable[[int, Rollout], None] | None = None,
         budgets: Sequence[int] | None = None,
     ) -> list[Rollout]:
@@ -124,12 +118,7 @@ class DynamicTruncatedRollout:
                 on_rollout(index, rollout)
             return rollout
 
-        tasks = [asyncio.ensure_future(run_in_slot(index)) for index in range(len(rows))]
-        try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            await cancel(*tasks)
-            raise
+        return await gather(map(run_in_slot, range(len(rows))))
 
 
 class _BoundaryDetector:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
-
 from . import Rollout
 
 
@@ -16,13 +14,7 @@ CONFIDENCE_BINS = (0.0, 0.25, 0.5, 0.75, 0.9)
 
 def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, list[float]]:
     """
-    Compute the metrics of a batch of rollouts.
-
-    Args:
-        rollouts (`Sequence[Rollout]`):
-            Rollouts of one batch.
-        threshold (`float`):
-            Confidence above which a rollout exits.
+    Compute the metrics of a batch of rollouts that exit above the confidence `threshold`.
 
     Returns:
         `dict[str, list[float]]`: name to values, whose mean over all processes is the metric:
@@ -46,21 +38,3 @@ def rollout_metrics(rollouts: Sequence[Rollout], threshold: float) -> dict[str, 
         # A confidence equal to the threshold does not exit: bins are open below and closed above.
         metrics[name] = [float(low < confidence <= high or confidence == low == 0.0) for confidence in confidences]
     return metrics
-
-
-def length_totals(rollouts: Sequence[Rollout]) -> torch.Tensor:
-    """
-    Return the total tokens and the number of natural and of truncated completions, `(2, 2)`.
-
-    Totals can be summed over processes that sampled only one of the two kinds.
-    """
-    totals = torch.zeros(2, 2)
-    for rollout in rollouts:
-        totals[int(rollout.truncated)] += torch.tensor([float(len(rollout.completion_ids)), 1.0])
-    return totals
-
-
-def tokens_saved(totals: torch.Tensor) -> float:
-    """Estimate the tokens saved per exit: mean natural length minus mean truncated length, NaN if one is missing."""
-    natural, exits = (totals[:, 0] / totals[:, 1]).tolist()
-    return natural - exits

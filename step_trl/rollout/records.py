@@ -29,8 +29,7 @@ class Rollout:
 
     Attributes:
         prompt_ids (`Sequence[int]`), completion_ids (`list[int]`):
-            Token ids. The completion is exactly the sampled tokens plus the injected ones. It ends in EOS unless the
-            budget ran out.
+            Token ids. The completion is exactly the sampled tokens plus the injected ones.
         logprobs (`array` of floats):
             Sampling log-probability of each completion token. NaN for tokens that were not sampled from the policy:
             injected tokens and greedily decoded answers.
@@ -43,8 +42,7 @@ class Rollout:
         ended (`bool`):
             Whether the completion ends in one of the model's EOS tokens. Otherwise the budget ran out.
         sampled_tokens (`int`):
-            Tokens that engine calls returned for this rollout, probes included. Tokens of cancelled calls do not
-            count.
+            Tokens that engine calls returned for this rollout, probes included and cancelled calls not.
         discarded_tokens (`int`):
             Sampled tokens that are not in `completion_ids`.
     """
@@ -66,10 +64,6 @@ class RolloutBuilder:
 
     Tokens are kept in arrays until [`RolloutBuilder.build`], because Python's garbage collector visits every element
     of every list, again and again, and thousands of rollouts of thousands of tokens grow at once.
-
-    Attributes:
-        completion_ids (`array` of ints), logprobs (`array` of floats), injected (`array` of 0 or 1):
-            Completion so far. The other attributes are those of [`Rollout`], too.
     """
 
     def __init__(self, prompt_ids: Sequence[int]):

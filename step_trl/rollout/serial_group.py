@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..steps import DelimiterSegmenter
 from ..text import THINK_END
@@ -20,15 +19,9 @@ from .records import Rollout, SamplingParams
 
 def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
     """
-    Draw the lengths at which a thought is cut, in ascending order.
+    Draw the `number` of lengths, in ascending order, at which a thought of `thought` tokens (at least 1) is cut.
 
-    Args:
-        thought (`int`):
-            Length of the thought in tokens, at least 1.
-        number (`int`):
-            Number of cuts. They are distinct if the thought is long enough.
-        seed (`int`, *optional*):
-            Seed of the draw.
+    They are distinct if the thought is long enough.
     """
     lengths, generator = range(1, thought + 1), random.Random(seed)
     drawn = generator.sample(lengths, number) if number <= thought else generator.choices(lengths, k=number)
@@ -37,31 +30,16 @@ def draw_cuts(thought: int, number: int, seed: int | None) -> list[int]:
 
 class SerialGroupRollout:
     """
-    Samples one full completion per prompt, and answers after cuts in its thought.
+    Samples one full completion per prompt, and answers after cuts in its thought, which S-GRPO's text closes.
 
-    Args:
-        engine ([`Engine`]):
-            Source of tokens.
-        sampling ([`SamplingParams`]):
-            Budget and sampling of the policy.
-        closing (`str`, *optional*):
-            Text that is injected at a cut and closes the thought, by default S-GRPO's.
-        max_in_flight (`int`, *optional*):
-            Maximum number of concurrent rollouts.
+    The arguments are those of [`DynamicTruncatedRollout`].
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        sampling: SamplingParams,
-        closing: str = RandomCut.closing,
-        max_in_flight: int | None = None,
-    ):
-        self.tokenizer: PreTrainedTokenizerBase = engine.tokenizer
+    def __init__(self, engine: Engine, sampling: SamplingParams, max_in_flight: int | None = None):
         self.sampling = sampling
-        self.closing_ids: list[int] = self.tokenizer.encode(closing, add_special_tokens=False)
+        self.closing_ids: list[int] = engine.tokenizer.encode(RandomCut.closing, add_special_tokens=False)
         self._plain = DynamicTruncatedRollout(engine, sampling=sampling, max_in_flight=max_in_flight)
-        self._thoughts = DelimiterSegmenter(self.tokenizer, end_text=THINK_END)
+        self._thoughts = DelimiterSegmenter(engine.tokenizer, end_text=THINK_END)
         if len(self.closing_ids) + 2 > sampling.max_tokens:
             raise ValueError(
                 f"max_completion_length: {sampling.max_tokens} leaves no room for a thought, an answer, and the "
@@ -83,8 +61,7 @@ class SerialGroupRollout:
                 One seed per completion.
 
         Returns:
-            `list[Rollout]`: in the order of `prompts`. In each group the cut completions come first, from the
-            shortest thought to the longest, then the full one.
+            `list[Rollout]`: in the order of `prompts`, and in each group from the shortest thought to the full one.
         """
         groups = [
             {tuple(prompt) for prompt in prompts[start : start + num_generations]}
@@ -95,16 +72,16 @@ class SerialGroupRollout:
                 f"prompts: these {len(prompts)} do not form whole groups of num_generations={num_generations}. Repeat "
                 "each prompt that many times."
             )
+        own_seeds: Sequence[int | None] = [None] * len(prompts) if seeds is None else seeds
         last = slice(num_generations - 1, None, num_generations)
-        last_seeds = [None] * len(groups) if seeds is None else seeds[last]
         rollouts: list[Rollout] = []
-        for whole, seed in zip(self._plain.run(prompts[last], seeds and seeds[last]), last_seeds, strict=True):
+        for whole, seed in zip(self._plain.run(prompts[last], own_seeds[last]), own_seeds[last], strict=True):
             cuts = draw_cuts(self._longest_cut(whole), num_generations - 1, seed)
             rollouts += [*(self._cut(whole, length) for length in cuts), whole]
         cut = [index for index in range(len(prompts)) if (index + 1) % num_generations]
         answers = self._plain.run(
             [[*rollouts[index].prompt_ids, *rollouts[index].completion_ids] for index in cut],
-            seeds and [seeds[index] for index in cut],
+            [own_seeds[index] for index in cut],
             budgets=[self.sampling.max_tokens - len(rollouts[index].completion_ids) for index in cut],
         )
         for index, answer in zip(cut, answers, strict=True):

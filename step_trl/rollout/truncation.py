@@ -21,10 +21,9 @@ Outcome = Literal["exit", "declined", "abandoned"]
 @dataclass(frozen=True)
 class ProbeRecord:
     """
-    One probe.
+    One probe, at a path of length `position`.
 
-    `position` is the length of the path at its boundary. `confidence` is `None` for abandoned probes and for callbacks
-    that measure none.
+    `confidence` is `None` for abandoned probes and for callbacks that measure none.
     """
 
     position: int
@@ -40,19 +39,15 @@ class Boundary:
     A position at which a rollout may exit.
 
     Attributes:
-        prompt_ids (`Sequence[int]`):
-            Prompt of the rollout.
-        path_ids (`Sequence[int]`):
-            Completion so far, including the trigger.
+        prompt_ids (`Sequence[int]`), path_ids (`Sequence[int]`):
+            Prompt of the rollout, and its completion so far, including the trigger.
         trigger_start (`int`):
             Index in `path_ids` of the first token of the trigger, or the length of the path at a boundary without a
             trigger.
         remaining (`int`):
             Remaining tokens of the completion's budget.
-        number (`int`):
-            Number of earlier boundaries of this callback in this rollout.
-        probes (`Sequence[ProbeRecord]`):
-            Earlier probes of this callback in this rollout.
+        number (`int`), probes (`Sequence[ProbeRecord]`):
+            Number of earlier boundaries, and the earlier probes, of this callback in this rollout.
     """
 
     prompt_ids: Sequence[int]
@@ -152,13 +147,7 @@ class TruncationCallback:
         """
         Return further boundaries as lengths of the path, in ascending order. None by default.
 
-        Args:
-            prompt_ids (`Sequence[int]`):
-                Prompt of the rollout.
-            max_tokens (`int`):
-                Budget of the completion.
-            seed (`int`, *optional*):
-                Seed of the rollout.
+        `max_tokens` is the budget of the completion, and `seed` that of the rollout.
         """
         return ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -31,21 +31,15 @@ def save_unused_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
 
 def resume_rollouts(trainer: GRPOTrainer, sampler: Sampler | None, folder: Path) -> None:
     """
-    Resume a trainer as if it had not been interrupted.
+    Resume a trainer, whose state has been loaded from the checkpoint in `folder`, as if it had not been interrupted.
 
     Without this, TRL would generate again between two updates on one generation batch, and would be out of step with
-    its sampler from then on. Also, each resumed run would start with the order of the first epoch.
-
-    Args:
-        trainer ([`~trl.GRPOTrainer`]):
-            The trainer, with its state loaded from the checkpoint.
-        sampler (`torch.utils.data.Sampler`, *optional*):
-            The trainer's sampler. There is none with an iterable data set.
-        folder (`Path`):
-            The folder of the checkpoint.
+    its sampler from then on. Also, each resumed run would start with the order of the first epoch. There is no
+    `sampler` with an iterable data set.
     """
-    if isinstance(sampler, RepeatSampler):
-        skip_epochs(sampler, int(trainer.state.epoch or 0))
+    if isinstance(sampler, RepeatSampler) and sampler.shuffle:  # it draws the order of one epoch after another
+        for _ in range(int(trainer.state.epoch or 0)):
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
     saved = load_rollouts(folder, trainer.accelerator)
     if saved is not None:
         trainer._step, trainer._buffered_inputs = saved  # type: ignore[assignment]  # TRL declares tensors only
@@ -53,18 +47,10 @@ def resume_rollouts(trainer: GRPOTrainer, sampler: Sampler | None, folder: Path)
 
 def save_rollouts(folder: Path, accelerator: Accelerator, step: int, batches: Sequence[MicroBatch]) -> None:
     """
-    Save the micro-batches of a generation batch that has not been fully trained on.
+    Save this process's micro-batches of a generation batch that has not been fully trained on.
 
-    Args:
-        folder (`Path`):
-            The folder of the checkpoint.
-        accelerator ([`~accelerate.Accelerator`]):
-            The trainer's accelerator. Each process saves its own micro-batches.
-        step (`int`):
-            The number of micro-batches trained on since the start of the run.
-        batches (`Sequence[dict]`):
-            The tensors of each micro-batch. Batches with images are not saved: their rollouts are sampled again, as in
-            TRL.
+    `step` is the number of micro-batches trained on since the start of the run. Batches with images are not saved:
+    their rollouts are sampled again, as in TRL.
     """
     if not all(torch.is_tensor(value) for batch in batches for value in batch.values()):
         return
@@ -99,12 +85,22 @@ def load_rollouts(folder: Path, accelerator: Accelerator) -> tuple[int, list[Mic
     return int(metadata["step"]), [batches[number] for number in sorted(batches)]
 
 
-def skip_epochs(sampler: RepeatSampler, epochs: int) -> None:
-    """Draw the orders of the previous epochs, since a sampler draws one order after another."""
-    if sampler.shuffle:
-        for _ in range(epochs):
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
+def save_method_state(folder: Path, accelerator: Accelerator, state: dict[str, Any] | None) -> None:
+    """Save what a method keeps between two generations on this process, if it keeps something."""
+    if state is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(state, _state_file(folder, accelerator))
+
+
+def load_method_state(folder: Path, accelerator: Accelerator) -> dict[str, Any] | None:
+    """Return the state that [`save_method_state`] saved, or `None` if this process had none."""
+    path = _state_file(folder, accelerator)
+    return torch.load(path, weights_only=True) if path.exists() else None
 
 
 def _file(folder: Path, accelerator: Accelerator) -> Path:
     return folder / f"rollouts_{accelerator.process_index}.safetensors"
+
+
+def _state_file(folder: Path, accelerator: Accelerator) -> Path:
+    return folder / f"method_state_{accelerator.process_index}.pt"

@@ -50,17 +50,8 @@ def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatc
     Sort the rows of each update's micro-batches by the lengths of their completions.
 
     An update sees the same rows as before, so its gradient stays the same if the loss is a sum over rows (or over
-    tokens) with one normaliser.
-
-    Args:
-        batches (`list[dict]`):
-            Micro-batches of equal size from TRL, with tensors of shape `(B, ...)` and other values. Those of one
-            update are consecutive.
-        per_update (`int`):
-            The number of micro-batches per update. It divides the number of `batches`.
-
-    Returns:
-        `list[dict]`: The same number of micro-batches, with the same sizes.
+    tokens) with one normaliser. `batches` are micro-batches of equal size from TRL, with tensors of shape `(B, ...)`
+    and other values. `per_update` consecutive ones belong to one update, and divide their number.
     """
     sorted_batches: list[MicroBatch] = []
     for start in range(0, len(batches), per_update):
@@ -70,7 +61,7 @@ def sort_by_length(batches: list[MicroBatch], per_update: int) -> list[MicroBatc
         joined = {
             name: torch.cat([batch[name] for batch in update])[order]
             for name, value in update[0].items()
-            if _has_rows(value, rows)
+            if torch.is_tensor(value) and value.ndim > 0 and value.size(0) == rows
         }
         sorted_batches += [
             batch | {name: value[place * rows : (place + 1) * rows] for name, value in joined.items()}
@@ -83,15 +74,8 @@ def trim_padding(batch: MicroBatch, multiple: int | None = None) -> MicroBatch:
     """
     Drop the columns that are padding in every row: on the left of prompts, and on the right of completions.
 
-    Args:
-        batch (`dict`):
-            The tensors of a micro-batch. Tensors with the shape of `completion_ids` `(B, C)` are trimmed with it, and
-            token type ids `(B, P+C)` with both it and `prompt_ids` `(B, P)`.
-        multiple (`int`, *optional*):
-            Keep a number of columns of each that is a multiple of this, for `pad_to_multiple_of`.
-
-    Returns:
-        `dict`: The same rows with fewer columns, but at least one column each.
+    Tensors with the shape of `completion_ids` `(B, C)` are trimmed with it, and token type ids `(B, P+C)` with both it
+    and `prompt_ids` `(B, P)`. At least one column of each stays, and a `multiple` of this, for `pad_to_multiple_of`.
     """
     prompt_mask, completion_mask = batch["prompt_mask"], batch["completion_mask"]
     width = prompt_mask.size(1)
@@ -110,7 +94,3 @@ def trim_padding(batch: MicroBatch, multiple: int | None = None) -> MicroBatch:
 def _columns_to_keep(mask: torch.Tensor, multiple: int | None) -> int:
     longest = max(1, int(mask.sum(dim=1).max()))
     return min(mask.size(1), math.ceil(longest / (multiple or 1)) * (multiple or 1))
-
-
-def _has_rows(value: Any, rows: int) -> bool:
-    return torch.is_tensor(value) and value.ndim > 0 and value.size(0) == rows

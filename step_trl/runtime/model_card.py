@@ -38,19 +38,9 @@ def describe_training(
     log_history: list[dict[str, Any]],
 ) -> str:
     """
-    Return a model card with the options and the last metrics of its training.
+    Return TRL's model card with the options and the last metrics of its training. Servers and folders are left out.
 
-    Args:
-        card (`str`):
-            The text of TRL's model card.
-        args ([`~trl.GRPOConfig`]):
-            The configuration. Servers and folders are left out.
-        method_options (`Mapping[str, Any]`):
-            The options that only the method has.
-        metric_prefixes (`Sequence[str]`):
-            The prefixes of the method's own metrics.
-        log_history (`list[dict]`):
-            The trainer's log history so far.
+    `method_options` are those that only the method has, and `metric_prefixes` those of its own metrics.
     """
     options = {**method_options, **{name: getattr(args, name) for name in SHARED_OPTIONS}}
     # For an enumeration, the value that is written in a recipe.

@@ -24,9 +24,8 @@ from ..rollout.engines import (
     VLLMServerEngine,
 )
 from ..rollout.event_loop import run_to_end
-from .ranks import failing_together, rollout_seeds
+from .ranks import check_reference_model, check_rollouts_in_process, failing_together, rollout_seeds, whole_parameters
 from .run_config import RunConfig
-from .sharding import check_reference_model, check_rollouts_in_process, whole_parameters
 from .weight_sync import DiskSyncedGeneration, check_log_probabilities
 
 
@@ -75,14 +74,6 @@ class PolicyEngine:
     It is created before TRL's constructor runs, so that a wrong server is refused before TRL opens a process group
     with it. The constructor runs within [`hidden_from_trl`], and the trainer is attached afterwards, by [`attach`].
 
-    Args:
-        args ([`RunConfig`]):
-            The trainer's configuration.
-        model (`str` or [`~transformers.PreTrainedModel`]):
-            The policy.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
-            The policy's tokenizer or processor. By default, it is loaded with the model.
-
     Attributes:
         servers ([`VLLMServerEngine`], *optional*):
             The engine of the vLLM servers, with `vllm_mode="server"`.
@@ -124,7 +115,7 @@ class PolicyEngine:
         """Attach the trainer, after TRL's constructor has run."""
         self._trainer = cast("GRPOTrainer", weakref.proxy(trainer))  # the trainer refers to this object, and is large
         if trainer._dist.fsdp_version == 2 and trainer.ref_model is not None:
-            check_reference_model(trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
+            check_reference_model(trainer.accelerator.state.fsdp_plugin)
         if self.servers is not None and self._by_disk:
             trainer.use_vllm = True
             trainer._last_loaded_step = -1  # as in TRL: no weights have been sent yet
@@ -147,8 +138,8 @@ class PolicyEngine:
         trainer = self._trainer
         if isinstance(trainer.processing_class, ProcessorMixin):
             raise ValueError(
-                "processing_class: truncated rollouts are for text models, but this one has a multimodal processor. "
-                "Set truncated_rollout=False."
+                "processing_class: rollouts that are not TRL's are for text models, but this is multimodal. "
+                "Use a text model, or TRL's generation: GRPO, or Step-GRPO with truncated_rollout=False."
             )
         if not trainer.use_vllm:
             check_rollouts_in_process(
@@ -156,11 +147,6 @@ class PolicyEngine:
             )
         elif self.servers is None:
             self.colocated = VLLMColocatedEngine(trainer.vllm_generation.llm, trainer._tokenizer)
-
-    @property
-    def has_spare_slots(self) -> bool:
-        """Whether the engine runs more requests than completions. TRL gives a colocated vLLM one slot for each."""
-        return self.colocated is None
 
     @property
     def sampling_params(self) -> SamplingParams:
@@ -178,8 +164,8 @@ class PolicyEngine:
         """
         Return the seeds of this process's next `count` completions, or `None` if they are not seeded.
 
-        They are drawn from the run's seed, the update, the number of earlier calls in this update, and the position of
-        this process's completions in the batch of all processes.
+        They depend on the run's seed, the update, the number of earlier calls in this update, and the positions of the
+        completions in the batch of all processes, not on the number of processes.
         """
         trainer = self._trainer
         seeded = not trainer.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
@@ -216,7 +202,7 @@ class PolicyEngine:
                 gather_deepspeed3_params=self.args.ds3_gather_for_generation,
                 gradient_checkpointing_kwargs=cast("dict | None", self.args.gradient_checkpointing_kwargs),
             ) as model,
-            self.whole_parameters(),
+            whole_parameters(trainer),
         ):
             if self._in_process is None:
                 self._in_process = TransformersEngine(model, trainer._tokenizer)
@@ -224,17 +210,6 @@ class PolicyEngine:
                 yield self._in_process
             finally:
                 self._in_process.drop_prefix_cache()  # the weights are about to change
-
-    @contextmanager
-    def whole_parameters(self) -> Iterator[None]:
-        """Hold all parameters of a policy that FSDP2 shards. Every process must enter."""
-        trainer = self._trainer
-        if trainer._dist.fsdp_version != 2:
-            yield
-            return
-        reshard = trainer.accelerator.state.fsdp_plugin.reshard_after_forward
-        with whole_parameters(cast("PreTrainedModel", trainer.model_wrapped), reshard):
-            yield
 
     def sync_weights(self) -> None:
         """Send the policy's weights to vLLM if it has moved since, as TRL's `_generate_single_turn` does."""
@@ -250,13 +225,8 @@ class PolicyEngine:
         """
         Compare the servers' log-probabilities with the policy's, every `weight_sync_check_every` updates.
 
-        Args:
-            output (`Mapping[str, torch.Tensor]`):
-                TRL's output for a generation. It holds the policy's log-probabilities if TRL corrects for those of the
-                servers.
-
-        Raises:
-            [`WeightSyncError`]: If they differ, on every process.
+        TRL's `output` for a generation holds the policy's if TRL corrects for those of the servers. Raises
+        [`WeightSyncError`] on every process if they differ.
         """
         trainer = self._trainer
         every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, trainer.state.global_step

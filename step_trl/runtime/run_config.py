@@ -35,13 +35,12 @@ class RunConfig(GRPOConfig):
             an entropy bonus, a router's auxiliary loss, or images. With `False`, micro-batches are TRL's, and all
             results are bitwise equal to TRL's.
         seeded_rollouts (`bool`, *optional*):
-            Whether each completion of a rollout that is not TRL's has its own seed, drawn from `seed` and its position
-            in the batch of all processes, so that a run can be repeated. By default, this is on for in-process
-            generation and off for servers, as vLLM samples seeded requests one by one.
+            Whether each completion of a rollout that is not TRL's has its own seed, so that a run can be repeated. By
+            default, this is on for in-process generation and off for servers, as vLLM samples seeded requests one by
+            one.
         max_rollouts_in_flight (`int`, *optional*):
             The maximum number of concurrent rollouts per process, if they are not TRL's. By default, all of its batch.
-            A vLLM server runs `--max-num-seqs` requests at once; with more rollouts than that, probes wait for
-            thoughts to end. Keep some slots free.
+            With more rollouts than a vLLM server runs (`--max-num-seqs`), probes wait for thoughts to end.
         weight_sync (`str`, *optional*, defaults to `"nccl"`):
             How servers receive the policy's weights: `"nccl"` is TRL's way, for one server and GPUs; `"disk"` saves
             them to a folder that the servers read, for machines without NCCL and for several servers.

@@ -13,24 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Symptom(NamedTuple):
-    """
-    A metric that tells of a run without a learning signal.
+    """A metric that tells of a run without a learning signal."""
 
-    Attributes:
-        metric (`str`):
-            The key of the metric, as TRL and the trainers log it.
-        is_bad (`Callable[[float], bool]`):
-            Tells whether a value is a symptom.
-        advice (`str`):
-            What to tell the user.
-        only_from_start (`bool`):
-            Whether the value is a symptom only if it was so from the start.
-    """
-
-    metric: str
+    metric: str  # as TRL and the trainers log it
     is_bad: Callable[[float], bool]
     advice: str
-    only_from_start: bool = False
+    only_from_start: bool = False  # whether it is a symptom only if it was bad from the start
 
 
 SYMPTOMS = (
@@ -51,13 +39,7 @@ SYMPTOMS = (
 
 
 class SignalWarnings(TrainerCallback):
-    """
-    Warns once per symptom, at the first logging step that shows it.
-
-    Args:
-        symptoms (`Sequence[Symptom]`, *optional*):
-            Symptoms that only the method at hand has.
-    """
+    """Warns once per symptom, the method's own included, at the first logging step that shows it."""
 
     def __init__(self, symptoms: Sequence[Symptom] = ()):
         self.symptoms = (*SYMPTOMS, *symptoms)

@@ -34,16 +34,8 @@ class DiskSyncedGeneration(VLLMGeneration):
     """
     TRL's server mode without a process group: weights are sent over the disk, and completions over HTTP.
 
-    Args:
-        engine ([`~step_trl.rollout.engines.VLLMServerEngine`]):
-            The engine of the servers.
-        folder (`str` or `Path`):
-            The folder for the weights, seen under the same path by the main process and by every server.
-        generate_together (`bool`, *optional*, defaults to `True`):
-            Whether all processes call [`DiskSyncedGeneration.generate`] equally often, so that an error in one can end
-            the call in all. With tools, they call it a different number of times.
-        **kwargs:
-            Arguments of [`~trl.generation.vllm_generation.VLLMGeneration`].
+    The main process and every server see `folder` under the same path. `generate_together` says that all processes
+    call `generate` equally often, so that an error in one can end the call in all. With tools, they do not.
     """
 
     def __init__(self, *, engine: VLLMServerEngine, folder: str | Path, generate_together: bool = True, **kwargs: Any):
@@ -106,27 +98,11 @@ def check_log_probabilities(
     urls: Sequence[str],
 ) -> None:
     """
-    Compare the servers' log-probabilities with the policy's own.
+    Compare the servers' log-probabilities `(B, T)`, NaN where nothing was sampled, with the policy's own.
 
-    Args:
-        sampled (`torch.Tensor` of shape `(B, T)`):
-            The servers' log-probabilities, NaN where nothing was sampled.
-        policy (`torch.Tensor` of shape `(B, T)`):
-            The policy's log-probabilities, at the same temperature.
-        mask (`torch.Tensor` of shape `(B, T)`):
-            The mask of the tokens, 0 for padding.
-        support_is_whole (`bool`):
-            Whether tokens were sampled without top-p, top-k and min-p. These only raise log-probabilities, so with
-            them, only lower ones count as a difference.
-        tolerance (`float`):
-            The maximum mean difference, in nats.
-        tied_embeddings (`bool`):
-            Whether the model ties its embeddings, for the message.
-        urls (`Sequence[str]`):
-            The URLs of the servers, for the message.
-
-    Raises:
-        [`WeightSyncError`]: If the mean difference is greater than `tolerance`.
+    Both are at the same temperature, and `mask` is 0 for padding. Without `support_is_whole`, tokens were sampled with
+    top-p, top-k or min-p, which only raise log-probabilities, so that only lower ones count as a difference. A mean
+    difference of more than `tolerance` nats raises [`WeightSyncError`]. The other arguments are for its message.
     """
     counted = mask.bool() & ~sampled.isnan()
     if not counted.any():

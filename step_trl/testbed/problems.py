@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 
@@ -64,12 +65,7 @@ def parse_expression(expression: str) -> list[int]:
 
 def never_negative(terms: list[int]) -> bool:
     """Return whether every running total is at least 0: the testbed's traces contain no negative numbers."""
-    total = 0
-    for term in terms:
-        total += term
-        if total < 0:
-            return False
-    return True
+    return all(total >= 0 for total in accumulate(terms))
 
 
 def generate(split: Split, exclude: Collection[str] = ()) -> Iterator[dict]:

@@ -2,6 +2,8 @@
 
 from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
+from .critique_grpo import CritiqueGRPOTrainer
+from .critique_grpo_config import CritiqueGRPOConfig
 from .lapo import LAPOTrainer
 from .lapo_config import LAPOConfig
 from .nft import NFTTrainer
@@ -12,6 +14,8 @@ from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
 from .seed_grpo import SEEDGRPOTrainer
 from .seed_grpo_config import SEEDGRPOConfig
+from .spo import SPOTrainer
+from .spo_config import SPOConfig
 from .step_grpo import StepGRPOTrainer
 from .step_grpo_config import StepGRPOConfig
 
@@ -25,10 +29,14 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "lapo": (LAPOTrainer, LAPOConfig),
     "seed_grpo": (SEEDGRPOTrainer, SEEDGRPOConfig),
     "nft": (NFTTrainer, NFTConfig),
+    "spo": (SPOTrainer, SPOConfig),
+    "critique_grpo": (CritiqueGRPOTrainer, CritiqueGRPOConfig),
 }
 
 __all__ = [
     "METHODS",
+    "CritiqueGRPOConfig",
+    "CritiqueGRPOTrainer",
     "EfficientReasoningConfig",
     "EfficientReasoningTrainer",
     "LAPOConfig",
@@ -41,6 +49,8 @@ __all__ = [
     "SEEDGRPOTrainer",
     "SGRPOConfig",
     "SGRPOTrainer",
+    "SPOConfig",
+    "SPOTrainer",
     "StepGRPOConfig",
     "StepGRPOTrainer",
     "StepSelection",

@@ -9,16 +9,19 @@ here, including TRL's own hooks. What any long run needs is an attribute, not in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch.utils.data import Sampler
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from trl import GRPOTrainer
+from trl import GRPOTrainer, is_conversational
+from trl.chat_template_utils import parse_response
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id
 
@@ -29,9 +32,9 @@ from ..monitor.trace import Trace
 from ..monitor.workspace import Charts
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
-from ..rollout import Rollout
+from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine
-from ..runtime.checkpoints import resume_rollouts, save_unused_rollouts
+from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
 from ..runtime.policy_engine import PolicyEngine, loading_options
@@ -149,7 +152,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         `prompt_ids` and `num_generations`; [`policy_engine`] yields an engine with the policy's weights.
 
         Returns:
-            `list[Rollout]`, or `None` to let TRL generate.
+            `list[Rollout]`, or `None` to let TRL generate. Rollouts may have other prompts than those of the batch; a
+            method that returns such must also set `batch.rows` and `batch.rewards`.
         """
         return None
 
@@ -197,11 +201,94 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 The policy's log-probabilities, detached.
         """
 
+    # What a method has to keep, if it keeps something between two generations.
+
+    def method_state(self) -> dict[str, Any] | None:
+        """Return what a checkpoint must keep of the method on this process: built-in types and tensors."""
+        return None
+
+    def load_method_state(self, state: dict[str, Any]) -> None:
+        """Resume with what [`method_state`] has returned."""
+
     # What the hooks may use.
 
     def policy_engine(self) -> AbstractContextManager[Engine]:
         """Return a context manager that yields an engine with the policy's weights. Every process must enter."""
         return self._policy_engine.sampling()
+
+    def run_rollouts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        callbacks: Sequence[TruncationCallback] = (),
+        *,
+        speculative: bool = False,
+        seeds: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
+    ) -> list[Rollout]:
+        """
+        Sample a completion of each prompt from the policy, with the trainer's sampling parameters.
+
+        Every process must call this; each may have another number of prompts. The arguments are those of
+        [`~step_trl.rollout.DynamicTruncatedRollout`].
+        """
+        with self.policy_engine() as engine:
+            rollout = DynamicTruncatedRollout(
+                engine,
+                callbacks,
+                self.sampling_params,
+                # TRL's colocated vLLM has a slot for each completion, and a probe beside it would wait for another's.
+                speculative and self._policy_engine.colocated is None,
+                max_in_flight=self.args.max_rollouts_in_flight,
+            )
+            with self.status.following(rollout, len(prompts)) as note:
+                return rollout.run(prompts, seeds, note, budgets)
+
+    @property
+    def sampling_params(self) -> SamplingParams:
+        """Return the sampling parameters of the completions."""
+        return self._policy_engine.sampling_params
+
+    def seeds(self, count: int) -> list[int] | None:
+        """Return seeds for this process's next `count` completions, or `None` if they are not seeded."""
+        return self._policy_engine.seeds(count)
+
+    def score(
+        self,
+        completion_ids: list[list[int]],
+        rows: Sequence[dict[str, Any]],
+        prompt_ids: list[list[int]],
+    ) -> torch.Tensor:
+        """
+        Return the rewards `(N, F)` of further completions under each reward function, NaN where it returns `None`.
+
+        Nothing is logged. Every process must call this; each may have another number of completions.
+
+        Args:
+            completion_ids (`list[list[int]]` of length N):
+                The token ids of the completions.
+            rows (`Sequence[dict[str, Any]]` of length N):
+                The row of the data set that each of them belongs to.
+            prompt_ids (`list[list[int]]` of length N):
+                The token ids of their prompts.
+        """
+        most = max(1, *gather_object([len(rows)]))
+        missing = most - len(rows)  # TRL gathers as many from each process
+        all_rows = [*rows, *[self.batch.rows[0]] * missing]
+        all_ids = [*completion_ids, *[[self._tokenizer.pad_token_id]] * missing]
+        all_prompt_ids = [*prompt_ids, *self.batch.prompt_ids[:1] * missing]
+        logged = self._pending_extra_logs, self._pending_metrics
+        self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
+        try:
+            prompts = [row["prompt"] for row in all_rows]
+            completions = self._as_completions(prompts, all_prompt_ids, all_ids)
+            columns = super()._calculate_rewards(all_rows, prompts, completions, all_ids)
+        finally:
+            self._pending_extra_logs, self._pending_metrics = logged
+        return self.batch.local(columns)[: len(rows)]
+
+    def weighted_sum(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return the reward `(N,)` that reward columns `(N, F)` add up to, as in TRL. It is 0 if all are NaN."""
+        return (columns * self.reward_weights.to(columns.device)).nansum(dim=1)
 
     def old_logps(self, batch: Batch) -> torch.Tensor:
         """
@@ -209,7 +296,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
         Call this only in [`credit`]. It takes a forward pass if TRL has not computed them.
         """
-        inputs = batch.inputs
+        if batch.old_logps is None:
+            batch.old_logps = self._compute_old_logps(batch.inputs)
+        return batch.old_logps
+
+    def _compute_old_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
         if "old_per_token_logps" in inputs:
             return inputs["old_per_token_logps"]
         forward = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
@@ -254,7 +345,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
         totals = self.accelerator.reduce(torch.stack(totals), reduction="sum").tolist()
         for name, (total, count) in zip(values, totals, strict=True):
             if count:
-                self._metrics[self._mode][name].append(total / count)
+                self.log_metric(name, total / count)
+
+    def log_metric(self, name: str, value: float) -> None:
+        """Log a value that is the same on all processes."""
+        self._metrics[self._mode][name].append(value)
 
     def _add_reward_column(self, name: str, weight: float) -> None:
         """Add a column that [`reward_columns`] fills in."""
@@ -262,6 +357,27 @@ class EfficientReasoningTrainer(GRPOTrainer):
         self.reward_funcs.append(_no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
         self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
         self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
+
+    def _as_completions(
+        self, prompts: Sequence[Any], prompt_ids: list[list[int]], completion_ids: list[list[int]]
+    ) -> list[Any]:
+        """Decode completions as TRL's `_generate` does: to messages if the prompts consist of messages."""
+        if not is_conversational({"prompt": prompts[0]}):
+            return self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        if any(getattr(self._tokenizer, name, None) for name in ("response_template", "response_schema")):
+            return [
+                [parse_response(self._tokenizer, ids, prefix=prefix)]
+                for prefix, ids in zip(prompt_ids, completion_ids, strict=True)
+            ]
+        texts = self._tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+        return [[{"role": "assistant", "content": text}] for text in texts]
+
+    def _check_own_rollouts(self) -> None:
+        """Refuse what a method that samples by itself does not support."""
+        for name, given in (("rollout_func", self.rollout_func), ("tools", self.tools)):
+            if given:
+                raise ValueError(f"{name}: {self._name} samples completions itself. Leave it out, or use GRPO.")
+        self._policy_engine.check_own_rollouts()
 
     @property
     def _mode(self) -> str:
@@ -384,6 +500,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
         num_generations = cast("int", self.num_generations if training else self.num_generations_eval)
         self.batch = batch = Batch(self.accelerator, inputs, num_generations, training)
         output = super()._generate_and_score_completions(inputs)
+        if batch.rewards is not None:  # of other prompts than TRL has logged
+            logged = cast("deque[str]", self._logs["prompt"])
+            logged.extend(gather_object(self._tokenizer.batch_decode(batch.prompt_ids)))
         output |= {"correct": batch.local(batch.correct), "unscorable": batch.local(batch.unscorable)}
         self._policy_engine.check_weights(output)
         if training:
@@ -392,7 +511,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         output["advantages"] = self.credit(batch, output["advantages"])
         if training and self.args.probability_mask is not None:
             batch.exclude(~uncertain_tokens(self.old_logps(batch), self.args.probability_mask))
-        batch.inputs = {}  # its tensors are large
+        batch.inputs, batch.old_logps = {}, None  # these tensors are large
         if training:
             self.status.enter("update")
         return output
@@ -404,6 +523,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
+        prompt_ids[:] = [list(rollout.prompt_ids) for rollout in rollouts]
         self.batch.rollouts = None if self.tools else rollouts
         return [rollout.completion_ids for rollout in rollouts], [rollout.logprobs.tolist() for rollout in rollouts]
 
@@ -411,10 +531,14 @@ class EfficientReasoningTrainer(GRPOTrainer):
         batch = self.batch
         if batch.training:
             self.status.enter("rewards")
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if batch.rewards is None:
+            rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        else:
+            rewards_per_func = batch.gather(batch.rewards)
         batch.completions, batch.completion_ids = completions, completion_ids_list
         batch.correct = (rewards_per_func[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
         batch.unscorable = rewards_per_func.isnan().all(dim=1)
+        batch.scores = self.weighted_sum(rewards_per_func)
         self._note_verdicts(batch)
         for name, rewards in self.reward_columns(batch).items():
             # NaN if all others are, so that TRL leaves the row out.
@@ -465,13 +589,18 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return self._train_sampler
 
     def _save_checkpoint(self, model, trial):
-        save_unused_rollouts(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        save_unused_rollouts(self, folder)
+        save_method_state(folder, self.accelerator, self.method_state())
         super()._save_checkpoint(model, trial)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             resume_rollouts(self, self._train_sampler, Path(checkpoint))
+            state = load_method_state(Path(checkpoint), self.accelerator)
+            if state is not None:
+                self.load_method_state(state)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None):  # type: ignore[override]  # TRL's
         super().create_model_card(model_name, dataset_name, tags)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from trl import GRPOConfig
 
@@ -37,7 +37,6 @@ class EfficientReasoningConfig(RunConfig):
 
     # Maps the papers' symbols to fields. The papers call both the KL weight and the step penalty beta.
     _SYMBOLS: ClassVar[dict[str, str]] = {"G": "num_generations", "beta (KL)": "beta", "epsilon": "epsilon"}
-    WHOLE_GROUPS: ClassVar[bool] = False  # whether each process must sample whole groups
     _OWN_LENGTH_REWARDS: ClassVar[tuple[str, ...]] = ()  # length rewards that no other trainer can use
 
     _VALID_DICT_FIELDS = [*GRPOConfig._VALID_DICT_FIELDS, "length_reward_options"]
@@ -66,6 +65,22 @@ class EfficientReasoningConfig(RunConfig):
             raise ValueError(
                 f"probability_mask: {self.probability_mask} is not between 0 and 1. Set a probability such as 0.9, or "
                 "None to train on all tokens."
+            )
+        if self.whole_groups(self):
+            self._check_whole_groups()
+
+    @staticmethod
+    def whole_groups(options: Any) -> bool:
+        """Return whether each process must sample whole groups, with these options, which may be a `Namespace`."""
+        return False
+
+    def _check_whole_groups(self) -> None:
+        local = self.per_device_train_batch_size * cast("int", self.steps_per_generation)
+        if local % cast("int", self.num_generations):
+            raise ValueError(
+                f"num_generations: {local} completions per process, which is per_device_train_batch_size * "
+                f"steps_per_generation, are not whole groups of {self.num_generations}, and this method samples whole "
+                "groups on each process. Set a multiple."
             )
 
     def length_options(self) -> dict[str, Any]:
@@ -100,3 +115,22 @@ class EfficientReasoningConfig(RunConfig):
 
     def _describe_length_reward(self) -> list[str]:
         return [] if self.length_reward is None else [f"{self.length_reward_weight:g} {self.length_reward}"]
+
+
+def check_own_rollouts(args: EfficientReasoningConfig, remedy: str = "") -> None:
+    """Refuse options of TRL's generation that a method which samples by itself would ignore."""
+    unsupported = [
+        ("repetition_penalty", 1.0),
+        ("generation_kwargs", None),
+        ("cache_implementation", None),
+        ("use_transformers_continuous_batching", False),
+        ("vllm_structured_outputs_regex", None),
+    ]
+    if args.use_vllm and args.vllm_mode == "colocate":
+        unsupported += [("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)]
+    for name, neutral in unsupported:
+        if getattr(args, name) != neutral:
+            raise ValueError(
+                f"{name}: {getattr(args, name)!r} is not supported by rollouts that are not TRL's. Leave it at "
+                f"{neutral!r}{remedy}."
+            )

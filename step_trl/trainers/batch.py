@@ -29,18 +29,25 @@ class Batch:
         training (`bool`):
             Whether the batch is for training, not for evaluation.
         prompt_ids (`list[list[int]]`):
-            The token ids of the prompts, from `sample` on. With tools, those of this turn.
+            The token ids of the prompts, from `sample` on. With tools, those of this turn. After `sample`, those of
+            its rollouts.
         rollouts (`list[Rollout]`, *optional*):
             The result of `sample`; `None` if TRL generated the completions, and with tools.
+        rewards (`list[list[float]]`, *optional*):
+            The reward columns `(B, F)` of the completions if `sample` has computed them.
         completions (`list`), completion_ids (`list[list[int]]`):
             The completions of this process, as messages or text, and their token ids, from `reward_columns` on.
         correct (`torch.BoolTensor` of shape `(B_global,)`):
             Which completions are correct, from `reward_columns` on.
         unscorable (`torch.BoolTensor` of shape `(B_global,)`):
             Which completions no reward function has scored, from `reward_columns` on.
+        scores (`torch.Tensor` of shape `(B_global,)`):
+            The weighted sum of the given reward functions, without `reward_columns`, from there on.
         inputs (`dict[str, Any]`):
             The inputs of the loss, in `credit`; empty before and after. Tensors of shape `(B, ...)` that are added
             here are passed to `before_loss`, split into micro-batches.
+        old_logps (`torch.Tensor` of shape `(B, T)`, *optional*):
+            The log-probabilities under the policy that sampled, in `credit`, once they have been computed.
     """
 
     accelerator: Accelerator
@@ -49,11 +56,14 @@ class Batch:
     training: bool
     prompt_ids: list[list[int]] = field(default_factory=list)
     rollouts: list[Rollout] | None = None
+    rewards: list[list[float]] | None = None
     completions: list[Any] = field(default_factory=list)
     completion_ids: list[list[int]] = field(default_factory=list)
     correct: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
     unscorable: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))
+    scores: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     inputs: dict[str, Any] = field(default_factory=dict)
+    old_logps: torch.Tensor | None = None
 
     @property
     def groups(self) -> torch.Tensor:

@@ -33,16 +33,10 @@ class SolutionLengths(TrainerCallback):
     """
     Tokens that a solution of each problem takes: the mapping M of the paper, eq. 3 and 8.
 
-    Saved as `lapo_lengths.json` with each checkpoint and at the end of a training, and read where one resumes.
-
-    Args:
-        unsolved (`int`):
-            Tokens of a problem that was not solved, the longest completion.
-        refine (`bool`):
-            As in the second stage: a median only replaces a longer one (eq. 8), and a problem that is not solved this
-            time keeps its own. Otherwise the last median holds (eq. 3).
-        file (`str` or `Path`, *optional*):
-            Lengths to begin with.
+    Saved as `lapo_lengths.json` with each checkpoint and at the end of a training, and read where one resumes. A
+    problem that was not solved has `unsolved` tokens, the longest completion. With `refine`, as in the second stage, a
+    median only replaces a longer one (eq. 8), and a problem that is not solved this time keeps its own. Otherwise the
+    last median holds (eq. 3). A `file` has lengths to begin with.
     """
 
     def __init__(self, unsolved: int, refine: bool, file: str | Path | None = None):
@@ -60,15 +54,7 @@ class SolutionLengths(TrainerCallback):
         return self._tokens.get(key, self.unsolved)
 
     def record(self, keys: Iterable[str], lengths: Iterable[int], correct: Iterable[bool]) -> None:
-        """
-        Take in the completions of an update.
-
-        Args:
-            keys (`Iterable[str]`):
-                Problem of each completion.
-            lengths (`Iterable[int]`), correct (`Iterable[bool]`):
-                Its tokens, and whether its answer is right.
-        """
+        """Take in the completions of an update: of each, its problem, its tokens, and whether it is correct."""
         solutions: defaultdict[str, list[int]] = defaultdict(list)
         for key, length, right in zip(keys, lengths, correct, strict=True):
             solutions[key] += [length] if right else []
@@ -107,21 +93,6 @@ class LAPOTrainer(EfficientReasoningTrainer):
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` a [`LAPOConfig`]. In the second stage, `model` is
     the model of the first one.
-
-    Example:
-
-    ```python
-    from step_trl import LAPOConfig, LAPOTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = LAPOTrainer(
-        load_model(),
-        args=LAPOConfig("lapo", max_completion_length=160, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "lapo"]
@@ -180,18 +151,7 @@ class LAPOTrainer(EfficientReasoningTrainer):
 
 def state_length(prompt_ids: list[int], tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """
-    State a number of tokens in the opening of a prompt's thought.
-
-    Args:
-        prompt_ids (`list[int]`):
-            The prompt, which may or may not open the thought.
-        tokens (`int`):
-            The number to state.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer of the prompt.
-
-    Returns:
-        `list[int]`: with "I will answer the question with 512 tokens." after `<think>`.
+    Add "I will answer the question with 512 tokens." to a prompt, after a `<think>` that the prompt may already have.
     """
     opened = str(tokenizer.decode(prompt_ids[-8:])).rstrip().endswith(THINK_START)
     stated = f"I will answer the question with {tokens} tokens."

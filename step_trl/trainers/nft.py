@@ -28,21 +28,6 @@ class NFTTrainer(EfficientReasoningTrainer):
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`NFTConfig`]. Reward functions after the
     first one are only logged.
-
-    Example:
-
-    ```python
-    from step_trl import NFTConfig, NFTTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = NFTTrainer(
-        load_model(),
-        args=NFTConfig("nft", num_iterations=2, max_completion_length=400, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "nft"]

@@ -20,16 +20,8 @@ class NFTConfig(EfficientReasoningConfig):
     The default of `loss_type` gives Dr.GRPO's normaliser, which uses a constant number of tokens, as the paper's does.
 
     Args:
-        clamp_negative (`float`, *optional*, defaults to `1.0`):
-            Epsilon: the lower bound on a failed token's likelihood ratio in the loss. The gradient is not clamped.
-        negative_weight (`float`, *optional*, defaults to `1.0`):
-            The weight of failed completions. `0.0` is RFT, which trains on correct ones alone. The paper suggests 0.5
-            for a 32B model.
-        omega (`int`, *optional*, defaults to `1`):
-            The weight of a group whose share of correct completions is r: `0` for 1, `1` for `1 - r`, `2` for
-            `sqrt((1 - r) / r)`. On policy, 1 is Dr.GRPO and 2 is GRPO.
-        sequence_level (`bool`, *optional*, defaults to `False`):
-            Whether likelihood ratios are computed per completion instead of per token.
+        clamp_negative, negative_weight, omega, sequence_level (*optional*):
+            As in [`~step_trl.losses.nft_loss`]. The paper suggests a `negative_weight` of 0.5 for a 32B model.
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"epsilon": "clamp_negative", "omega": "omega"}

@@ -25,21 +25,6 @@ class SGRPOTrainer(StepGRPOTrainer):
     `s_grpo_length_reward`.
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` an [`SGRPOConfig`], except for `rollout_func`.
-
-    Example:
-
-    ```python
-    from step_trl import SGRPOConfig, SGRPOTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = SGRPOTrainer(
-        load_model(),
-        args=SGRPOConfig("s-grpo", max_completion_length=400, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "s-grpo"]
@@ -66,10 +51,7 @@ class SGRPOTrainer(StepGRPOTrainer):
 
     def sample(self, batch):
         with self.policy_engine() as engine:
-            rollout = SerialGroupRollout(
-                engine, self._policy_engine.sampling_params, max_in_flight=self.args.max_rollouts_in_flight
-            )
-            seeds = self._policy_engine.seeds(len(batch.prompt_ids))
-            rollouts = rollout.run(batch.prompt_ids, batch.num_generations, seeds)
+            rollout = SerialGroupRollout(engine, self.sampling_params, max_in_flight=self.args.max_rollouts_in_flight)
+            rollouts = rollout.run(batch.prompt_ids, batch.num_generations, self.seeds(len(batch.prompt_ids)))
         self._log_rollouts(rollouts)
         return rollouts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 from .step_grpo_config import StepGRPOConfig
 
@@ -18,14 +17,10 @@ class SGRPOConfig(StepGRPOConfig):
     Args:
         length_reward (`str`, *optional*, defaults to `"s_grpo"`):
             The reward that halves with each correct answer of a group, see [`~step_trl.rewards.s_grpo_reward`].
-        accuracy_weight (`float`, *optional*, defaults to `1.0`), step_reward (`bool`, *optional*, defaults to
-            `False`), format_reward (`bool`, *optional*, defaults to `False`):
-            As in [`StepGRPOConfig`]. S-GRPO does not use Step-GRPO's own rewards.
-        scale_rewards (`str`, *optional*, defaults to `"none"`):
-            As in [`~trl.GRPOConfig`]: advantages are not divided by a standard deviation.
+        accuracy_weight, step_reward, format_reward, scale_rewards (*optional*):
+            As in [`StepGRPOConfig`] and [`~trl.GRPOConfig`], but 1.0, `False`, `False` and `"none"` by default.
     """
 
-    WHOLE_GROUPS = True
     _OWN_LENGTH_REWARDS = ("s_grpo",)
 
     length_reward: str | None = field(
@@ -41,16 +36,10 @@ class SGRPOConfig(StepGRPOConfig):
         super().__post_init__(serial_group)
         if not self.truncated_rollout:
             raise ValueError("truncated_rollout: S-GRPO needs its exits. Leave it at True, or use StepGRPOTrainer.")
-        self._check_whole_groups()
 
-    def _check_whole_groups(self) -> None:
-        local = self.per_device_train_batch_size * cast("int", self.steps_per_generation)
-        if local % cast("int", self.num_generations):
-            raise ValueError(
-                f"num_generations: {local} completions per process, which is per_device_train_batch_size * "
-                f"steps_per_generation, are not whole groups of {self.num_generations}, and S-GRPO samples whole "
-                "groups on each process. Set a multiple."
-            )
+    @staticmethod
+    def whole_groups(options):
+        return True
 
     def describe(self):
         return ["groups are exits from one thought", *self._describe_reward()]

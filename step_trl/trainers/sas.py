@@ -32,14 +32,6 @@ class StepSelector:
     and optimisation not aligned, or vLLM). Otherwise, it is measured with the log-probabilities of the loss's own
     forward pass, which are those of the same policy, as it has not changed since the rollout. There is never a second
     forward pass.
-
-    Args:
-        options ([`StepSelection`]):
-            The options of the method.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The policy's tokenizer.
-        segmenter ([`~step_trl.steps.Segmenter`], *optional*):
-            The segmenter that defines the steps. By default, `step_delimiter` ends a step, and `</think>` the last.
     """
 
     def __init__(self, options: StepSelection, tokenizer: PreTrainedTokenizerBase, segmenter: Segmenter | None = None):
@@ -83,23 +75,12 @@ class SASTrainer(EfficientReasoningTrainer):
     reward requires a closed thought.
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            The reward functions, by default math accuracy after `</think>`. The first one tells which completions are
-            correct (more than 0.5). To compare with another trainer, give it the same reward:
-            `require_end_of_thinking=True`.
-        args ([`SASConfig`], *optional*):
-            The configuration.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
+        model, reward_funcs, args, train_dataset, **kwargs:
+            As in [`EfficientReasoningTrainer`], with `args` a [`SASConfig`]. To compare with another trainer, give it
+            the same reward: `require_end_of_thinking=True`.
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
             The segmenter that defines the steps, instead of `step_delimiter`. Tokens whose step id is -1 are not part
             of the selection.
-        **kwargs:
-            Further arguments of [`~trl.GRPOTrainer`].
 
     Example:
 
@@ -147,19 +128,8 @@ class SASTrainer(EfficientReasoningTrainer):
     }
     args: SASConfig
 
-    def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        *,
-        segmenter=None,
-        **kwargs,
-    ):
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+    def __init__(self, model, *args, segmenter=None, **kwargs):
+        super().__init__(model, *args, **kwargs)
         self.step_selector = StepSelector(self.args, self._tokenizer, segmenter)
         self.monitor.segmenter = self.step_selector.segmenter
 

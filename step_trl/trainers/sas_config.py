@@ -28,13 +28,8 @@ class StepSelection:
             `1.0` of its earlier version, is given to the `ceil((1 - r) * N)` most confident ones.
         selection (`str`, *optional*, defaults to `"both"`):
             The completions whose steps are selected: `"both"`, `"correct"` or `"failed"`.
-        criterion (`str`, *optional*, defaults to `"confidence"`):
-            The criterion for selecting steps: `"confidence"`, or `"random"` as a control.
-        granularity (`str`, *optional*, defaults to `"step"`):
-            The unit of selection: `"step"`, or `"token"` to treat each token of the thought as a step.
-        selection_bug_compatible (`bool`, *optional*, defaults to `False`):
-            Whether to reproduce the released code: all steps of correct completions lose their advantage, and those of
-            failed ones keep it.
+        criterion, granularity, selection_bug_compatible (*optional*):
+            As in [`~step_trl.advantages.select_step_advantages`].
     """
 
     selection_ratio: float = field(default=0.3, metadata={"help": "The share r of steps that lose their advantage."})

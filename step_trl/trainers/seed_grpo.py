@@ -31,21 +31,6 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
     advantages.
 
     Takes the arguments of [`EfficientReasoningTrainer`], with `args` a [`SEEDGRPOConfig`].
-
-    Example:
-
-    ```python
-    from step_trl import SEEDGRPOConfig, SEEDGRPOTrainer
-    from step_trl.testbed import load_dataset, load_model, load_tokenizer
-
-    trainer = SEEDGRPOTrainer(
-        load_model(),
-        args=SEEDGRPOConfig("seed-grpo", alpha=1.0, max_completion_length=400, bf16=False),
-        train_dataset=load_dataset("train"),
-        processing_class=load_tokenizer(),
-    )
-    trainer.train()
-    ```
     """
 
     _tag_names = ["trl", "seed-grpo"]
@@ -85,7 +70,7 @@ class SEEDGRPOTrainer(EfficientReasoningTrainer):
         scale = seed_scale(entropy, size, args.alpha, args.f, args.gamma)
         answers_per_group = clusters.view(-1, size).amax(dim=1) + 1
         for name, values in (("entropy", entropy), ("scale", scale), ("clusters", answers_per_group)):
-            self._metrics["train"][f"seed/{name}"].append(values.float().mean().item())
+            self.log_metric(f"seed/{name}", values.float().mean().item())
         return advantages * batch.local(scale).to(advantages.dtype)
 
     def _mean_logps(self, batch: Batch) -> torch.Tensor:

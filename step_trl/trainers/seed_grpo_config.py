@@ -21,16 +21,12 @@ class SEEDGRPOConfig(EfficientReasoningConfig):
         alpha (`float`, *optional*, defaults to `0.02`):
             How strongly disagreement weakens the update. With the paper's 0.02, the factor is between 0.98 and 1; with
             1.0, a group whose answers all differ is not trained on.
-        f (`str`, *optional*, defaults to `"linear"`):
-            The form of the factor: `"linear"`, `"exponential"`, `"focal"` or `"inverse"`, see
-            [`~step_trl.advantages.seed_scale`].
-        gamma (`float`, *optional*, defaults to `2.0`):
-            The exponent of `f="focal"`.
-        estimator (`str`, *optional*, defaults to `"count"`):
-            How the probability mass of an answer is estimated: `"count"` uses its share of the completions,
-            `"likelihood"` the completions' length-normalised probabilities.
-        entropy (`str`, *optional*, defaults to `"eq5"`):
-            The entropy that is computed from the masses: `"eq5"`, as in the paper, or `"shannon"`.
+        f (`str`, *optional*, defaults to `"linear"`), gamma (`float`, *optional*, defaults to `2.0`):
+            The form of the factor, `"linear"`, `"exponential"`, `"focal"` or `"inverse"`, and the exponent of
+            `"focal"`, see [`~step_trl.advantages.seed_scale`].
+        estimator (`str`, *optional*, defaults to `"count"`), entropy (`str`, *optional*, defaults to `"eq5"`):
+            How the masses of the answers are estimated, `"count"` or `"likelihood"`, and the entropy that is computed
+            from them, `"eq5"` or `"shannon"`, see [`~step_trl.advantages.semantic_entropy`].
     """
 
     _SYMBOLS = EfficientReasoningConfig._SYMBOLS | {"alpha": "alpha", "f": "f"}

@@ -19,8 +19,8 @@ import torch
 
 from ..rewards import format_reward, step_efficiency_reward
 from ..rewards.step_efficiency import Baseline
-from ..rollout import ConfidenceTruncation, DynamicTruncatedRollout, Rollout, TruncationCallback
-from ..rollout.metrics import length_totals, rollout_metrics, tokens_saved
+from ..rollout import ConfidenceTruncation, Rollout, TruncationCallback
+from ..rollout.metrics import rollout_metrics
 from ..runtime.signal_warnings import Symptom
 from ..steps import TriggerSegmenter
 from .base import EfficientReasoningTrainer
@@ -42,24 +42,14 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     are generated, and two more reward columns, `step_efficiency` and `format_reward`.
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The policy.
-        reward_funcs (`RewardFunc` or `list[RewardFunc]`, *optional*):
-            The reward functions, by default math accuracy. The first one is the correctness signal (correct when more
-            than 0.5), weighted by alpha. Further ones are added with their `reward_weights`.
-        args ([`StepGRPOConfig`], *optional*):
-            The configuration.
-        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt` and, for the default reward, `solution`.
-        eval_dataset, processing_class (*optional*):
-            As in [`~trl.GRPOTrainer`].
+        model, reward_funcs, args, train_dataset, **kwargs:
+            As in [`EfficientReasoningTrainer`], with `args` a [`StepGRPOConfig`]. Its `accuracy_weight` multiplies the
+            weight of the correctness signal. A `rollout_func` replaces the truncated rollout.
         truncation_callbacks (`Sequence[TruncationCallback]`, *optional*):
             The callbacks that decide where rollouts stop in training. By default, a [`ConfidenceTruncation`] with the
             options of `args`.
         segmenter ([`~step_trl.steps.Segmenter`], *optional*):
             The segmenter that defines the steps, instead of `triggers`. Its matches count as trigger words do.
-        **kwargs:
-            Further arguments of [`~trl.GRPOTrainer`]. A `rollout_func` replaces the truncated rollout.
 
     Example:
 
@@ -112,20 +102,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     args: StepGRPOConfig
     truncation_callbacks: list[TruncationCallback]
 
-    def __init__(
-        self,
-        model,
-        reward_funcs=None,
-        args=None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        *,
-        truncation_callbacks=None,
-        segmenter=None,
-        **kwargs,
-    ):
-        super().__init__(model, reward_funcs, args, train_dataset, eval_dataset, processing_class, **kwargs)
+    def __init__(self, model, *args, truncation_callbacks=None, segmenter=None, **kwargs):
+        super().__init__(model, *args, **kwargs)
         self._check_who_samples(truncation_callbacks)
         self._truncates = self.args.truncated_rollout and self.rollout_func is None
         if self._truncates:
@@ -137,7 +115,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             )
         self._segmenter = TriggerSegmenter(self._tokenizer, self.args.triggers) if segmenter is None else segmenter
         self.monitor.segmenter = self._segmenter
-        self._length_totals = torch.zeros(2, 2)  # of this process's rollouts since the last rewards
+        # Of this process's rollouts since the last rewards: tokens and number of natural and of truncated ones.
+        self._length_totals = torch.zeros(2, 2)
         self.step_selector: StepSelector | None = None
         if (selection := self.args.step_selection()) is not None:
             self.step_selector = StepSelector(selection, self._tokenizer)
@@ -185,18 +164,12 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     def sample(self, batch):
         if not self._truncates:
             return None
-        with self.policy_engine() as engine:
-            rollout = DynamicTruncatedRollout(
-                engine,
-                self.truncation_callbacks,
-                self._policy_engine.sampling_params,
-                # Without spare slots, a probe beside a thought would wait until another rollout ends.
-                self.args.speculative_probing and self._policy_engine.has_spare_slots,
-                max_in_flight=self.args.max_rollouts_in_flight,
-            )
-            seeds = self._policy_engine.seeds(len(batch.prompt_ids))
-            with self.status.following(rollout, len(batch.prompt_ids)) as note:
-                rollouts = rollout.run(batch.prompt_ids, seeds, note)
+        rollouts = self.run_rollouts(
+            batch.prompt_ids,
+            self.truncation_callbacks,
+            speculative=self.args.speculative_probing,
+            seeds=self.seeds(len(batch.prompt_ids)),
+        )
         self._log_rollouts(rollouts)
         return rollouts
 
@@ -227,13 +200,13 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
             self.step_selector.select(self, inputs, logps)
 
     def _log_rollouts(self, rollouts: list[Rollout]) -> None:
-        for name, values in rollout_metrics(rollouts, self.args.confidence_threshold).items():
+        metrics = rollout_metrics(rollouts, self.args.confidence_threshold)
+        for name, values in metrics.items():
             for value in values:
                 self._log_metric(f"step_grpo/{name}", value)
-        confidences = [probe.confidence for rollout in rollouts for probe in rollout.probes]
-        known = [confidence for confidence in confidences if confidence is not None]
-        self.monitor.observe("step_grpo/confidence/histogram", known)
-        self._length_totals += length_totals(rollouts)
+        self.monitor.observe("step_grpo/confidence/histogram", metrics["confidence/mean"])
+        for rollout in rollouts:
+            self._length_totals[int(rollout.truncated)] += torch.tensor([float(len(rollout.completion_ids)), 1.0])
 
     def _log_steps(self, local_steps: list[int], num_steps: torch.Tensor) -> None:
         metrics, correct = self._metrics[self._mode], self.batch.correct
@@ -248,7 +221,8 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
         """Log what early exits saved, and which completions had one."""
         if self._truncates and batch.training:
             totals = self.accelerator.reduce(self._length_totals.to(self.accelerator.device), reduction="sum")
-            if not math.isnan(saved := tokens_saved(totals)):
+            natural, truncated = (totals[:, 0] / totals[:, 1]).tolist()
+            if not math.isnan(saved := natural - truncated):
                 self._metrics["train"]["step_grpo/tokens_saved"].append(saved)
             self._length_totals = torch.zeros(2, 2)
         if batch.rollouts is not None:

@@ -6,7 +6,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from ..rollout import ConfidenceTruncation
-from .base_config import EfficientReasoningConfig
+from .base_config import EfficientReasoningConfig, check_own_rollouts
 from .sas_config import StepSelection, check_loss_type
 
 
@@ -28,34 +28,16 @@ class StepGRPOConfig(EfficientReasoningConfig):
             `"paper"` probes as the paper describes it, `"released"` as its released code does. It sets `triggers`,
             `answer_prompt`, `max_probes`, `keep_trigger`, `keep_probe_answer`, `require_probe_end`,
             `skip_probe_tokens` and `exit_margin`. Each of these that you set yourself keeps your value.
-        triggers (`list[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            The words that open a semantic step. Released: `("Wait",)`.
+        triggers, answer_prompt, max_probe_tokens, max_probes (*optional*):
+            Where an answer is induced, and how, as in [`ConfidenceTruncation`].
+        keep_trigger, keep_probe_answer, require_probe_end, skip_probe_tokens, exit_margin, early_rejection:
+            What counts as an answer, and what is kept of it, as in [`ConfidenceTruncation`].
         confidence_threshold (`float`, *optional*, defaults to `0.95`):
             Delta: a rollout stops when the confidence of its induced answer is strictly greater.
-        answer_prompt (`str`, *optional*, defaults to `"\n</think>\n\nThe final answer is"`):
-            The text that induces an answer. Without `</think>`, it probes inside the open thought, as the released one
-            does: `"\n**Final Answer**\n\\boxed"`.
-        max_probe_tokens (`int`, *optional*, defaults to `20`):
-            The maximum number of tokens of an induced answer.
-        max_probes (`int`, *optional*):
-            The maximum number of probes per rollout. No limit by default. Released: `10`.
-        keep_trigger (`bool`, *optional*, defaults to `True`):
-            Whether the trigger word stays in the path and in the probe's context. Released: `False`.
-        keep_probe_answer (`bool`, *optional*, defaults to `True`):
-            Whether to keep the confident answer. Otherwise, the thought is closed and a new answer is sampled.
-            Released: `False`.
-        require_probe_end (`bool`, *optional*, defaults to `False`):
-            Whether an induced answer that does not end within `max_probe_tokens` has confidence 0. Released: `True`.
-        skip_probe_tokens (`int`, *optional*, defaults to `0`):
-            The number of tokens at the start of an induced answer that are left out of its confidence. Released: `1`.
-        exit_margin (`int`, *optional*, defaults to `0`):
-            Stop without a probe at a trigger with at most this many tokens of the budget left. Released: `50`.
         speculative_probing (`bool`, *optional*, defaults to `True`):
             Whether a thought continues while its probe runs. This does not change the result, except for the draws of
             seeded rollouts on a vLLM server: its seeds belong to requests, and a thought that continues is one
             request.
-        early_rejection (`bool`, *optional*, defaults to `True`):
-            Whether to abort a probe once it cannot reach the threshold. This does not change the result.
         accuracy_weight (`float`, *optional*, defaults to `0.9`):
             Alpha: the weight of accuracy and efficiency. The format has the weight 1 - alpha. These weights also apply
             if some of `truncated_rollout`, `step_reward` and `format_reward` are off, as in the paper's ablations.
@@ -67,12 +49,8 @@ class StepGRPOConfig(EfficientReasoningConfig):
         truncated_rollout (`bool`, *optional*, defaults to `True`):
             Whether to truncate rollouts in training. Evaluation never truncates, so it shows what the model does by
             itself. A `rollout_func` of the trainer replaces the truncated rollout.
-        serial_group (`bool`, *optional*):
-            No longer an option: use [`SGRPOTrainer`] for S-GRPO.
-        step_reward (`bool`, *optional*, defaults to `True`):
-            Whether to use the efficiency term of the reward.
-        format_reward (`bool`, *optional*, defaults to `True`):
-            Whether to use the format term of the reward.
+        step_reward (`bool`, *optional*, defaults to `True`), format_reward (`bool`, *optional*, defaults to `True`):
+            Whether to use the efficiency and the format term of the reward.
         train_on_injected_tokens (`bool`, *optional*, defaults to `True`):
             Whether to keep the tokens that were not sampled from the policy (injected text, induced answers) in the
             loss. This teaches the model to stop by itself.
@@ -137,7 +115,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
         default="correct", metadata={"help": "The completions whose mean number of steps is mu: 'correct' or 'all'."}
     )
     truncated_rollout: bool = field(default=True, metadata={"help": "Truncate rollouts in training."})
-    serial_group: InitVar[bool | None] = None
+    serial_group: InitVar[bool | None] = None  # no longer an option: fails with the name of the new trainer
     step_reward: bool = field(default=True, metadata={"help": "Use the efficiency term of the reward."})
     format_reward: bool = field(default=True, metadata={"help": "Use the format term of the reward."})
     train_on_injected_tokens: bool = field(default=True, metadata={"help": "Keep injected tokens in the loss."})
@@ -152,7 +130,7 @@ class StepGRPOConfig(EfficientReasoningConfig):
         super().__post_init__()
         self._check_ranges()
         if self.truncated_rollout:
-            self._check_rollout()
+            check_own_rollouts(self, ", or set truncated_rollout=False")
         selection = self.step_selection()
         if selection is not None:
             selection.validate()
@@ -228,21 +206,3 @@ class StepGRPOConfig(EfficientReasoningConfig):
             raise ValueError(f"max_probes: {self.max_probes} allows no probe. Set truncated_rollout=False instead.")
         if self.step_baseline not in ("correct", "all"):
             raise ValueError(f"step_baseline: {self.step_baseline!r} is not known. Set 'correct' or 'all'.")
-
-    def _check_rollout(self) -> None:
-        """Refuse options of the parent class that a truncated rollout would ignore."""
-        unsupported = [
-            ("repetition_penalty", 1.0),
-            ("generation_kwargs", None),
-            ("cache_implementation", None),
-            ("use_transformers_continuous_batching", False),
-            ("vllm_structured_outputs_regex", None),
-        ]
-        if self.use_vllm and self.vllm_mode == "colocate":
-            unsupported += [("vllm_tensor_parallel_size", 1), ("vllm_enable_sleep_mode", False)]
-        for name, neutral in unsupported:
-            if getattr(self, name) != neutral:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r} is not supported by the truncated rollout. Leave it at "
-                    f"{neutral!r}, or set truncated_rollout=False."
-                )

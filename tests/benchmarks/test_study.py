@@ -1,7 +1,9 @@
 """The study at its smallest: two arms, one update each."""
 
+import importlib
 import json
 import random
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -31,6 +33,16 @@ def test_tables_come_before_sweeps_and_seeds_one_after_another():
     assert [name for name, _ in order[: tables // 2]] == [arm.name for arm in ARMS if not arm.sweep][: tables // 2]
     with pytest.raises(ValueError, match=r"arms: \['dapo'\] are not known"):
         jobs([0], ["dapo"])
+
+
+def test_an_unknown_arm_is_an_error_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["study", "--arms", "dapo", "--page", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module("study.__main__").main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "python benchmarks/study: error: arms: ['dapo'] are not known. Choose from grpo, grpo-short"
+    )
 
 
 def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_rows):

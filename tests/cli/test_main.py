@@ -4,7 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pandas as pd
@@ -67,7 +67,17 @@ def test_help_has_the_fields_of_each_configuration(kind):
     for name, one in found.items():
         assert one.help == real[name].metadata["help"]
         if one.default is not None and kind is not StepGRPOConfig:
-            assert one.default == repr(real[name].default)
+            default = real[name].default
+            assert one.default == repr(real[name].default_factory() if default is MISSING else default)
+
+
+def test_help_of_an_evaluation_has_its_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    told = capsys.readouterr().out
+    assert all(
+        f"by default {default}" in " ".join(told.split()) for default in ("transformers", 1, 0.6, 0.95, 32768, 64)
+    )
 
 
 def test_help_is_about_a_trainer(capsys):
@@ -115,6 +125,7 @@ def made(folder):
         ([*EVAL, "--n", "0"], r"seeds: \[\] are not 0 different seeds"),
         ([*EVAL, "--seeds", "1", "1", "--n", "2"], r"seeds: \[1, 1\] are not 2 different seeds"),
         ([*EVAL, "--max-tokens", "5000"], "max_tokens: 5000 after a prompt of"),
+        ([*EVAL, "--truncate", "1.2"], "truncate: 1.2 is not between 0 and 1"),
         ([*EVAL, "--vanilla", "empty"], "vanilla: empty holds no samples"),
         ([*EVAL, "--temperature", "-1"], "temperature: -1"),
         (["train"], f"trainer: None is not known. Set one of {', '.join(METHODS)}, distill"),

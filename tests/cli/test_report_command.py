@@ -1,5 +1,7 @@
 """`step-trl report` on folders of real evaluations and a training."""
 
+import shutil
+
 import pandas as pd
 import pytest
 from markdown_tables import unpadded
@@ -59,6 +61,19 @@ def test_evaluations_and_trainings_side_by_side(runs, tmp_path, capsys):
 def test_evaluations_alone(runs, tmp_path):
     report(tmp_path, runs / "vanilla", runs / "other")
     assert not (tmp_path / "training.png").exists()
+
+
+def test_benchmarks_are_in_the_order_of_the_evaluation(runs, tmp_path):
+    """Whichever samples were finished, and saved, first."""
+    shutil.copytree(runs / "vanilla", tmp_path / "vanilla")
+    paths = sorted((tmp_path / "vanilla").glob("samples-*.parquet"))
+    backwards = pd.concat([pd.read_parquet(path) for path in paths])[::-1]
+    for path in paths[1:]:
+        path.unlink()
+    backwards.to_parquet(paths[0], index=False)
+    report(tmp_path / "out", tmp_path / "vanilla")
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv", index_col="benchmark")
+    assert list(summary.index) == ["easy", "hard", "overall"]
 
 
 def test_what_is_refused(runs, tmp_path, capsys):

@@ -159,3 +159,14 @@ def test_what_is_wrong_is_named(tmp_path):
         write_jsonl(tmp_path / "splits" / f"{split}.jsonl", [{"problem": "?", "answer": "1"}])
     with pytest.raises(ValueError, match="has the splits train, validation, but not test"):
         load_benchmark("math500", tmp_path / "splits")
+
+
+def test_a_data_set_that_cannot_be_loaded_is_named(monkeypatch):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'HuggingFaceH4/MATH-500' on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(
+        ValueError, match=r"math500: HuggingFaceH4/MATH-500 cannot be loaded: Couldn't .* Set `source`"
+    ):
+        load_benchmark("math500")

@@ -258,12 +258,15 @@ def test_worker_killed_between_calls_is_replaced(pool):
 
 
 def test_interrupted_call_leaves_no_stale_reply(pool, monkeypatch):
+    ask_all = correctness.ThreadPoolExecutor.map
+
     def interrupt(*args):
+        ask_all(*args)
         raise KeyboardInterrupt
 
     assert is_correct(r"\boxed{\frac{1}{2}}", "0.5")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(correctness.selectors.DefaultSelector, "select", interrupt)
+        patch.setattr(correctness.ThreadPoolExecutor, "map", interrupt)
         is_correct(r"\boxed{\frac{1}{2}}", "0.5")
     assert not is_correct(r"\boxed{\frac{1}{3}}", "0.5")
 
@@ -294,7 +297,7 @@ def test_equal_pairs_are_graded_once(pool, monkeypatch):
     ask = correctness._Worker.ask
     monkeypatch.setattr(correctness._Worker, "ask", lambda *args: asked.append(args[1]) or ask(*args))
     assert math_accuracy_reward([r"\boxed{\frac{1}{2}}"] * 50, ["0.5"] * 50) == [1.0] * 50
-    assert asked == [0]
+    assert len(asked) == 1
 
 
 def test_large_batch_keeps_its_order():

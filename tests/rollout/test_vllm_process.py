@@ -131,3 +131,11 @@ def test_weights_go_by_nccl_on_gpus_unless_the_user_says_how(own):
     assert backend() == "nccl"
     assert backend(cpu=True) is None
     assert backend(*own) == backend(*own, cpu=True) == "ipc"
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+@pytest.mark.parametrize(("host", "enabled"), [("127.0.0.1", True), ("localhost", True), ("10.0.0.2", False)])
+def test_weights_can_be_changed_only_from_this_machine(host, enabled, cpu):
+    """The host decides, whether or not there is a GPU, as docs/how-to/eight-gpus.md says."""
+    _, environment = server_command("model", host=host, cpu=cpu)
+    assert ("VLLM_SERVER_DEV_MODE" in environment) == enabled

@@ -80,3 +80,24 @@ def build(tmp_path, tokenizer, easy_problems, remembered_generate, monkeypatch):
         )
 
     return build
+
+
+@pytest.fixture
+def credited(monkeypatch):
+    """`credited(trainer)` trains for an update; returns the batch, its inputs, and advantages before and after."""
+
+    def credited(trainer):
+        records, original = [], trainer.credit
+
+        def recording(batch, advantages):
+            inputs, before = dict(batch.inputs), advantages.clone()
+            after = original(batch, advantages)
+            records.append((batch, inputs | batch.inputs, before, after))
+            return after
+
+        monkeypatch.setattr(trainer, "credit", recording)
+        trainer.train()
+        (only,) = records
+        return only
+
+    return credited

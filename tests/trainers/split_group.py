@@ -3,8 +3,11 @@
 import json
 import sys
 
+import torch
+
 from step_trl import testbed
 from step_trl.trainers import METHODS
+from step_trl.trainers.spo_chain import SegmentChain
 
 
 OPTIONS = {
@@ -15,6 +18,8 @@ OPTIONS = {
     },
     "seed_grpo": {"max_completion_length": 160, "alpha": 1.0},
     "nft": {"max_completion_length": 160},
+    "critique_grpo": {"max_completion_length": 64, "refine_when": "always"},
+    "spo": {"max_completion_length": 96, "value_samples": 3, "max_segments": 2, "prompt_value": "rollout"},
 }  # fmt: skip
 
 
@@ -26,12 +31,31 @@ def recording(trainer_class):
 
         def _generate_and_score_completions(self, inputs):
             output = super()._generate_and_score_completions(inputs)
+            self.in_loss = (output["completion_mask"] * output.get("tool_mask", 1)).tolist()
             self.kept = {
                 name: output[name].tolist() for name in ("correct", "advantages", "correct_rate") if name in output
             }
             return output
 
     return RecordingTrainer
+
+
+class RecordingChain(SegmentChain):
+    """Records what was sampled for values, and the advantages before whitening."""
+
+    def __init__(self, args):
+        super().__init__(args)
+        self.record = {"values": [], "rows": []}
+
+    def _values(self, trainer, batch, places, samples):
+        values = super()._values(trainer, batch, places, samples)
+        self.record["values"].append((places, samples, values.tolist()))
+        return values
+
+    def advantages(self, trainer, batch):
+        rows = super().advantages(trainer, batch)
+        self.record["rows"] = [row.tolist() for row in rows]
+        return rows
 
 
 def train(method: str, path: str) -> dict:
@@ -45,15 +69,23 @@ def train(method: str, path: str) -> dict:
         testbed.load_model(), args=config, train_dataset=testbed.load_dataset("easy"),
         processing_class=testbed.load_tokenizer(),
     )  # fmt: skip
+    if method == "spo":
+        trainer._segments = RecordingChain(trainer.args)
     trainer.train()
-    return trainer.kept | {
-        "ids": trainer.batch.completion_ids,
-        "texts": [messages[0]["content"] for messages in trainer.batch.completions],
-        "columns": trainer.columns.tolist(),
-        "weights": trainer.reward_weights.tolist(),
-        "logs": trainer.state.log_history[0],
-        "rank": trainer.accelerator.process_index,
-    }
+    return (
+        trainer.kept
+        | getattr(getattr(trainer, "_segments", None), "record", {})
+        | {
+            "ids": trainer.batch.completion_ids,
+            "texts": [messages[0]["content"] for messages in trainer.batch.completions],
+            "columns": trainer.columns.tolist(),
+            "in_loss": trainer.in_loss,
+            "refined": getattr(trainer, "_refined", torch.zeros(0)).tolist(),
+            "weights": trainer.reward_weights.tolist(),
+            "logs": trainer.state.log_history[0],
+            "rank": trainer.accelerator.process_index,
+        }
+    )
 
 
 def main(path: str) -> None:

@@ -66,3 +66,40 @@ def test_the_rate_of_a_split_group_is_that_of_all(records):
     assert 0 < sum(correct) < 8
     assert first["correct_rate"] + second["correct_rate"] == pytest.approx([sum(correct) / 8] * 8)
     assert first["logs"]["nft/kept_groups"] == 1
+
+
+def test_the_completions_of_a_split_group_share_the_value_of_their_prompt(records):
+    first, second = records["spo"]
+    (_, shares, means), (_, none, _) = (record["values"][0] for record in (first, second))
+    assert shares == [1, 1, 1, 0] and none == [0] * 4
+    of_prompt = sum(means[:3]) / 3
+    checked = 0
+    for record in (first, second):
+        places, _, values = record["values"][1]
+        for index, row in enumerate(record["rows"]):
+            own = [value for (of, _), value in zip(places, values) if of == index]
+            if own:
+                assert row[0] == pytest.approx(own[0] - of_prompt, abs=1e-6)
+                checked += 1
+    assert checked > 2
+
+
+def test_segments_are_whitened_over_both_ranks(records):
+    values = [
+        value
+        for record in records["spo"]
+        for row, mask in zip(record["advantages"], record["in_loss"])
+        for value, kept in zip(row, mask)
+        if kept
+    ]
+    assert sum(values) / len(values) == pytest.approx(0, abs=1e-5)
+    assert torch.tensor(values).std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_split_group_has_one_refinement(records):
+    first, second = records["critique_grpo"]
+    assert first["refined"] == [True, False, False, False] and second["refined"] == [False] * 4
+    rewards = [row[0] for row in first["columns"]]
+    expected = [reward - sum(rewards) / 8 for reward in rewards]
+    assert first["advantages"] + second["advantages"] == pytest.approx(expected, abs=1e-6)
+    assert first["logs"]["critique/refined_frac"] == second["logs"]["critique/refined_frac"] == 1

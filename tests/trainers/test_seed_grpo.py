@@ -8,26 +8,6 @@ from step_trl import SEEDGRPOConfig
 from step_trl.advantages import answer_clusters, seed_advantages, semantic_entropy
 
 
-@pytest.fixture
-def credited(monkeypatch):
-    """`credited(trainer)` trains for an update; returns the batch, its inputs, and advantages before and after."""
-
-    def credited(trainer):
-        records, original = [], trainer.credit
-
-        def recording(batch, advantages):
-            after = original(batch, advantages)
-            records.append((batch, dict(batch.inputs), advantages.clone(), after))
-            return after
-
-        monkeypatch.setattr(trainer, "credit", recording)
-        trainer.train()
-        (only,) = records
-        return only
-
-    return credited
-
-
 @pytest.mark.parametrize(
     "options",
     [

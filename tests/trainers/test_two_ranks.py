@@ -17,7 +17,7 @@ from step_trl import testbed
 from step_trl.cli.dry_run.layout import Layout
 from step_trl.cli.dry_run.memory import Workload, estimate_memory
 from step_trl.runtime.checkpoints import load_rollouts, save_rollouts
-from step_trl.runtime.sharding import check_rollouts_in_process
+from step_trl.runtime.ranks import check_rollouts_in_process
 from step_trl.trainers.lapo_config import LENGTHS_FILE as LAPO_FILE
 
 

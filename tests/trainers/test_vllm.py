@@ -55,6 +55,23 @@ def test_trains_on_a_server(on_server, method, mixed_problems):
     assert len(folders) == 1 and folders[0].startswith("weights-")
 
 
+@pytest.mark.parametrize("structure", ["chain", "tree"])
+def test_values_are_sampled_on_a_server(on_server, structure, mixed_problems):
+    tree = {"branching": [2, 2], "segment_tokens": 60, "edges_per_question": 3}
+    trainer = on_server(
+        "spo", structure=structure, value_samples=2, max_segments=3, max_completion_length=160, max_steps=2,
+        train_dataset=mixed_problems, weight_sync_check_every=1, **tree,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(math.isfinite(entry["loss"]) for entry in logs)
+    # Replayed segments do not count.
+    assert all(entry["sampling/sampling_logp_difference/max"] < 1e-3 for entry in logs)
+    for entry in logs:
+        # Without a value if no segment of the trees teaches anything.
+        assert (structure == "tree" and "spo/masked_frac" not in entry) or entry["spo/masked_frac"] < 1
+
+
 def test_trains_in_a_notebook(on_server):
     async def cell():
         trainer = on_server("step_grpo", max_steps=1)

@@ -11,6 +11,7 @@ from trainers.held_bytes import HeldBytes
 from transformers import AutoModelForCausalLM
 
 from step_trl import SASConfig, SASTrainer, testbed
+from step_trl.runtime.ranks import whole_parameters
 from step_trl.runtime.weight_sync import DiskSyncedGeneration
 
 
@@ -61,7 +62,7 @@ def check_fsdp2(trainer, folder):
     adapted = build_sharded(folder / "lora", lora)
     adapted.train()
     synced = synced_weights(adapted, folder)
-    with adapted._policy_engine.whole_parameters():
+    with whole_parameters(adapted):
         layer = adapted.model.get_base_model().model.layers[0].self_attn.q_proj
         merged = (layer.base_layer.weight + layer.get_delta_weight("default")).detach()
         if synced is not None:

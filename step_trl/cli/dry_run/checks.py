@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import datasets
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+from accelerate.utils import clear_environment
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import ModelConfig
 from trl.import_utils import is_vllm_available
@@ -23,19 +22,12 @@ from trl.import_utils import is_vllm_available
 from ...data import prompt_length, validate_prompt_lengths, validate_rows
 from ...rewards.length_rewards import TARGETS_IN_ROWS
 from ...rollout.engines import VLLMServerEngine
-from ...rollout.engines.vllm_process import LAUNCHER_VARIABLES
 from ...rollout.event_loop import run_to_end
 from ...runtime.run_config import server_urls
 from ...token_targets import validate_targets
-from ...trainers import METHODS, EfficientReasoningConfig
+from ...trainers import METHODS
 from ..distill import check_no_model
-from ..recipe import (
-    DistillArguments,
-    DistillConfig,
-    TrainArguments,
-    parse_values,
-    trainer_name,
-)
+from ..recipe import DistillArguments, DistillConfig, TrainArguments, parse_values, trainer_name
 from ..sources import load_rows, model_source
 from ..train import check_output_dir, is_done, stage_folder
 from .batches import Batches
@@ -47,27 +39,19 @@ SAMPLED_PROMPTS = 1_000
 SERVER_SECONDS = 5.0  # for which to retry a server that does not answer
 
 
-class CheckFailed(ValueError):
-    """Raised when several things are wrong."""
-
-    def __init__(self, failures: Sequence[str]):
-        super().__init__("\n".join(failures))
-        self.failures = failures
-
-
 def read_fields(plan: StagePlan) -> str:
     """Read the fields, and report each one that is wrong by itself. The others are read without it."""
     trainer = trainer_name(plan.recipe, plan.arguments)
     plan.values, wrong = parse_values(trainer, plan.recipe, plan.arguments)
     if wrong:
-        raise CheckFailed(wrong)
+        raise ValueError("\n".join(wrong))
     return "all known"
 
 
 def describe_method(plan: StagePlan) -> str:
     """Describe what is trained, in the method's terms."""
-    values, config = cast("Namespace", plan.values), cast("EfficientReasoningConfig", plan.config)
-    words = [f"trainer {values.trainer!r}", *config.describe(), f"KL {config.beta:g}"]
+    config = plan.config
+    words = [f"trainer {plan.values.trainer!r}", *config.describe(), f"KL {config.beta:g}"]
     return ", ".join([*words, f"learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"])
 
 
@@ -77,7 +61,7 @@ def _plain(value: Any) -> str:
 
 def check_config(plan: StagePlan) -> str:
     """Check the configuration by its own rules. Batch sizes, which have their own check, are set to ones that fit."""
-    values = cast("Namespace", plan.values)
+    values = plan.values
     neutral = {
         "use_cpu": True,
         "tf32": None,
@@ -86,9 +70,9 @@ def check_config(plan: StagePlan) -> str:
         "num_generations": max(values.num_generations, 2),
         "eval_strategy": "no",
     }
-    with _without_launcher():
+    with clear_environment():  # no process group is initialized, so that one process can plan for many
         config = plan.config = plan.dataclass_of(METHODS[values.trainer][1], **neutral)
-    wrong = _wrong_of_any(values, config)
+    wrong = _wrong_of_any(plan)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
         wrong.append("use_vllm: vLLM is not installed here. In your clone of step_trl, run: pip install -e '.[vllm]'")
@@ -98,36 +82,23 @@ def check_config(plan: StagePlan) -> str:
         except ValueError as error:
             wrong.append(str(error))
     if wrong:
-        raise CheckFailed(wrong)
+        raise ValueError("\n".join(wrong))
     return "valid"
 
 
-def _wrong_of_any(values: Namespace, config: TrainingArguments) -> list[str]:
-    """Return messages about options that no trainer of a recipe supports."""
+def _wrong_of_any(plan: StagePlan) -> list[str]:
+    """Check options that no trainer of a recipe supports."""
     wrong = []
-    if _plain(values.eval_strategy) != "no":
-        strategy = _plain(values.eval_strategy)
+    if (strategy := _plain(plan.values.eval_strategy)) != "no":
         wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
-    missing = set(cast("list[str]", config.report_to)) - set(get_available_reporting_integrations())
-    if missing:
+    if missing := set(plan.config.report_to) - set(get_available_reporting_integrations()):
         wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
     return wrong
 
 
-@contextmanager
-def _without_launcher() -> Iterator[None]:
-    """Keep a process group from being initialized, so that one process can plan for many."""
-    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LAUNCHER_VARIABLES)}
-    try:
-        yield
-    finally:
-        os.environ.update(taken)
-
-
 def check_batches(plan: StagePlan) -> str:
-    values = cast("Namespace", plan.values)
-    whole_groups = METHODS[values.trainer][1].WHOLE_GROUPS
-    plan.batches = Batches.of(values, plan.layout.processes, whole_groups)
+    whole_groups = METHODS[plan.values.trainer][1].whole_groups(plan.values)
+    plan.batches = Batches.of(plan.values, plan.layout.processes, whole_groups)
     return str(plan.batches)
 
 
@@ -137,9 +108,8 @@ def check_rows(plan: StagePlan) -> str:
         return "none"
     rows = load_rows(arguments)
     validate_rows(rows, needs_solution=True, name="dataset")
-    length_reward = cast("Namespace", plan.values).length_reward
-    if length_reward in TARGETS_IN_ROWS:
-        validate_targets(rows, length_reward)
+    if plan.values.length_reward in TARGETS_IN_ROWS:
+        validate_targets(rows, plan.values.length_reward)
     plan.rows = rows
     words = [f"{arguments.dataset} ({arguments.dataset_split}): {len(rows):,} rows of {', '.join(rows.column_names)}"]
     words += [f"system prompt {arguments.system_prompt!r}"] * (arguments.system_prompt is not None)
@@ -151,13 +121,12 @@ def check_rows(plan: StagePlan) -> str:
 
 
 def check_model(plan: StagePlan) -> str:
-    values = cast("Namespace", plan.values)
     if plan.first is not None:
         plan.model_config, plan.tokenizer = plan.first.model_config, plan.first.tokenizer
         return f"that of stage {plan.number - 1}"
     model = plan.dataclass_of(ModelConfig)
     source = model_source(model.model_name_or_path)
-    loading = {"revision": model.model_revision, "trust_remote_code": values.trust_remote_code}
+    loading = {"revision": model.model_revision, "trust_remote_code": plan.values.trust_remote_code}
     plan.model_config = AutoConfig.from_pretrained(source, **loading)
     plan.tokenizer = AutoTokenizer.from_pretrained(source, **loading)
     context = _context(plan.model_config)
@@ -169,15 +138,13 @@ def _context(config: PretrainedConfig) -> int:
 
 
 def check_prompts(plan: StagePlan) -> str:
-    values, rows = cast("Namespace", plan.values), cast("datasets.Dataset", plan.rows)
-    tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
-    context = _context(cast("PretrainedConfig", plan.model_config))
-    lengths = [prompt_length(prompt, tokenizer) for prompt in _sampled(rows)]
+    rows, most, context = plan.rows, plan.values.max_completion_length, _context(plan.model_config)
+    lengths = [prompt_length(prompt, plan.tokenizer) for prompt in _sampled(rows)]
     plan.longest_prompt = max(lengths)
-    validate_prompt_lengths(rows, tokenizer, context, values.max_completion_length)
+    validate_prompt_lengths(rows, plan.tokenizer, context, most)
     return (
         f"{min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f} ({len(lengths):,} of "
-        f"{len(rows):,}); with completions of {values.max_completion_length:,} all fit the context of {context:,}"
+        f"{len(rows):,}); with completions of {most:,} all fit the context of {context:,}"
     )
 
 
@@ -187,8 +154,7 @@ def _sampled(rows: datasets.Dataset) -> list[Any]:
 
 
 def check_updates(plan: StagePlan) -> str:
-    values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
-    rows = len(cast("datasets.Dataset", plan.rows))
+    values, batches, rows = plan.values, plan.batches, len(plan.rows)
     updates = batches.updates(rows, values.max_steps, values.num_train_epochs)
     completions = updates * batches.completions_per_update // batches.num_iterations
     return (
@@ -198,7 +164,7 @@ def check_updates(plan: StagePlan) -> str:
 
 
 def check_servers(plan: StagePlan) -> str:
-    values, tokenizer = cast("Namespace", plan.values), cast("PreTrainedTokenizerBase", plan.tokenizer)
+    values = plan.values
     if not values.use_vllm:
         return "none: completions are generated in process"
     if values.vllm_mode != "server":
@@ -207,15 +173,16 @@ def check_servers(plan: StagePlan) -> str:
     urls = server_urls(values.vllm_server_base_url, values.vllm_server_host, values.vllm_server_port)
     longest, wrong = (plan.longest_prompt or 1) + values.max_completion_length, []
     for url in urls:
-        engine = VLLMServerEngine(url, tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS)
+        engine = VLLMServerEngine(
+            url, plan.tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS
+        )
+        check = engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
         try:
-            run_to_end(
-                engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
-            )
+            run_to_end(check)
         except Exception as error:  # still check the other servers
-            wrong.append(f"{error}")
+            wrong.append(str(error))
     if wrong:
-        raise CheckFailed(wrong)
+        raise ValueError("\n".join(wrong))
     return (
         f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
         f"log-probabilities, weights by {values.weight_sync}"
@@ -223,42 +190,43 @@ def check_servers(plan: StagePlan) -> str:
 
 
 def check_memory(plan: StagePlan) -> str:
-    values, batches = cast("Namespace", plan.values), cast("Batches", plan.batches)
-    config = cast("EfficientReasoningConfig", plan.config)
+    values, config, batches = plan.values, plan.config, plan.batches
+    generated = batches.generation // batches.processes
+    at_once = min(generated, config.max_rollouts_in_flight or generated) if config.own_rollouts else generated
     work = Workload(
         plan.dataclass_of(ModelConfig),
         plan.layout,
-        max_length=cast("int", plan.longest_prompt) + values.max_completion_length,
+        max_length=plan.longest_prompt + values.max_completion_length,
         micro_batch=batches.per_device,
         has_reference=values.beta != 0.0,
         padded=batches.per_device > 1 or not values.reduce_padding,
-        kept_completions=batches.generation // batches.processes,
-        cached_completions=0 if values.use_vllm else _generated_at_once(config, batches),
+        kept_completions=generated,
+        cached_completions=0 if values.use_vllm else at_once,
         samples_whole=config.own_rollouts and not values.use_vllm,
         vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
-        **_training_options(plan, batches.accumulation),
+        **_training_options(plan),
     )
     return _compare(plan, work)
 
 
 def check_distill_memory(plan: StagePlan) -> str:
-    values, config = cast("Namespace", plan.values), cast("TrainingArguments", plan.config)
+    config = plan.config
     work = Workload(
         plan.dataclass_of(ModelConfig),
         plan.layout,
-        max_length=cast("int", plan.longest_prompt) + values.max_tokens,
+        max_length=plan.longest_prompt + plan.values.max_tokens,
         micro_batch=config.per_device_train_batch_size,
         padded=config.per_device_train_batch_size > 1,
-        **_training_options(plan, config.gradient_accumulation_steps),
+        **_training_options(plan),
     )
     return _compare(plan, work)
 
 
-def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
+def _training_options(plan: StagePlan) -> dict[str, Any]:
     """Return the fields of a [`Workload`] that all trainings set in the same way."""
-    config = cast("TrainingArguments", plan.config)
-    accumulating = cast("Any", config.accelerator_config).gradient_accumulation_kwargs or {}
-    shares_each = accumulation == 1 or accumulating.get("sync_each_batch", False)
+    config = plan.config
+    accumulating = config.accelerator_config.gradient_accumulation_kwargs or {}
+    shares_each = config.gradient_accumulation_steps == 1 or accumulating.get("sync_each_batch", False)
     return {
         "optimizer": _plain(config.optim),
         "bf16": bool(config.bf16),
@@ -269,40 +237,25 @@ def _training_options(plan: StagePlan, accumulation: int) -> dict[str, Any]:
 
 def _compare(plan: StagePlan, work: Workload) -> str:
     """Describe the estimate, or raise an error if it does not fit."""
-    config = cast("PretrainedConfig", plan.model_config)
-    estimate, words = estimate_memory(config, work), ""
-    room, where = _room(plan)
+    estimate = estimate_memory(plan.model_config, work)
+    room, where = plan.layout.gpu_memory, "of a GPU"
+    if plan.values.use_cpu:
+        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // plan.layout.processes
+        where = "of this machine"
     plan.memory_is_known = room is not None
     if room is None:
-        words = " No GPU is visible to compare with: give --gpu-memory."
-    elif estimate.total > room * (1 - RESERVE):
-        ways = ", ".join(f"{field} (saves {size_text(count)})" for field, count in remedies(config, work))
-        raise CheckFailed(
-            [
-                f"memory: {estimate}. It does not fit {size_text(room)} {where}, of which {RESERVE:.0%} "
-                f"are left for what is not counted. Each of these lowers it: {ways}."
-            ]
+        return f"{estimate}. No GPU is visible to compare with: give --gpu-memory."
+    if estimate.total > room * (1 - RESERVE):
+        ways = ", ".join(f"{field} (saves {size_text(count)})" for field, count in remedies(plan.model_config, work))
+        raise ValueError(
+            f"memory: {estimate}. It does not fit {size_text(room)} {where}, of which {RESERVE:.0%} are left for what "
+            f"is not counted. Each of these lowers it: {ways}."
         )
-    else:
-        words = f" That is {estimate.total / room:.0%} of {size_text(room)} {where}."
-    return f"{estimate}.{words}"
-
-
-def _room(plan: StagePlan) -> tuple[int | None, str]:
-    """Return the number of bytes available to a process, and where they are."""
-    if cast("Namespace", plan.values).use_cpu:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // plan.layout.processes, "of this machine"
-    return plan.layout.gpu_memory, "of a GPU"
-
-
-def _generated_at_once(config: EfficientReasoningConfig, batches: Batches) -> int:
-    local = batches.generation // batches.processes
-    most = config.max_rollouts_in_flight if config.own_rollouts else None
-    return local if most is None else min(most, local)
+    return f"{estimate}. That is {estimate.total / room:.0%} of {size_text(room)} {where}."
 
 
 def check_output(plan: StagePlan) -> str:
-    values = cast("Namespace", plan.values)
+    values = plan.values
     folder = stage_folder(values.output_dir, plan.number, plan.stages)
     if plan.stages == 1:
         if not values.resume_from_checkpoint:
@@ -315,7 +268,7 @@ def check_output(plan: StagePlan) -> str:
 
 def describe_distillation(plan: StagePlan) -> str:
     """Describe what is sampled and which samples are kept."""
-    values = cast("Namespace", plan.values)
+    values = plan.values
     return (
         f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
         f"thoughts end when an answer is more confident than {values.confidence:g}; the shortest correct completions "
@@ -325,12 +278,11 @@ def describe_distillation(plan: StagePlan) -> str:
 
 def check_distillation(plan: StagePlan) -> str:
     """Check the fields by the rules of both configurations."""
-    values = cast("Namespace", plan.values)
     plan.dataclass_of(DistillArguments)
-    with _without_launcher():
+    with clear_environment():
         config = plan.config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
-    if wrong := _wrong_of_any(values, config):
-        raise CheckFailed(wrong)
+    if wrong := _wrong_of_any(plan):
+        raise ValueError("\n".join(wrong))
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     processes = plan.layout.processes
     return (
@@ -340,20 +292,19 @@ def check_distillation(plan: StagePlan) -> str:
 
 
 def check_problems(plan: StagePlan) -> str:
-    values = cast("Namespace", plan.values)
+    values = plan.values
     if values.dataset is None:
         return "none"
     rows = load_rows(plan.dataclass_of(TrainArguments))
     validate_rows(rows, needs_solution=True, name="dataset")
     plan.rows = rows
-    tokenizer = cast("PreTrainedTokenizerBase", plan.tokenizer)
-    plan.longest_prompt = max(prompt_length(prompt, tokenizer) for prompt in _sampled(rows))
+    plan.longest_prompt = max(prompt_length(prompt, plan.tokenizer) for prompt in _sampled(rows))
     asked = len(rows) if values.limit is None else min(values.limit, len(rows))
     return f"{values.dataset} ({values.dataset_split}): {asked:,} of {len(rows):,} rows are sampled"
 
 
 def check_distill_output(plan: StagePlan) -> str:
-    output_dir = cast("Namespace", plan.values).output_dir or "trainer_output"  # the default of transformers
+    output_dir = plan.values.output_dir or "trainer_output"  # the default of transformers
     folder = stage_folder(output_dir, plan.number, plan.stages)
     if plan.stages > 1 and is_done(folder):
         return f"{folder}, which is done and is left as it is"
@@ -361,7 +312,9 @@ def check_distill_output(plan: StagePlan) -> str:
     return f"{folder}" + ", whose samples are reused" * (folder / "samples").exists()
 
 
-CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
+# The name of a line, its check, and the results of other checks that it needs.
+Checks = tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...]
+CHECKS: Checks = (
     ("fields", read_fields, ()),
     ("config", check_config, ("values",)),
     ("method", describe_method, ("config",)),
@@ -374,7 +327,7 @@ CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
     ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),
     ("output", check_output, ("values",)),
 )
-DISTILL_CHECKS: tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...] = (
+DISTILL_CHECKS: Checks = (
     ("fields", read_fields, ()),
     ("method", describe_distillation, ("values",)),
     ("config", check_distillation, ("values",)),

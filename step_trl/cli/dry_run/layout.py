@@ -19,20 +19,18 @@ class Layout:
     """
     The settings of `accelerate launch` that affect memory.
 
-    Args:
-        processes (`int`, *optional*, defaults to `1`):
+    Attributes:
+        processes (`int`):
             The number of training processes, one per GPU, on all machines together.
-        engine (`str`, *optional*, defaults to `"ddp"`):
+        engine (`str`):
             `"ddp"`, `"deepspeed"` or `"fsdp"`.
-        stage (`int`, *optional*, defaults to `0`):
+        stage (`int`):
             What is sharded over the processes, as DeepSpeed counts it: from 1 the optimizer states, from 2 also the
             gradients, and at 3 also the weights. FSDP counts as 3.
-        reshard_after_forward (`bool`, *optional*, defaults to `True`):
+        reshard_after_forward (`bool`):
             For FSDP: whether gathered weights are freed between the forward and the backward pass.
-        offload_parameters (`bool`, *optional*, defaults to `False`):
-            Whether weights and gradients are kept in CPU memory.
-        offload_optimizer (`bool`, *optional*, defaults to `False`):
-            Whether the optimizer states are kept in CPU memory.
+        offload_parameters (`bool`), offload_optimizer (`bool`):
+            Whether weights and gradients, and the optimizer states, are kept in CPU memory.
         gpu_memory (`int`, *optional*):
             The memory of a GPU in bytes, or `None` if it is not known.
     """
@@ -50,15 +48,9 @@ class Layout:
         cls, accelerate_config: Path | None = None, num_processes: int | None = None, gpu_memory: float | None = None
     ) -> Layout:
         """
-        Return the layout of a launch.
+        Return the layout of a launch: of the `--config_file` of `accelerate launch`, or of what launched this process.
 
-        Args:
-            accelerate_config (`Path`, *optional*):
-                The `--config_file` of `accelerate launch`. By default, the settings that launched this process.
-            num_processes (`int`, *optional*):
-                The number of processes. By default, that of the file or of this launch.
-            gpu_memory (`float`, *optional*):
-                The memory of a GPU in GiB. By default, that of the GPU that this process sees.
+        `num_processes` overrides that of the launch, and `gpu_memory`, in GiB, that of the GPU that this process sees.
         """
         for name, value in (("num-processes", num_processes), ("gpu-memory", gpu_memory)):
             if value is not None and value <= 0:
@@ -72,11 +64,10 @@ class Layout:
                 )
             config = load_config_from_file(str(accelerate_config))
             processes, sharding = config.num_processes, _configured(config)
-        return cls(
-            processes=num_processes or processes,
-            **sharding,
-            gpu_memory=_visible_memory() if gpu_memory is None else int(gpu_memory * 2**30),
-        )
+        memory = None if gpu_memory is None else int(gpu_memory * 2**30)
+        if memory is None and torch.cuda.is_available():
+            memory = torch.cuda.get_device_properties(0).total_memory
+        return cls(processes=num_processes or processes, **sharding, gpu_memory=memory)
 
     @property
     def name(self) -> str:
@@ -93,61 +84,45 @@ class Layout:
 def _configured(config: Any) -> dict[str, Any]:
     """Read the layout from an accelerate config file."""
     if config.distributed_type == DistributedType.FSDP:
-        options = config.fsdp_config
-        return _fsdp(options.get("fsdp_reshard_after_forward", True), options.get("fsdp_offload_params", False))
+        return _fsdp(config.fsdp_config)
     if config.distributed_type == DistributedType.DEEPSPEED:
-        options = config.deepspeed_config
-        return _deepspeed(
-            options.get("deepspeed_config_file"),
-            options.get("zero_stage", 2),
-            options.get("offload_param_device"),
-            options.get("offload_optimizer_device"),
-        )
+        return _deepspeed({name.removeprefix("deepspeed_"): value for name, value in config.deepspeed_config.items()})
     return {}
 
 
 def _launched(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Read the layout from the environment variables that `accelerate launch` sets for its processes."""
+    """Read the layout from the environment of a process that `accelerate launch` has started."""
     if environment.get("ACCELERATE_USE_FSDP") == "true":
-        return _fsdp(
-            environment.get("FSDP_RESHARD_AFTER_FORWARD", True), environment.get("FSDP_OFFLOAD_PARAMS", False)
-        )
+        return _fsdp({name.lower(): value for name, value in environment.items()})
     if environment.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        return _deepspeed(
-            environment.get("ACCELERATE_DEEPSPEED_CONFIG_FILE"),
-            environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2),
-            environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE"),
-            environment.get("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE"),
-        )
+        prefix = "ACCELERATE_DEEPSPEED_"
+        return _deepspeed({name.removeprefix(prefix).lower(): value for name, value in environment.items()})
     return {}
 
 
-def _fsdp(reshard: Any, offload: Any) -> dict[str, Any]:
-    # In FSDP1, this is a sharding strategy.
-    reshards = str(reshard).lower() not in ("false", "shard_grad_op", "no_shard")
-    offloads = str(offload).lower() == "true"
+def _fsdp(options: Mapping[str, Any]) -> dict[str, Any]:
+    # In FSDP1, `fsdp_reshard_after_forward` is a sharding strategy.
+    reshard = str(options.get("fsdp_reshard_after_forward", True)).lower()
+    offloads = str(options.get("fsdp_offload_params", False)).lower() == "true"
     return {
         "engine": "fsdp",
         "stage": 3,
-        "reshard_after_forward": reshards,
+        "reshard_after_forward": reshard not in ("false", "shard_grad_op", "no_shard"),
         "offload_parameters": offloads,
         "offload_optimizer": offloads,
     }
 
 
-def _deepspeed(file: str | None, stage: Any, parameters: str | None, optimizer: str | None) -> dict[str, Any]:
-    if file is not None:
+def _deepspeed(options: Mapping[str, Any]) -> dict[str, Any]:
+    stage, parameters = options.get("zero_stage", 2), options.get("offload_param_device")
+    optimizer = options.get("offload_optimizer_device")
+    if (file := options.get("config_file")) is not None:
         zero = json.loads(Path(file).read_text()).get("zero_optimization", {})
         stage = zero.get("stage", 0)
-        parameters = zero.get("offload_param", {}).get("device")
-        optimizer = zero.get("offload_optimizer", {}).get("device")
+        parameters, optimizer = (zero.get(f"offload_{part}", {}).get("device") for part in ("param", "optimizer"))
     return {
         "engine": "deepspeed",
         "stage": int(stage),
         "offload_parameters": parameters not in (None, "none"),
         "offload_optimizer": optimizer not in (None, "none"),
     }
-
-
-def _visible_memory() -> int | None:
-    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

@@ -32,35 +32,30 @@ class Workload:
     """
     What one process of a training computes and stores.
 
-    Args:
-        model ([`~trl.ModelConfig`]):
-            The dtype and the adapter of the model.
-        layout ([`~step_trl.cli.dry_run.layout.Layout`]):
-            The number of processes, and what is sharded over them.
+    Attributes:
+        model ([`~trl.ModelConfig`]), layout ([`~step_trl.cli.dry_run.layout.Layout`]):
+            The dtype and the adapter of the model, and what is sharded over how many processes.
         max_length (`int`):
             The number of tokens of the longest prompt and completion together.
         micro_batch (`int`):
             The number of completions per forward pass.
-        optimizer (`str`, *optional*, defaults to `"adamw_torch_fused"`):
-            The `optim` of the training.
-        bf16 (`bool`, *optional*, defaults to `False`):
-            Whether the training computes in bfloat16.
-        has_reference (`bool`, *optional*, defaults to `False`):
+        optimizer (`str`), bf16 (`bool`):
+            The `optim` of the training, and whether it computes in bfloat16.
+        has_reference (`bool`):
             Whether the KL term needs a reference model, because `beta` is not 0.
-        gradient_checkpointing (`bool`, *optional*, defaults to `True`):
+        gradient_checkpointing (`bool`):
             Whether only the inputs of layers are kept for the backward pass.
-        accumulates_unshared (`bool`, *optional*, defaults to `False`):
+        accumulates_unshared (`bool`):
             Whether FSDP sums the gradients of an update's micro-batches before it reduces them, as it does without
             `sync_each_batch`.
-        padded (`bool`, *optional*, defaults to `False`):
+        padded (`bool`):
             Whether micro-batches can have padding, for which attention needs a mask.
-        kept_completions (`int`, *optional*, defaults to `0`):
+        kept_completions (`int`):
             The number of completions of a generation batch that are kept for the updates on them.
-        cached_completions (`int`, *optional*, defaults to `0`):
-            The number of completions that this process generates at once.
-        samples_whole (`bool`, *optional*, defaults to `False`):
-            Whether they are generated with all weights gathered.
-        vllm_share (`float`, *optional*, defaults to `0.0`):
+        cached_completions (`int`), samples_whole (`bool`):
+            The number of completions that this process generates at once, and whether it does with all weights
+            gathered.
+        vllm_share (`float`):
             The share of the GPU that a colocated vLLM takes.
     """
 
@@ -81,7 +76,7 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Return the number of tokens per micro-batch."""
+        """The number of tokens per micro-batch."""
         return self.micro_batch * self.max_length
 
 
@@ -93,10 +88,8 @@ class MemoryEstimate:
     Attributes:
         parameters (`int`), trainable (`int`):
             The number of all parameters and of trainable ones.
-        lasting (`dict[str, int]`):
-            Memory that is used throughout the training.
-        phases (`dict[str, dict[str, int]]`):
-            Memory that is used only in one phase of the training.
+        lasting (`dict[str, int]`), phases (`dict[str, dict[str, int]]`):
+            Memory that is used throughout the training, and only in one phase of it.
         left_out (`list[str]`):
             Whatever this run uses that is not counted.
     """
@@ -136,15 +129,7 @@ def size_text(count: int) -> str:
 
 
 def estimate_memory(config: PretrainedConfig, work: Workload) -> MemoryEstimate:
-    """
-    Estimate the memory of one process.
-
-    Args:
-        config ([`~transformers.PretrainedConfig`]):
-            The model's configuration.
-        work ([`Workload`]):
-            The workload of the process.
-    """
+    """Estimate the memory of one process, from the model's configuration."""
     size = model_size(config, work.model, work.bf16)
     estimate = MemoryEstimate(size.parameters, size.trainable, _states(size, work), _phases(size, work))
     if "adam" not in work.optimizer:
@@ -172,7 +157,6 @@ def _states(size: ModelSize, work: Workload) -> dict[str, int]:
     if "8bit" in work.optimizer:
         states = 2 * trainable
     on_gpu, optimizer_on_gpu = not layout.offload_parameters, not layout.offload_optimizer
-    vllm = int(work.vllm_share * (layout.gpu_memory or 0))
     lasting = {
         "weights": on_gpu * layout.share(weights, 3),
         "gradients": on_gpu * layout.share(gradients, 2),
@@ -182,7 +166,7 @@ def _states(size: ModelSize, work: Workload) -> dict[str, int]:
         # With an adapter, the reference is the policy without it.
         "reference model": layout.share(size.weights, 3) * (work.has_reference and not work.model.use_peft),
         "rollouts": work.kept_completions * work.max_length * ROLLOUT_BYTES,
-        "vLLM": vllm,
+        "vLLM": int(work.vllm_share * (layout.gpu_memory or 0)),
     }
     return {name: count for name, count in lasting.items() if count}
 
@@ -192,6 +176,7 @@ def _phases(size: ModelSize, work: Workload) -> dict[str, dict[str, int]]:
     gathered = whole if work.layout.stage == 3 else 0
     # TRL wraps the whole reference model as one unit: FSDP gathers it into one buffer, and unpacks that.
     reference = work.has_reference * (not work.model.use_peft) * _live(gathered, size, work)
+    upcast = work.layout.engine == "deepspeed" and work.bf16 and not work.layout.offload_optimizer
     phases = {
         "sampling": {
             "KV cache": work.cached_completions * work.max_length * size.cache,
@@ -204,7 +189,7 @@ def _phases(size: ModelSize, work: Workload) -> dict[str, dict[str, int]]:
         "reference log-probabilities": {"reference model, gathered": reference, "a layer": size.layer * work.tokens},
         "log-probabilities": _head(size, work),
         "backward pass": _backward(size, work),
-        "optimizer step": _step(size, work),
+        "optimizer step": {"float32 gradients": work.layout.share(4 * size.trainable, 1) * upcast},
     }
     return {phase: {name: count for name, count in parts.items() if count} for phase, parts in phases.items()}
 
@@ -243,7 +228,8 @@ def _kept(size: ModelSize, work: Workload) -> dict[str, int]:
     # Weights in float32 that compute in bfloat16 without FSDP: activations between layers stay float32.
     autocast = work.bf16 and work.layout.engine == "ddp" and size.weights // size.parameters >= 4
     inputs = size.layer_inputs * (2 if autocast else 1)
-    mask = work.micro_batch * work.max_length**2 if work.padded and not _is_flash(work.model) else 0
+    is_flash = "flash" in (work.model.attn_implementation or "")
+    mask = work.micro_batch * work.max_length**2 if work.padded and not is_flash else 0
     masks = 1 if work.gradient_checkpointing else size.num_layers
     return {
         "inputs of layers": inputs * work.tokens * work.gradient_checkpointing,
@@ -253,11 +239,6 @@ def _kept(size: ModelSize, work: Workload) -> dict[str, int]:
         "bfloat16 copies of weights": 2 * size.parameters * autocast,
         "gradients, whole": size.trainable * item * work.accumulates_unshared,
     }
-
-
-def _step(size: ModelSize, work: Workload) -> dict[str, int]:
-    deepspeed = work.layout.engine == "deepspeed" and work.bf16 and not work.layout.offload_optimizer
-    return {"float32 gradients": work.layout.share(4 * size.trainable, 1) * deepspeed}
 
 
 def _live(count: int, size: ModelSize, work: Workload) -> int:
@@ -272,21 +253,8 @@ def _item(size: ModelSize, work: Workload) -> int:
     return 2 if work.bf16 else size.weights // size.parameters
 
 
-def _is_flash(model: ModelConfig) -> bool:
-    return "flash" in (model.attn_implementation or "")
-
-
 def remedies(config: PretrainedConfig, work: Workload) -> list[tuple[str, int]]:
-    """
-    Return the settings that lower the peak.
-
-    Args:
-        config ([`~transformers.PretrainedConfig`]), work ([`Workload`]):
-            As in [`estimate_memory`].
-
-    Returns:
-        `list[tuple[str, int]]`: The settings, and the bytes that each saves by itself, largest first.
-    """
+    """Return the settings that lower the peak, and the bytes that each saves by itself, largest first."""
     total = estimate_memory(config, work).total
     saved = [(words, total - estimate_memory(config, other).total) for words, other in _alternatives(work)]
     return sorted(((words, count) for words, count in saved if count > total // 100), key=lambda one: -one[1])

@@ -64,15 +64,9 @@ _sizes: dict[str, ModelSize] = {}
 
 def model_size(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> ModelSize:
     """
-    Measure the sizes of a model.
+    Measure the sizes of a model, in the dtype and with the adapter of its options.
 
-    Args:
-        config ([`~transformers.PretrainedConfig`]):
-            The model's configuration.
-        options ([`~trl.ModelConfig`]):
-            The model's dtype and adapter.
-        bf16 (`bool`):
-            Whether it computes in bfloat16, whatever the dtype of its weights.
+    With `bf16`, it computes in bfloat16, whatever the dtype of its weights.
     """
     key = f"{config.to_json_string()} {options} {bf16}"
     if key not in _sizes:
@@ -86,19 +80,19 @@ def _measure(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> Mode
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     head = model.get_output_embeddings().weight
-    counts: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable": sum(p.numel() for p in trained),
-        "weights": sum(p.nbytes for p in parameters),
-        "trained": sum(p.nbytes for p in trained),
-        "layer_parameters": max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
-        "head_parameters": head.numel(),
-        "head_trained": head.requires_grad,
-        "hidden_size": head.shape[1],
-        "num_layers": len(layers),
-        "cache": _cache_bytes(model),
-    }
-    return ModelSize(**counts, **activation_sizes(cast("Any", model).to(torch.bfloat16) if bf16 else model))
+    return ModelSize(
+        parameters=sum(p.numel() for p in parameters),
+        trainable=sum(p.numel() for p in trained),
+        weights=sum(p.nbytes for p in parameters),
+        trained=sum(p.nbytes for p in trained),
+        layer_parameters=max((sum(p.numel() for p in layer.parameters()) for layer in layers), default=0),
+        head_parameters=head.numel(),
+        head_trained=head.requires_grad,
+        hidden_size=head.shape[1],
+        num_layers=len(layers),
+        cache=_cache_bytes(model),
+        **activation_sizes(cast("Any", model).to(torch.bfloat16) if bf16 else model),
+    )
 
 
 def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedModel:
@@ -125,14 +119,8 @@ def activation_sizes(model: PreTrainedModel) -> dict[str, Any]:
     Measure what a forward pass of a model's layers keeps for the backward pass, per token.
 
     Autograd reports every tensor that it keeps. Each storage is counted once, and weights are not counted. Attention
-    is counted as a fused kernel, which keeps no matrix of scores.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model, on the meta device.
-
-    Returns:
-        `dict`: Fields of [`ModelSize`].
+    is counted as a fused kernel, which keeps no matrix of scores. The model is on the meta device. The keys of the
+    result are fields of [`ModelSize`].
     """
     kept: dict[int, tuple[torch.UntypedStorage, int]] = {}
     inputs: list[int] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..recipe import DISTILL, named_trainer, read_recipe, recipe_layers, recipe_path
-from .checks import CHECKS, DISTILL_CHECKS, CheckFailed
+from .checks import CHECKS, DISTILL_CHECKS
 from .layout import Layout
 from .stage_plan import StagePlan
 
@@ -27,16 +27,13 @@ def run_checks(plan: StagePlan) -> None:
         if missing:
             plan.lines[name] = f"not checked, as it needs {' and '.join(missing)}".replace("_", " ")
             continue
+        plan.lines[name] = "wrong, see below"
         try:
             plan.lines[name] = check(plan)
-            continue
-        except CheckFailed as error:
-            plan.failures += error.failures
-        except ValueError as error:  # its message names the field
-            plan.failures.append(str(error))
+        except ValueError as error:  # its lines name the fields
+            plan.failures += str(error).splitlines()
         except Exception as error:  # any error of a library: the other checks still run
             plan.failures.append(f"{name}: {type(error).__name__}: {error}")
-        plan.lines[name] = "wrong, see below"
 
 
 def print_plan(
@@ -46,16 +43,10 @@ def print_plan(
     gpu_memory: float | None = None,
 ) -> int:
     """
-    Check a recipe and print what it would do.
+    Check a recipe, print what it would do, and return the exit status: 1 if anything is wrong.
 
-    Args:
-        arguments (`Sequence[str]`):
-            As in [`~step_trl.cli.train.run_train`].
-        accelerate_config (`Path`, *optional*), num_processes (`int`, *optional*), gpu_memory (`float`, *optional*):
-            As in [`~step_trl.cli.dry_run.layout.Layout.of`].
-
-    Returns:
-        `int`: The exit status, 1 if anything is wrong.
+    The first argument is that of [`~step_trl.cli.train.run_train`], the others are those of
+    [`~step_trl.cli.dry_run.layout.Layout.of`].
     """
     if int(os.environ.get("RANK", 0)) > 0:
         return 0  # only the first process prints

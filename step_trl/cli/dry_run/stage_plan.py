@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import datasets
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
-
-from .batches import Batches
 from .layout import Layout
 
 
@@ -33,7 +28,7 @@ class StagePlan:
         failures (`list[str]`):
             Messages about everything that is wrong.
         values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
-            The results of the checks, `None` if a check failed.
+            The results of the checks, each `None` until its check has passed. Checks that need it are left out then.
     """
 
     recipe: Mapping[str, Any]
@@ -44,13 +39,13 @@ class StagePlan:
     first: StagePlan | None = None
     lines: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-    values: Namespace | None = None
-    config: TrainingArguments | None = None
-    batches: Batches | None = None
-    rows: datasets.Dataset | None = None
-    model_config: PretrainedConfig | None = None
-    tokenizer: PreTrainedTokenizerBase | None = None
-    longest_prompt: int | None = None
+    values: Any = None
+    config: Any = None
+    batches: Any = None
+    rows: Any = None
+    model_config: Any = None
+    tokenizer: Any = None
+    longest_prompt: Any = None
     memory_is_known: bool | None = None
 
     def __str__(self) -> str:

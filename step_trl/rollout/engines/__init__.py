@@ -4,8 +4,9 @@ from .base import AbandonRule, Engine, Generation
 from .scheduler import EngineStats
 from .transformers import TransformersEngine
 from .vllm_colocated import VLLMColocatedEngine
+from .vllm_http import EngineError, EngineUnavailableError
 from .vllm_process import VLLMServer
-from .vllm_server import EngineError, EngineUnavailableError, VLLMServerEngine
+from .vllm_server import VLLMServerEngine
 
 
 __all__ = [

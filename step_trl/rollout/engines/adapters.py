@@ -16,17 +16,10 @@ def is_adapter(model: str | Path) -> bool:
 
 def merge_adapter(adapter: str | Path, folder: str | Path, trust_remote_code: bool = False, **loading: Any) -> None:
     """
-    Merge an adapter into its base model and save the result with its tokenizer.
+    Merge an adapter into its base model and save the result in `folder`, with its tokenizer.
 
-    Args:
-        adapter (`str` or `Path`):
-            Folder of the adapter.
-        folder (`str` or `Path`):
-            Folder of the merged model.
-        trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether to run custom code of the model.
-        **loading:
-            Further arguments of `from_pretrained` for the base model, such as `dtype`.
+    `trust_remote_code` runs custom code of the model. `loading` are further arguments of `from_pretrained` for the
+    base model, such as `dtype`.
     """
     from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -42,11 +35,7 @@ def servable(model: str, beside: Path) -> Iterator[str]:
     """
     Yield a model that vLLM can serve: the model itself, or a merged copy of an adapter, which is deleted at the end.
 
-    Args:
-        model (`str`):
-            Folder or name of a model, or folder of an adapter. It is not changed.
-        beside (`Path`):
-            Folder for the merged copy, which gets a unique name.
+    The copy gets a unique name in the folder `beside`.
     """
     if not is_adapter(model):
         yield model

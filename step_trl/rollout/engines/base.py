@@ -23,14 +23,13 @@ class Generation:
 
     Attributes:
         token_ids (`list[int]`):
-            Sampled tokens, including EOS. With a stop string, the last token is the one that completes it. The text of
-            that token may continue after the stop string, as in `"Wait,"`.
+            Sampled tokens, including EOS. With a stop string, the last token is the one that completes it, and its
+            text may continue, as in `"Wait,"`.
         logprobs (`list[float]`):
             Log-probability of each token under the distribution from which it was sampled (after temperature, top-k,
             top-p and min-p). For greedy decoding, under the distribution of the model at temperature 1.
         finish_reason (`"eos"`, `"stop"`, `"length"` or `"abandoned"`):
-            Whether EOS was sampled, a stop string was completed, `max_tokens` was reached, or `abandon` ended the
-            call.
+            What ended the call: EOS, a stop string, `max_tokens`, or `abandon`.
     """
 
     token_ids: list[int]
@@ -39,13 +38,7 @@ class Generation:
 
 
 class Engine(Protocol):
-    """
-    A source of tokens. Cancelling a call stops its sampling.
-
-    Attributes:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model.
-    """
+    """A source of tokens with the policy's `tokenizer`. Cancelling a call stops its sampling."""
 
     tokenizer: PreTrainedTokenizerBase
 

@@ -24,14 +24,10 @@ FULL, SLIDING, CHUNKED, STATES = "full_attention", "sliding_attention", "chunked
 @dataclass(frozen=True)
 class LayerKind:
     """
-    Kind of a layer's cache.
+    Kind of a layer's cache, by its name in transformers.
 
-    Attributes:
-        name (`str`):
-            Name in transformers: full, sliding-window or chunked attention (which cache keys and values), or linear
-            attention (which keeps states of a recurrence or convolution).
-        window (`int`, *optional*):
-            Width of the sliding window or of a chunk.
+    Full, sliding-window and chunked attention cache keys and values. Linear attention keeps states of a recurrence or
+    convolution. `window` is the width of the sliding window or of a chunk.
     """
 
     name: str
@@ -127,10 +123,9 @@ class _RowKeys(CacheLayerMixin):
 
 class _RowStates:
     """
-    States of one recurrent or convolutional layer, one per slot.
+    States of one recurrent or convolutional layer, one per slot. The state of an empty sequence is zero.
 
-    [`_RowStates.load`] copies the states of the current rows to the layer of transformers, and [`_RowStates.store`]
-    copies them back. The state of an empty sequence is zero.
+    `load` copies the states of the current rows to the layer of transformers, and `store` copies them back.
     """
 
     _NAMES = ("conv_states", "recurrent_states")
@@ -182,11 +177,7 @@ class RowCache(Cache):
 
     Keys and values are preallocated for all positions, also for sliding windows, and read as a view of the leading
     positions. Call the model with explicit `position_ids` and the masks of [`RowCache.masks`], between
-    [`RowCache.select`] and [`RowCache.store`].
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`], *optional*):
-            Configuration of the model. Without one the cache has no layers.
+    [`RowCache.select`] and [`RowCache.store`]. Without a `config`, the cache has no layers.
     """
 
     def __init__(self, config: PreTrainedConfig | None = None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,28 +24,16 @@ _SLOT = np.dtype(
 
 class RowTable:
     """
-    Running and retained sequences in slots.
+    Running and retained sequences in slots. [`RowTable.compact`] moves the running ones to the first slots.
 
     Positions below `cached` do not change while a sequence is in its slot, so any sequence can be copied from.
-
-    Attributes:
-        state (`np.ndarray`):
-            Structured array of the slots' state.
-        tokens (`np.ndarray`), logprobs (`np.ndarray`):
-            Tokens of each slot's sequence, and log-probabilities of the sampled ones, (slots, length).
-        requests (`list`):
-            Running request of each slot, or `None`.
-        num_active (`int`):
-            Number of running sequences. [`RowTable.compact`] moves them to the first slots.
-        cache ([`RowCache`]):
-            Keys, values and states of the sequences.
     """
 
     def __init__(self, new_cache: Callable[[], RowCache], max_rows: int, max_length: int):
         self.new_cache = new_cache
         self.max_rows = max_rows
         self.max_length = max_length
-        self._clock = 0
+        self._clock = itertools.count(1)
         self._allocate(min(16, max_rows), min(128, max_length))
 
     def clear(self) -> None:
@@ -54,22 +43,19 @@ class RowTable:
     def _allocate(self, num_slots: int, length: int) -> None:
         self.cache = self.new_cache()
         self.state = np.zeros(0, dtype=_SLOT)
-        self.tokens = np.zeros((0, 0), dtype=np.int64)
-        self.logprobs = np.zeros((0, 0), dtype=np.float32)
-        self.requests: list[Any] = []
+        self.tokens = np.zeros((0, 0), dtype=np.int64)  # (slots, length)
+        self.logprobs = np.zeros((0, 0), dtype=np.float32)  # (slots, length), of the sampled tokens
+        self.requests: list[Any] = []  # the running request of each slot, or `None`
         self.num_active = 0
         self._options: SamplingOptions | None = None
         self._resize(num_slots, length)
 
     def longest_prefix(self, prompt: np.ndarray) -> tuple[int, int, int]:
         """
-        Find the slot with the longest cached prefix of a prompt.
+        Find the slot with the longest cached prefix of a prompt, whose last token is always computed, for its logits.
 
-        The last token of a prompt is always computed, for its logits.
-
-        Returns:
-            `tuple[int, int, int]`: the slot, the length of the prefix, and how much longer a prefix will become once
-            the running sequences are prefilled.
+        Returns the slot, the length of the prefix, and how much longer a prefix will become once the running sequences
+        are prefilled.
         """
         width = min(len(prompt) - 1, self.tokens.shape[1])
         if width == 0:
@@ -91,7 +77,7 @@ class RowTable:
         if not adopted:
             self.cache.copy(source, slot, shared)
             if shared:
-                self.state["used"][source] = self._tick_clock()
+                self.state["used"][source] = next(self._clock)
         self.tokens[slot, : len(prompt)] = prompt
         self.requests[slot] = request
         self.num_active += 1
@@ -107,7 +93,7 @@ class RowTable:
         self.num_active -= 1
         self._options = None
         self.state["active"][slot] = False
-        self.state["used"][slot] = self._tick_clock()
+        self.state["used"][slot] = next(self._clock)
 
     def sample(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Sample the next token of the running sequences from logits (N, V). Returns ids and log-probabilities."""
@@ -154,7 +140,3 @@ class RowTable:
         self.logprobs = np.pad(self.logprobs, (rows, columns))
         self.requests += [None] * rows[1]
         self.cache.resize(num_slots, length)
-
-    def _tick_clock(self) -> int:
-        self._clock += 1
-        return self._clock

@@ -91,19 +91,11 @@ def sample(
     logits: torch.Tensor, options: SamplingOptions, random_numbers: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Sample one token per row by inverting its cumulative distribution.
+    Sample one token per row of logits (N, V) by inverting its cumulative distribution at `random_numbers` (N,),
+    float64.
 
-    Args:
-        logits (`torch.Tensor`):
-            Logits of the model, (N, V).
-        options (`SamplingOptions`):
-            Options of the N rows.
-        random_numbers (`torch.Tensor`):
-            Numbers in [0, 1), float64 (N,).
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: token ids (N,) and their log-probabilities (N,) under the processed
-        distribution. For greedy rows, under the distribution of the model.
+    Returns token ids (N,) and their log-probabilities (N,) under the processed distribution, or for greedy rows under
+    that of the model.
     """
     logits = process_logits(logits.float(), options)
     normalizer = logits.logsumexp(dim=-1, keepdim=True)

@@ -16,23 +16,11 @@ from .stop_strings import StopStrings
 
 @dataclass
 class EngineStats:
-    """
-    Work of an engine since its creation.
+    """Work of an engine since its creation."""
 
-    Attributes:
-        forwards (`int`):
-            Forward passes of the model.
-        prefilled_tokens (`int`):
-            Prompt tokens that were computed.
-        reused_tokens (`int`):
-            Prompt tokens that were found in the cache.
-        sampled_tokens (`int`):
-            Tokens sampled.
-    """
-
-    forwards: int = 0
-    prefilled_tokens: int = 0
-    reused_tokens: int = 0
+    forwards: int = 0  # forward passes of the model
+    prefilled_tokens: int = 0  # prompt tokens that were computed
+    reused_tokens: int = 0  # prompt tokens that were found in the cache
     sampled_tokens: int = 0
 
 
@@ -56,17 +44,7 @@ class Scheduler:
     """
     Moves requests from the waiting queue to the rows, and out of them when they are finished or cancelled.
 
-    Args:
-        rows ([`RowTable`]):
-            Sequences of the running requests.
-        max_batch_size (`int`):
-            Maximum number of running requests.
-        stop_strings ([`StopStrings`]):
-            Stop strings of all requests.
-        eos (`np.ndarray` of bools):
-            Whether each token of the vocabulary ends a request, (V,).
-        stats ([`EngineStats`]):
-            Statistics to update.
+    At most `max_batch_size` requests run. `eos` (V,) flags the tokens that end a request.
     """
 
     def __init__(
@@ -78,10 +56,6 @@ class Scheduler:
         self.eos = eos
         self.stats = stats
         self.waiting: deque[Request] = deque()
-
-    @property
-    def has_requests(self) -> bool:
-        return bool(self.waiting or self.rows.num_active)
 
     def schedule(self) -> bool:
         """Start waiting requests in order of arrival. Returns whether any was started."""

@@ -14,12 +14,7 @@ class StopStrings:
     """
     Sets of stop strings, each with the tokens that can complete one of them.
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer, which determines the bytes of the tokens.
-        vocab_size (`int`):
-            Number of token ids that the model can sample. If it exceeds the tokenizer's, any higher id is accepted and
-            has no text.
+    The model samples ids below `vocab_size`. Ids that exceed the tokenizer's have no text.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int):

@@ -2,9 +2,9 @@
 Run a command that must not outlive its parent process: `python supervise.py PARENT_ID COMMAND...`.
 
 [`~step_trl.rollout.engines.VLLMServer`] starts its server with this script, in a separate process group. A parent that
-is killed by SIGTERM or SIGKILL runs neither `finally` nor `atexit` and would leave the server on the GPU. The script
-polls its parent's id instead, which changes when that process ends. This works whichever thread started the server,
-and the script starts fast because it imports only the standard library.
+is killed by SIGTERM or SIGKILL runs neither `finally` nor `atexit` and would leave the server on the GPU. So the
+script polls its parent's id, which changes when that process ends. It imports only the standard library, to start
+fast.
 """
 
 import os

@@ -42,16 +42,13 @@ class TransformersEngine(Engine):
     weights change.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Model to sample from.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model. It maps stop strings to tokens, and its EOS token ends a call.
+        model ([`~transformers.PreTrainedModel`]), tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Model to sample from, and its tokenizer.
         max_batch_size (`int`, *optional*, defaults to `128`):
             Maximum number of running calls. Further calls wait in order of arrival.
         max_rows (`int`, *optional*):
-            Maximum number of cached sequences, those of running and of finished calls together. At least
-            `max_batch_size`, by default twice as many. Memory grows as needed, for all rows at the length of the
-            longest.
+            Maximum number of cached sequences of running and finished calls together, by default twice
+            `max_batch_size`. Memory grows as needed, for all rows at the length of the longest.
         eos_token_ids (`Sequence[int]`, *optional*):
             Tokens that end a call, by default those of the model's generation config and of the tokenizer.
     """
@@ -99,11 +96,7 @@ class TransformersEngine(Engine):
         abandon: AbandonRule | None = None,
         ahead: bool = False,
     ) -> Generation:
-        """
-        Sample a continuation of `prompt_ids`, see [`Engine.generate`].
-
-        Without a `seed`, one is drawn from torch's global generator.
-        """
+        """Without a `seed`, one is drawn from torch's global generator. Otherwise see [`Engine.generate`]."""
         check_call(prompt_ids, max_tokens, stop, temperature)
         check_length(len(prompt_ids), max_tokens, self._max_length, "the model's max_position_embeddings")
         request = Request(
@@ -144,7 +137,7 @@ class TransformersEngine(Engine):
                     # Leave the caller's inference mode: its tensors cannot be updated outside of it later.
                     with torch.inference_mode(False), torch.no_grad():
                         finished = self._step()
-                    if not self._scheduler.has_requests:
+                    if not (self._scheduler.waiting or self._rows.num_active):
                         break
                     await let_others_run(SETTLING_TURNS if finished else 1)
         except Exception as error:

@@ -54,12 +54,7 @@ _DECODER = msgspec.json.Decoder(_Answer)
 
 
 def read_choice(content: bytes) -> Choice:
-    """
-    Decode the choice of a response or of an event.
-
-    Raises:
-        `ConnectionLostError`: the server reports an internal error.
-    """
+    """Decode the choice of a response or of an event, or raise the error that it reports."""
     answer = _DECODER.decode(content)
     if answer.error is not None:
         raise ConnectionLostError(f"error in the stream: {answer.error}")
@@ -103,13 +98,8 @@ class SampledAhead:
     """
     A streamed request that serves successive calls of one rollout and continues after their stop strings.
 
-    The request has no stop strings of its own. Tokens that the server samples after one wait for the next call.
-
-    Args:
-        stop_strings ([`StopStrings`]):
-            Stop strings of all calls.
-        streams (`asyncio.Semaphore`):
-            Acquired by the first request and held until [`SampledAhead.end`].
+    The request has no stop strings of its own. Tokens that the server samples after one wait for the next call. The
+    first request acquires `streams`, which [`SampledAhead.end`] releases.
     """
 
     def __init__(self, stop_strings: StopStrings, streams: asyncio.Semaphore):

@@ -51,8 +51,8 @@ class VLLMColocatedEngine(Engine):
     """
     Samples on a vLLM model in this process. Rollouts run between its steps.
 
-    The model must be in one process. With tensor parallelism, all processes would have to add and abort the same
-    requests at the same steps.
+    With tensor parallelism, all processes would have to add and abort the same requests at the same steps. So the
+    model must be in one process.
 
     Args:
         llm ([`~vllm.LLM`]):
@@ -60,9 +60,6 @@ class VLLMColocatedEngine(Engine):
             calls are running.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the policy. It maps stop strings to tokens, and its EOS token ends a call.
-
-    Raises:
-        `ValueError`: `llm` has several processes, or its log-probabilities are not those of the sampled distribution.
 
     Example:
 

@@ -50,9 +50,7 @@ class ConnectionLostError(Exception):
     """
     The server is starting, stopping or overloaded: the call is worth another attempt.
 
-    Attributes:
-        opened (`float`, *optional*):
-            Time at which the connection was opened, if an earlier call opened it.
+    `opened` is the time at which an earlier call opened the connection, if one did.
     """
 
     def __init__(self, reason: str, opened: float | None = None):
@@ -62,36 +60,16 @@ class ConnectionLostError(Exception):
 
 @dataclass(eq=False)
 class Server:
-    """
-    Address and state of one server.
+    """Address and state of one server. Times are those of `time.monotonic`."""
 
-    Attributes:
-        url (`str`):
-            Base URL, without `/v1`.
-        down_since (`float`, *optional*):
-            Time of the first failed call since the last successful one.
-        reason (`str`):
-            Cause of that failure.
-        up_since (`float`):
-            Time at which the server last recovered.
-        restarted_calls (`int`):
-            Number of failed attempts in the current outage.
-        weights (`str`, *optional*):
-            Folder of the weights that the server loaded last.
-        started (`str`, *optional*):
-            Start time of the process that loaded them, if the server reports it.
-        may_have_restarted (`bool`):
-            Whether a new process may have replaced that one, with the weights from its start.
-    """
-
-    url: str
-    down_since: float | None = None
-    up_since: float = 0.0
-    reason: str = ""
-    restarted_calls: int = 0
-    weights: str | None = None
-    started: str | None = None
-    may_have_restarted: bool = False
+    url: str  # without `/v1`
+    down_since: float | None = None  # the first failure since the last success
+    reason: str = ""  # of that failure
+    up_since: float = 0.0  # the last recovery
+    restarted_calls: int = 0  # failed attempts in the current outage
+    weights: str | None = None  # folder that the server loaded last
+    started: str | None = None  # start time of the process that loaded them, if the server reports it
+    may_have_restarted: bool = False  # a new process may have replaced that one, with the weights from its start
 
     def note_failure(self, begun: float, reason: str, window: float) -> None:
         """Note the failure of a connection that was opened at `begun`. The outage may already be over."""
@@ -128,22 +106,9 @@ class _Session:
 
 class VLLMHTTPClient:
     """
-    Sends requests, with one `aiohttp` session per event loop.
+    Sends requests, with one `aiohttp` session per event loop, for a [`VLLMServerEngine`] with these arguments.
 
     A session closes when its loop shuts down its asynchronous generators, as `asyncio.run` does at its end.
-
-    Args:
-        api_key (`str`, *optional*):
-            Bearer token. It is never displayed.
-        verify (`bool`, `str` or `ssl.SSLContext`):
-            Whether to verify certificates, or a file of trusted authorities, or a context.
-        connect_timeout (`float`), read_timeout (`float`):
-            Seconds to connect, and between two pieces of a response. A response that is not streamed is one piece.
-        retry_window (`float`):
-            Seconds from the first failure of a call until it is given up.
-        max_connections (`int`):
-            Maximum number of connections. Further calls wait. Half of the connections may be streams, see
-            [`VLLMHTTPClient.streams`].
     """
 
     def __init__(
@@ -168,9 +133,7 @@ class VLLMHTTPClient:
         """
         Attempt a whole call until an attempt succeeds or `retry_window` is over.
 
-        Raises:
-            `EngineUnavailableError`: no attempt succeeded. The message ends with `remedy`.
-            `EngineError`: the server refused the call.
+        Raises [`EngineUnavailableError`] with the `remedy` then, and [`EngineError`] if the server refused the call.
         """
         window = RetryWindow(self.retry_window)
         while True:
@@ -224,8 +187,7 @@ class VLLMHTTPClient:
         """
         Return the semaphore that a rollout holds while it has a stream open beside its other calls.
 
-        A stream ends only when it is read. If all connections were streams, the rollouts that read them would deadlock
-        while their other calls wait for a connection.
+        If all connections were streams, the rollouts that read them would deadlock waiting for a connection.
         """
         return (await self._session()).streams
 

@@ -19,9 +19,8 @@ import sys
 import time
 import urllib.request
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from . import supervise
@@ -49,25 +48,11 @@ def server_command(
     cpu: bool = False,
 ) -> tuple[list[str], dict[str, str]]:
     """
-    Build the command line of a server for rollouts.
+    Build the command line of a server for rollouts, and its environment variables without an API key.
 
-    On a GPU, the server can receive the policy's weights by NCCL, as TRL sends them.
-
-    Args:
-        model (`str`):
-            Folder or name of the model.
-        host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*, defaults to `8000`):
-            Address of the server. The endpoints that change weights are enabled only if other machines cannot reach
-            it, because no API key protects them.
-        max_model_len (`int`, *optional*):
-            Maximum number of tokens of prompt and completion together, by default the model's.
-        extra_arguments (`Sequence[str]`, *optional*):
-            Further arguments of vLLM. They override ours.
-        cpu (`bool`, *optional*, defaults to `False`):
-            Whether to add the arguments for a machine without a GPU.
-
-    Returns:
-        `tuple[list[str], dict[str, str]]`: the command and its environment variables, without an API key.
+    On a GPU, the server can receive the policy's weights by NCCL, as TRL sends them. The endpoints that change weights
+    are enabled only if other machines cannot reach `host`, because no API key protects them. `extra_arguments` of vLLM
+    override ours. `cpu` adds those for a machine without a GPU.
     """
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port)]
@@ -112,15 +97,6 @@ def start_supervised(
     )
 
 
-def _is_group(group: int) -> bool:
-    """Whether a process group has members."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def has_gpu() -> bool:
     """Whether torch sees a GPU."""
     import torch
@@ -140,21 +116,19 @@ class VLLMServer:
         host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*):
             Address of the server, by default on a free port.
         max_model_len (`int`, *optional*):
-            Maximum number of tokens of prompt and completion together.
+            Maximum number of tokens of prompt and completion together, by default the model's.
         api_key (`str`, *optional*):
             API key, passed in the environment, which other users of the machine cannot read.
         extra_arguments (`Sequence[str]`, *optional*):
-            Further arguments of vLLM.
+            Further arguments of vLLM. They override ours.
         log_file (`str` or `Path`, *optional*):
             File for the server's output, by default our output.
         start_timeout (`float`, *optional*, defaults to `600.0`):
             Maximum number of seconds until the server is healthy.
 
     Attributes:
-        url (`str`):
-            Base URL.
-        command_line (`str`):
-            Shell command that starts the same server, without the API key.
+        url (`str`), command_line (`str`):
+            Base URL, and the shell command that starts the same server, without the API key.
 
     Example:
 
@@ -203,9 +177,7 @@ class VLLMServer:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -235,10 +207,8 @@ class VLLMServer:
             return
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(supervise.STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
         self._kill_group(process)
 
     def kill(self) -> None:
@@ -248,15 +218,14 @@ class VLLMServer:
             self._kill_group(process)
 
     def _kill_group(self, process: subprocess.Popen[bytes]) -> None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)  # its engine process may outlive it
-        except ProcessLookupError:
-            pass
-        process.wait()
-        # Other processes of the group end a moment later and hold the port and the GPU memory until then.
+        # The engine's process may outlive the server's, and holds the port and the GPU memory until it is gone.
         deadline = time.monotonic() + _EXIT_SECONDS
-        while _is_group(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        with suppress(ProcessLookupError):  # the group has no members left
+            while time.monotonic() < deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.poll()  # an ended child stays a member until it is waited for
+                time.sleep(0.05)
+        process.wait()
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + self.start_timeout

@@ -32,18 +32,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from .base import AbandonRule, Engine, Generation, check_call
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
-from .vllm_http import (
-    ConnectionLostError,
-    EngineError,
-    EngineUnavailableError,
-    NotFoundError,
-    Server,
-    VLLMHTTPClient,
-)
+from .vllm_http import ConnectionLostError, EngineError, NotFoundError, Server, VLLMHTTPClient
 from .vllm_process import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 
-
-__all__ = ["EngineError", "EngineUnavailableError", "VLLMServerEngine"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +42,17 @@ _T = TypeVar("_T")
 # Tokenizers of different models differ on this text.
 _TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
 _PROCESSED_TOLERANCE = 1e-4
+# Sent with every call, because the server takes other parameters from the model's generation config.
+_FIXED_PARAMETERS: dict[str, Any] = {
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "skip_special_tokens": False,  # a stop string such as "</think>" may be a special token
+    "spaces_between_special_tokens": False,
+    "logprobs": 0,  # of the sampled token only
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,  # the server need not decode each token
+}
 _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
@@ -58,15 +60,12 @@ class VLLMServerEngine(Engine):
     """
     Samples on one or several vLLM servers.
 
-    With several servers, [`VLLMServerEngine.for_rollout`] assigns a rollout to one of them, so that completions of one
-    prompt share a prefix cache. The choice depends only on the prompt's tokens, so all processes of a distributed
-    training agree on it.
+    With several servers, a rollout goes to one that its prompt's tokens choose: completions of one prompt share a
+    prefix cache, and all processes of a distributed training agree.
 
     If a server does not answer, the call is repeated from its prompt until `retry_window` is over. No other server
     takes it over, because that server may have other weights. Cancelling a call closes its connection, and the server
-    aborts the request.
-
-    The engine may be used in successive event loops (`asyncio.run` once per batch). Its connections end with the loop.
+    aborts the request. The engine may be used in successive event loops. Its connections end with the loop.
 
     Args:
         base_url (`str` or `Sequence[str]`):
@@ -76,25 +75,20 @@ class VLLMServerEngine(Engine):
         model (`str`, *optional*):
             Name of the model on the server, by default the one that it was started with.
         api_key (`str`, *optional*):
-            API key of the server.
+            API key of the server. It is never displayed.
         verify (`bool`, `str` or `ssl.SSLContext`, *optional*, defaults to `True`):
             For https: whether to verify certificates, or a file of trusted authorities, or a context.
-        connect_timeout (`float`, *optional*, defaults to `10.0`):
-            Maximum number of seconds to connect.
-        read_timeout (`float`, *optional*, defaults to `3600.0`):
-            Maximum number of seconds without data from the server. A plain call is answered only when it is complete,
-            and may be queued before it starts.
+        connect_timeout (`float`, defaults to `10.0`), read_timeout (`float`, defaults to `3600.0`):
+            Maximum number of seconds to connect, and without data from the server. A plain call is answered only when
+            it is complete, and may be queued before it starts.
         retry_window (`float`, *optional*, defaults to `300.0`):
             Seconds from the first failure of a call until it is given up.
         max_connections (`int`, *optional*, defaults to `512`):
             Maximum number of concurrent requests. Further calls wait. With `ahead`, half as many rollouts run, because
             each of them may have a probe beside its thought.
-        stream_interval (`int`, *optional*, defaults to `4`):
-            Tokens per piece of a call with an `abandon` rule, after the first token, which is sent at once. Longer
-            pieces cost less, but `abandon` is called later.
-        ahead_interval (`int`, *optional*, defaults to `16`):
-            Tokens per piece of calls with `ahead`. Longer pieces cost less, but stop strings are detected later, and
-            more tokens are sampled in vain.
+        stream_interval (`int`, *optional*, defaults to `4`), ahead_interval (`int`, *optional*, defaults to `16`):
+            Tokens per piece of a call with an `abandon` rule (after the first token, which is sent at once), and of
+            calls with `ahead`. Longer pieces cost less, but are read later.
         sample_ahead (`bool`, *optional*, defaults to `True`):
             Use `ahead`. Otherwise every call is a separate request with its own seed, and seeded rollouts are the same
             with and without speculation.
@@ -178,17 +172,21 @@ class VLLMServerEngine(Engine):
     ) -> Generation:
         check_call(prompt_ids, max_tokens, stop, temperature)
         stop_set = self._stop_strings.index(stop)
-        body = self._request_body(
-            prompt=prompt_ids,
-            max_tokens=max_tokens,
-            stop=list(stop),
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-        )
+        body = _FIXED_PARAMETERS | {
+            "prompt": prompt_ids,
+            "max_tokens": max_tokens,
+            "stop": list(stop),
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "min_p": min_p,
+        }
         if seed is not None:
             body["seed"] = seed % 2**63
+        if self.tokenizer.eos_token_id is not None:
+            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
+        if self.model is not None:
+            body["model"] = self.model
         server = self._server_of(prompt_ids)
 
         attempt = partial(self._answer, server, body, stop_set)
@@ -247,34 +245,12 @@ class VLLMServerEngine(Engine):
                 raise ConnectionLostError(f"{type(error).__name__}: {error}", opened) from error
             raise
 
-    def _request_body(self, **sampling: Any) -> dict[str, Any]:
-        """Set every parameter of the distribution: the server takes others from the model's generation config."""
-        body = {
-            **sampling,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "skip_special_tokens": False,  # a stop string such as "</think>" may be a special token
-            "spaces_between_special_tokens": False,
-            "logprobs": 0,  # of the sampled token only
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # the server need not decode each token
-        }
-        if self.tokenizer.eos_token_id is not None:
-            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
-        if self.model is not None:
-            body["model"] = self.model
-        return body
-
     async def load_weights(self, folder: str | Path) -> None:
         """
-        Make every server load new weights and reset its prefix cache. No call may be running.
+        Make every server load the safetensors files of a folder that it can read, and reset its prefix cache.
 
-        After an outage a server loads the weights again before its next call, unless it is still the same process.
-
-        Args:
-            folder (`str` or `Path`):
-                Folder of safetensors files, under a path that every server can read.
+        No call may be running. After an outage a server loads them again before its next call, unless it is still the
+        same process.
         """
         for server in self._servers:
             server.weights = str(folder)
@@ -327,9 +303,8 @@ class VLLMServerEngine(Engine):
                 Maximum number of tokens of a prompt and its completion together.
             policy_config ([`~transformers.PretrainedConfig`], *optional*):
                 Configuration of the policy, whose size must be that of the served model.
-            weight_sync (`str`, *optional*):
-                Method by which the server receives the policy's weights, `"nccl"` or `"disk"`. By default it keeps its
-                own.
+            weight_sync (`"nccl"` or `"disk"`, *optional*):
+                How the server receives the policy's weights. By default it keeps its own.
 
         Raises:
             [`EngineError`]: names the first mistake and the option to set.

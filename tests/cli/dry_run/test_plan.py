@@ -265,7 +265,7 @@ def test_batches_that_do_not_fit(sizes, message):
     sizes = {"trainer": "grpo", "dataset": "x", "per_device_train_batch_size": 5, "num_generations": 5} | sizes
     values, _ = parse_values(sizes["trainer"], {"output_dir": "x", "gradient_accumulation_steps": 1} | sizes, [])
     with pytest.raises(ValueError, match=message):
-        Batches.of(values, 2, METHODS[sizes["trainer"]][1].WHOLE_GROUPS)
+        Batches.of(values, 2, METHODS[sizes["trainer"]][1].whole_groups(values))
 
 
 def test_obsolete_fields_are_gone_and_their_successors_exist():
