@@ -1,37 +1,19 @@
 """The main job at its smallest, through the command."""
 
 import json
-from contextlib import nullcontext
 
 import matplotlib.image
+import pytest
 
-from step_trl import testbed
 from step_trl.cli import demo
 from step_trl.cli.main import main
 
 
-def test_demo_writes_summary_and_picture(tmp_path, capsys, monkeypatch):
-    check_demo("transformers", tmp_path, capsys, monkeypatch)
-
-
-def test_demo_on_a_server(tmp_path, capsys, monkeypatch, vllm_server):
-    """It starts two servers one after another, in whose place there is one that runs already."""
-    started = []
-
-    def start(model, **options):
-        started.append((model, options))
-        return nullcontext(vllm_server)
-
-    monkeypatch.setattr(demo, "VLLMServer", start)
-    check_demo("vllm", tmp_path, capsys, monkeypatch)
-    log_file = tmp_path / "demo" / "vllm.log"
-    assert started == [(testbed.MODEL_DIR, {"max_model_len": 1024, "log_file": log_file})] * 2
-
-
-def check_demo(engine, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_demo_writes_summary_and_picture(tmp_path, capsys, monkeypatch, engine):
     monkeypatch.setitem(demo.TRAINING, "gradient_accumulation_steps", 1)
-    monkeypatch.setitem(demo.EVALUATION, "max_tokens", 96)
-    monkeypatch.setattr(demo, "MAX_COMPLETION_LENGTH", 96)
+    monkeypatch.setitem(demo.EVALUATION, "max_tokens", 160)
+    monkeypatch.setattr(demo, "MAX_COMPLETION_LENGTH", 160)
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "mine.txt").write_text("an earlier run")
