@@ -211,6 +211,11 @@ def real_models(tmp_path_factory):
     return folders
 
 
+@cache
+def many_rows():
+    return testbed.load_dataset("train").select(range(600))
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """Replace a recipe's problems by the testbed's, which are read once. No server runs."""
@@ -218,11 +223,11 @@ def offline(monkeypatch):
     async def answer(*args, **kwargs):
         pass
 
-    rows = cache(lambda: testbed.load_dataset("train").select(range(600)))
-    monkeypatch.setattr(sources, "load_problems", lambda *arguments, **options: rows())
+    monkeypatch.setattr(sources, "load_problems", lambda *arguments, **options: many_rows())
     monkeypatch.setattr(checks.VLLMServerEngine, "check", answer)
 
 
+@pytest.mark.xdist_group("sizes")  # which are remembered
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_launch_of_a_header_fits_80_gib(path, real_models, offline, tmp_path, capsys, monkeypatch):
     """`step-trl train --dry-run` of the launch, from one process."""
