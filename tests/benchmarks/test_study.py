@@ -264,9 +264,10 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatc
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("tokens", [128])  # some are right
+@pytest.mark.parametrize("tokens", [128])  # some are right, from which to learn
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     """Arms that are not a plain training: several models in turn, prompts with a token target, and SFT."""
+    monkeypatch.setitem(run.EVALUATION, "max_tokens", 64)
     monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
     chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
     asked = {}
