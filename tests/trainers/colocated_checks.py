@@ -43,7 +43,7 @@ def trainer(tokenizer, tmp_path_factory):
 def build(tokenizer, folder):
     config = StepGRPOConfig(
         folder, use_vllm=True, vllm_mode="colocate", vllm_max_model_length=512,
-        num_generations=4, per_device_train_batch_size=8, max_completion_length=300, learning_rate=1e-3, seed=3,
+        num_generations=4, per_device_train_batch_size=8, max_completion_length=160, learning_rate=1e-3, seed=3,
         **SMALL_RUN | {"max_steps": 3},
     )  # fmt: skip
     return StepGRPOTrainer(
@@ -129,12 +129,12 @@ def test_a_cancelled_call_is_aborted_and_holds_no_other(engine, prompts):
 @pytest.mark.parametrize("speculative", [False, True], ids=["pausing", "speculative"])
 def test_truncated_rollouts_are_those_of_the_model(engine, model, tokenizer, prompts, speculative):
     def roll_out(engine):
-        sampling = SamplingParams(256, temperature=0.0)
+        sampling = SamplingParams(160, temperature=0.0)
         return DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], sampling, speculative).run(prompts)
 
     records, expected = roll_out(engine), roll_out(TransformersEngine(model, tokenizer))
     for record in records:
-        assert_well_formed(record, tokenizer, max_tokens=256)
+        assert_well_formed(record, tokenizer, max_tokens=160)
     assert sum(record.truncated for record in records) >= 8
     # But for one, which rounding in other batches may have changed.
     assert sum(ours.completion_ids != theirs.completion_ids for ours, theirs in zip(records, expected)) <= 1
