@@ -147,12 +147,13 @@ class CritiqueGRPOTrainer(EfficientReasoningTrainer):
 
     def _are_right(self, batch: Batch, rollouts: list[Rollout], places: Sequence[int]) -> torch.Tensor:
         """Return whether each rollout answers the question at its place. Every process must call this."""
-        columns = self.score(
-            [rollout.completion_ids for rollout in rollouts],
-            [batch.rows[place] for place in places],
-            [batch.prompt_ids[place] for place in places],
+        return self.are_correct(
+            self.score(
+                [rollout.completion_ids for rollout in rollouts],
+                [batch.rows[place] for place in places],
+                [batch.prompt_ids[place] for place in places],
+            )
         )
-        return (columns[:, : self._correctness_columns] > 0.5).any(dim=1)
 
     def _as_answer(self, refinement: Rollout) -> list[int]:
         """Tokenize a refinement as an answer to the question alone, as the paper does. EOS follows if it has ended."""
