@@ -218,7 +218,7 @@ def offline(monkeypatch):
     async def answer(*args, **kwargs):
         pass
 
-    rows = cache(lambda: testbed.load_dataset("train").select(range(600)))
+    rows = cache(lambda: testbed.load_dataset("train").select(range(1200)))
     monkeypatch.setattr(sources, "load_problems", lambda *arguments, **options: rows())
     monkeypatch.setattr(checks.VLLMServerEngine, "check", answer)
 

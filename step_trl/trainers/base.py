@@ -360,6 +360,15 @@ class EfficientReasoningTrainer(GRPOTrainer):
             if count:
                 self.log_metric(name, total / count)
 
+    def logps_of(self, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        """Return the policy's log-probabilities `(1, T)` of a completion, with gradients if they are switched on."""
+        ids = torch.tensor([[*prompt, *completion]], device=self.accelerator.device)
+        return self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), len(completion))[0]
+
+    def tokenize_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Return the token ids of prompts, which are texts or messages, as TRL tokenizes them."""
+        return self._tokenize_prompts(prompts)[0] if prompts else []
+
     def log_metric(self, name: str, value: float) -> None:
         """Log a value that is the same on all processes."""
         self._metrics[self._mode][name].append(value)

@@ -90,7 +90,7 @@ class CritiqueGRPOTrainer(EfficientReasoningTrainer):
                 f"critique: {self.args.critique!r} needs a column `solution`, but train_dataset has "
                 f"{', '.join(columns)}. Add it, or set critique='indicative'."
             )
-        self._critics = Critics(self.args)
+        self._critics = Critics(self.args, self._policy_engine.max_length)
 
     def sample(self, batch):
         number, size = len(batch.prompt_ids), batch.num_generations

@@ -10,10 +10,8 @@ Departures from GRPO:
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from datasets import Dataset
 
 from ..advantages import prompt_weights, ragged_advantages
@@ -103,14 +101,3 @@ class GVMTrainer(EfficientReasoningTrainer):
 
     def load_method_state(self, state):
         self._budget.load_state_dict(state)
-
-    # What an estimate needs.
-
-    def tokenize_prompts(self, rows: Sequence[dict[str, Any]]) -> list[list[int]]:
-        """Return the token ids of the prompts of rows, as TRL tokenizes them."""
-        return self._tokenize_prompts([row["prompt"] for row in rows])[0] if rows else []
-
-    def logps_of(self, prompt: list[int], completion: list[int]) -> torch.Tensor:
-        """Return the policy's log-probabilities `(1, T)` of a completion, with gradients."""
-        ids = torch.tensor([[*prompt, *completion]], device=self.accelerator.device)
-        return self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), len(completion))[0]

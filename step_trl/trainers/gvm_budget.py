@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.logging import get_logger
@@ -14,11 +14,8 @@ from datasets import Dataset
 from ..rollout.allocation import fill_batches, filter_ratios, gvm_weights, preserve_sum
 from ..runtime.gradient_norms import embedding_gradients, gradient_norm
 from ..runtime.ranks import failing_together, rollout_seeds
+from .base import EfficientReasoningTrainer
 from .gvm_config import GVMConfig
-
-
-if TYPE_CHECKING:
-    from .gvm import GVMTrainer
 
 
 logger = get_logger(__name__)
@@ -37,7 +34,8 @@ class Budget:
     Chooses the prompts of generation batches, each as often as its budget allows.
 
     Prompts come in the order of random permutations of the data set, as many as GRPO would sample. Each estimate is
-    for `generations_per_estimate` batches; when they are used up, the current policy makes the next.
+    for `generations_per_estimate` batches; when they are used up, the current policy makes the next. A prompt that
+    comes twice in it has two groups.
 
     Args:
         args ([`GVMConfig`]):
@@ -54,18 +52,11 @@ class Budget:
         self.completions = completions
         self._total = completions * args.generations_per_estimate
         self._prompts = self._total // (args.num_generations or 1)
-        if self._prompts > len(dataset):
-            fitting = len(dataset) * (args.num_generations or 1) // completions
-            remedy = f"Set at most {fitting}." if fitting else "Use more rows, or smaller generation batches."
-            raise ValueError(
-                f"generations_per_estimate: {args.generations_per_estimate} generation batches of {completions} "
-                f"completions are for {self._prompts} prompts, but train_dataset has {len(dataset)}. {remedy}"
-            )
         self._seen = 0  # prompts that budgets were made for
         self._queue: list[tuple[int, int]] = []  # of completions still to be sampled: row, and group
         self._synchronised = False
 
-    def next_rows(self, trainer: GVMTrainer) -> tuple[list[dict[str, Any]], list[int]]:
+    def next_rows(self, trainer: EfficientReasoningTrainer) -> tuple[list[dict[str, Any]], list[int]]:
         """Return the row and the group of each of this process's next completions. Every process must call this."""
         if not self._synchronised:  # after a resume with more processes, some had no state
             state = [self.state_dict()]
@@ -88,7 +79,7 @@ class Budget:
         """Resume with what [`state_dict`] has returned."""
         self._seen, self._queue = state["seen"], state["queue"]
 
-    def _make(self, trainer: GVMTrainer) -> None:
+    def _make(self, trainer: EfficientReasoningTrainer) -> None:
         """Estimate the next prompts, and divide the budget among them."""
         started, args = time.perf_counter(), self.args
         first, self._seen = self._seen, self._seen + self._prompts
@@ -115,12 +106,12 @@ class Budget:
         }.items():
             trainer.log_metric(f"budget/{name}", float(value))
 
-    def _estimate(self, trainer: GVMTrainer, rows: Sequence[int]) -> list[Estimate]:
+    def _estimate(self, trainer: EfficientReasoningTrainer, rows: Sequence[int]) -> list[Estimate]:
         """Sample each prompt `estimate_samples` times, and return the estimates. The processes share the prompts."""
         number = self.args.estimate_samples
         places = range(trainer.accelerator.process_index, len(rows), trainer.accelerator.num_processes)
         own = [self.dataset[rows[place]] for place in places for _ in range(number)]
-        prompts = trainer.tokenize_prompts(own)
+        prompts = trainer.tokenize_prompts([row["prompt"] for row in own])
         shared_seeds = gather_object([trainer.seeds(1)])[0]
         seeds = shared_seeds and [
             seed for place in places for seed in rollout_seeds(shared_seeds, place * number, number)
@@ -139,7 +130,11 @@ class Budget:
         return [estimates[place] for place in range(len(rows))]
 
     def _norms(
-        self, trainer: GVMTrainer, prompts: list[list[int]], completions: list[list[int]], accepted: list[bool]
+        self,
+        trainer: EfficientReasoningTrainer,
+        prompts: list[list[int]],
+        completions: list[list[int]],
+        accepted: list[bool],
     ) -> list[float]:
         """Return the gradient norm of each accepted completion, and 0 for the others."""
         if self.args.ratio_by == "accept_rate":

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from loss_records import record_losses
 from peft import LoraConfig
 
 from step_trl import GVMConfig, testbed
 from step_trl.runtime.gradient_norms import check_whole_embeddings
-from step_trl.trainers.gvm_budget import Budget, shuffled_indices
+from step_trl.trainers.gvm_budget import shuffled_indices
 
 
 SHORT = {"max_completion_length": 24, "estimate_samples": 2, "generations_per_estimate": 2}
@@ -168,15 +167,6 @@ def test_prompts_come_from_permutations():
     assert all(one != other for one, other in pairwise(epochs))
     assert shuffled_indices(7, 6, 10, 3) == epochs[0][7:] + epochs[1][:3]
     assert shuffled_indices(8, 4, 10, None) == [8, 9, 0, 1]
-
-
-def test_more_prompts_than_there_are_rows_are_refused():
-    args = GVMConfig("x", bf16=False, use_cpu=True, num_generations=4, generations_per_estimate=9)
-    rows = Dataset.from_dict({"prompt": ["x"] * 6})
-    with pytest.raises(ValueError, match=r"for 18 prompts, but train_dataset has 6\. Set at most 3\."):
-        Budget(args, rows, 8)
-    with pytest.raises(ValueError, match="Use more rows, or smaller generation batches"):
-        Budget(args, rows, 32)
 
 
 @pytest.mark.parametrize(

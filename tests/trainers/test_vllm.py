@@ -64,6 +64,30 @@ def test_values_are_sampled_on_a_server(on_server, structure, mixed_problems):
         assert (structure == "tree" and "spo/masked_frac" not in entry) or entry["spo/masked_frac"] < 1
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "logged"),
+    [
+        (
+            "critique_grpo",
+            {"refine_when": "always", "critique": "self", "max_critique_length": 40},
+            {"critique/refined_frac": 1},
+        ),
+        ("gvm", {"estimate_samples": 2, "generations_per_estimate": 1}, {"budget/mean": 4}),
+    ],
+)
+def test_further_completions_are_sampled_on_a_server(on_server, method, options, logged, mixed_problems):
+    trainer = on_server(
+        method, max_completion_length=160, max_steps=2, train_dataset=mixed_problems, weight_sync_check_every=1,
+        **options,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(math.isfinite(entry["loss"]) for entry in logs)
+    for entry in logs:
+        assert entry["sampling/sampling_logp_difference/max"] < 1e-3
+        assert {name: entry[name] for name in logged} == logged
+
+
 def test_trains_in_a_notebook(on_server):
     async def cell():
         trainer = on_server("step_grpo", max_steps=1)
