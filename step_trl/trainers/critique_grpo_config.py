@@ -107,6 +107,11 @@ class CritiqueGRPOConfig(EfficientReasoningConfig):
     def own_rollouts(self):
         return True
 
+    def most_sampled_tokens(self, completions):
+        most = super().most_sampled_tokens(completions)
+        most["refinements"] = most["completions"]
+        return most | ({"critiques": completions * self.max_critique_length} if self.critique == "self" else {})
+
     def describe(self):
         groups = "groups without a correct completion" if self.refine_when == "all_wrong" else "all groups"
         return [*super().describe(), f"{groups} are refined after a critique ({self.critique})"]

@@ -133,6 +133,11 @@ class GVMConfig(EfficientReasoningConfig):
     def own_rollouts(self):
         return True
 
+    def most_sampled_tokens(self, completions):
+        prompts = completions // self.num_generations
+        estimates = prompts * self.estimate_samples * self.max_completion_length
+        return super().most_sampled_tokens(completions) | {"estimates": estimates}
+
     def describe(self):
         return [
             *super().describe(),

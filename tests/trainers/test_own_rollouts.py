@@ -6,6 +6,8 @@ import pytest
 import torch
 from peft import LoraConfig
 
+from step_trl.trainers import METHODS
+
 
 def odd(completions, **_):
     """A verdict that differs between the completions of a prompt, so that a few tokens are enough."""
@@ -52,3 +54,29 @@ def test_resumes_with_an_adapter(build, method, options, tmp_path):
     assert moved and all("lora_" in name for name in moved)
     for name in moved:
         torch.testing.assert_close(found[name], final[name], rtol=0, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "tokens"),
+    [
+        ("grpo", {}, {"completions": 80}),
+        ("spo", {"value_samples": 2, "cut_interval": 4}, {"completions": 80, "values": 8 * (6 + 2) * 2}),
+        (
+            "spo", {"value_samples": 2, "cut_interval": 4, "max_segments": 1, "prompt_value": "rollout"},
+            {"completions": 80, "values": (8 * 6 + 2 * 10) * 2},
+        ),
+        (
+            "spo", {"structure": "tree", "branching": [2, 3], "segment_tokens": 4, "per_device_train_batch_size": 4},
+            {"trees": 2 * (2 * 4 + 6 * 6)},
+        ),
+        ("critique_grpo", {}, {"completions": 80, "refinements": 80}),
+        (
+            "critique_grpo", {"critique": "self", "max_critique_length": 7},
+            {"completions": 80, "refinements": 80, "critiques": 56},
+        ),
+        ("gvm", {"estimate_samples": 3}, {"completions": 80, "estimates": 2 * 3 * 10}),
+    ],
+)  # fmt: skip
+def test_the_most_tokens_of_a_generation(method, options, tokens):
+    config = METHODS[method][1]("x", num_generations=4, max_completion_length=10, bf16=False, use_cpu=True, **options)
+    assert config.most_sampled_tokens(8) == tokens

@@ -102,6 +102,16 @@ def check_batches(plan: StagePlan) -> str:
     return str(plan.batches)
 
 
+def describe_sampling(plan: StagePlan) -> str:
+    batches = plan.batches
+    parts = {
+        what: most / batches.updates_per_generation
+        for what, most in plan.config.most_sampled_tokens(batches.generation).items()
+    }
+    listed = ", ".join(f"{round(most):,} of {what}" for what, most in parts.items())
+    return f"per update, at most {listed} (tokens)"
+
+
 def check_rows(plan: StagePlan) -> str:
     arguments = plan.dataclass_of(TrainArguments)
     if arguments.dataset is None:
@@ -322,6 +332,7 @@ CHECKS: Checks = (
     ("data", check_rows, ("values",)),
     ("prompts", check_prompts, ("values", "rows", "tokenizer")),
     ("batches", check_batches, ("values",)),
+    ("tokens", describe_sampling, ("batches", "config")),
     ("updates", check_updates, ("batches", "rows")),
     ("servers", check_servers, ("values", "tokenizer")),
     ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),
