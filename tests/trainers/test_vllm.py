@@ -12,6 +12,7 @@ from trainers.two_processes import run_two_processes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from step_trl import StepGRPOConfig, testbed
+from step_trl.evaluation.chat import ChatClient
 from step_trl.rollout.engines import EngineError, EngineUnavailableError
 from step_trl.rollout.engines.vllm_process import free_port
 from step_trl.runtime.weight_sync import WeightSyncError, check_log_probabilities
@@ -86,6 +87,25 @@ def test_further_completions_are_sampled_on_a_server(on_server, method, options,
     for entry in logs:
         assert entry["sampling/sampling_logp_difference/max"] < 1e-3
         assert {name: entry[name] for name in logged} == logged
+
+
+def test_critiques_come_from_an_endpoint(build, vllm_server, monkeypatch):
+    """The testbed model gives no verdict, so its critiques are asked for, and replaced."""
+    written, ask = [], ChatClient.ask
+
+    async def recording(self, client, content):
+        written.append(await ask(self, client, content))
+        return written[-1]
+
+    monkeypatch.setattr(ChatClient, "ask", recording)
+    failing = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
+    trainer = build(
+        "critique_grpo", trainer_options=failing, critique="cot", critic_url=f"{vllm_server.url}/v1",
+        critic_model=str(testbed.MODEL_DIR), critic_options={"max_tokens": 16}, max_completion_length=40,
+    )  # fmt: skip
+    trainer.train()
+    assert len(written) == 8 and all(text and len(text) > 3 for text in written)
+    assert trainer.state.log_history[0]["critique/agreed"] == 0
 
 
 def test_trains_in_a_notebook(on_server):
