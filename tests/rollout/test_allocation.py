@@ -52,6 +52,8 @@ def test_rounding_by_acceptance_rate_prefers_hard_prompts():
     assert rounded([0.35, 0.33, 0.32, 0.0], 10, "accept_rate", rates) == [4, 3, 3, 0]  # nothing is missing
     assert rounded([1 / 3, 1 / 3, 1 / 3, 0.0], 10, "accept_rate", rates) == [3, 3, 4, 0]
     assert rounded([0.25, 0.375, 0.375, 0.0], 4, "accept_rate", rates) == [0, 2, 2, 0]
+    with pytest.raises(ValueError, match="acceptance_rates: None"):
+        rounded([0.5, 0.5], 3, "accept_rate")
 
 
 def test_hard_prompts_get_more_unless_they_are_almost_never_solved():
