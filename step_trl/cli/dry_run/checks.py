@@ -283,6 +283,8 @@ def describe_distillation(plan: StagePlan) -> str:
         f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
         f"thoughts end when an answer is more confident than {values.confidence:g}; the shortest correct completions "
         f"of each problem, at most {values.per_problem}, are used for training"
+        + f", without their thought with probability {values.thought_dropout:g}"
+        * bool(values.thought_dropout)
     )
 
 
