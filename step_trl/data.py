@@ -12,11 +12,17 @@ from typing import Any, NamedTuple, cast
 import datasets
 from transformers import PreTrainedTokenizerBase
 
+from .thoughts import is_dropped, without_thought
+
 
 logger = logging.getLogger(__name__)
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 BATCH_SIZE = 10_000
+REVERSE_THINKING = (
+    "Here is a question and its answer.\n\nQuestion: {question}\n\nAnswer: {answer}\n\nWrite the few steps of "
+    "reasoning that lead from the question to the answer. Do not state the answer itself."
+)
 
 
 class Layout(NamedTuple):
@@ -178,6 +184,56 @@ def load_problems(
     if not rows:
         raise ValueError(f"{source} ({split}) has no row with both a problem and an answer.")
     return datasets.Dataset.from_list(rows)
+
+
+def thought_dropout(dataset: datasets.Dataset, probability: float = 0.5, seed: int = 0) -> datasets.Dataset:
+    """
+    Replace the thoughts of random rows by two newline characters, for supervised fine-tuning (TON, arXiv 2505.16854).
+
+    Whether a row loses its thought depends on `seed` and its index alone. A row without `</think>` does not change.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `completion` (text or messages) or `messages`, whose last message is the assistant's.
+        probability (`float`, *optional*, defaults to `0.5`):
+            The probability with which a row loses its thought.
+        seed (`int`, *optional*, defaults to `0`):
+            The seed of the draw.
+    """
+    if not 0 <= probability <= 1:
+        raise ValueError(f"probability: {probability} is not between 0 and 1. Set for example 0.5.")
+    column = next((name for name in ("completion", "messages") if name in dataset.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"dataset: it needs a column 'completion' or 'messages'; columns found: {', '.join(dataset.column_names)}."
+        )
+
+    def dropped(row: dict[str, Any], index: int) -> dict[str, Any]:
+        completion = row[column]
+        if not is_dropped(index, probability, seed):
+            return {column: completion}
+        if isinstance(completion, str):
+            return {column: without_thought(completion)}
+        *others, last = completion
+        return {column: [*others, last | {"content": without_thought(last["content"])}]}
+
+    return dataset.map(dropped, with_indices=True)
+
+
+def reverse_thinking_prompts(dataset: datasets.Dataset) -> datasets.Dataset:
+    """
+    Return prompts that ask for the thought that leads to a known answer (TON, arXiv 2505.16854; the words are ours).
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt` (messages, or text) and `solution`.
+    """
+
+    def asked(row: dict[str, Any]) -> dict[str, Any]:
+        request = REVERSE_THINKING.format(question=problem_text(row["prompt"]), answer=row["solution"])
+        return {"prompt": [{"role": "user", "content": request}]}
+
+    return dataset.map(asked)
 
 
 def validate_rows(

@@ -23,7 +23,7 @@ LAYERS = (
     {"evaluation", "report", "trainers"},
     {"monitor", "runtime"},
     {"rollout", "rewards", "advantages", "losses"},
-    {"steps", "text", "data", "token_targets", "testbed", "files", "retry", "_compat", "_version"},
+    {"steps", "text", "data", "token_targets", "testbed", "thoughts", "files", "retry", "_compat", "_version"},
 )
 LONGEST = 50  # lines of code of a function
 

@@ -213,7 +213,7 @@ def real_models(tmp_path_factory):
 
 @cache
 def many_rows():
-    return testbed.load_dataset("train").select(range(600))
+    return testbed.load_dataset("train").select(range(1200))
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ _STEP_GRPO, _PARTS, _THRESHOLD = "Step-GRPO, table 1", "Step-GRPO, table 2", "St
 _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
 _FAMILY = "SEED-GRPO and NFT"
+_SAMPLED = "SPO, Critique-GRPO and GVM"
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables that compare all methods, and their own arms
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
@@ -70,6 +71,8 @@ _CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer, which i
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
+_CHAIN = {"value_samples": 4, "max_segments": 2}
+_TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
 _LAPO = (
     {"lapo_stage": "discovery", "length_reward_options": {"decay": 100 * _SCALE}},
     {"lapo_stage": "internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
@@ -81,7 +84,7 @@ _PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, 
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
-    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO,)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED)),
     Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
@@ -131,11 +134,17 @@ ARMS: tuple[Arm, ...] = (
         Arm(f"ratio-{ratio}", "sas", {**_LATER_RULE, "selection_ratio": ratio}, (_RATIO,), sweep=True)
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
-    Arm("dr-grpo", "grpo", _DR_GRPO, (_FAMILY,)),
+    Arm("dr-grpo", "grpo", _DR_GRPO, (_FAMILY, _SAMPLED)),
     Arm("seed-0.02", "seed_grpo", _SHORT | {"alpha": 0.02}, (_FAMILY,)),
     Arm("seed-1", "seed_grpo", _SHORT | {"alpha": 1.0}, (_FAMILY,)),
     Arm("dr-grpo-2x", "grpo", _DR_GRPO | _TWICE, (_FAMILY,)),
     Arm("nft-2x", "nft", _SHORT | _TWICE, (_FAMILY,)),
+    Arm("gvm-grpo", "gvm", _SHORT | {"loss": "grpo"}, (_SAMPLED,)),
+    Arm("gvm-grpo-half", "gvm", _SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
+    Arm("critique-grpo", "critique_grpo", _SHORT, (_SAMPLED,)),
+    Arm("spo-tree", "spo", _SHORT | _TREE, (_SAMPLED,)),
+    Arm("spo-chain", "spo", _SHORT | _CHAIN, (_SAMPLED,)),
+    Arm("spo-chain-all-tokens", "spo", _SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
     Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )  # fmt: skip

@@ -134,6 +134,29 @@ CLAIMS: tuple[Claim, ...] = (
         "NFT", "with two updates per rollout it is more accurate than Dr.GRPO",
         "nft-2x", "dr-grpo-2x", "accuracy", "higher", "51.7, 49.8 %",
     ),
+    Claim(
+        "SPO", "chains are more accurate than GRPO", "spo-chain", "grpo-short", "accuracy", "higher", "56.7, 44.6 %",
+    ),
+    Claim(
+        "SPO", "without the probability mask, chains are less accurate",
+        "spo-chain-all-tokens", "spo-chain", "accuracy", "lower", "55.0, 56.7 %",
+    ),
+    Claim(
+        "SPO", "trees are more accurate than GRPO in a short context",
+        "spo-tree", "grpo-short", "accuracy", "higher", "73.6, 62.0 %",
+    ),
+    Claim(
+        "Critique-GRPO", "it is more accurate than Dr.GRPO",
+        "critique-grpo", "dr-grpo", "accuracy", "higher", "47.1, 42.7 %",
+    ),
+    Claim(
+        "GVM", "it is more accurate than GRPO after as many updates",
+        "gvm-grpo", "grpo-short", "accuracy", "higher", "40.4, 38.1 %",
+    ),
+    Claim(
+        "GVM", "half as many updates, which with the E-steps' completions is as much sampling, keep GRPO's accuracy",
+        "gvm-grpo-half", "grpo-short", "accuracy", "kept", "2 times fewer updates, without the E-steps",
+    ),
 )  # fmt: skip
 
 CHOICES = (  # what the papers leave open, or their releases change: text, arm with the other choice, and our arm

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ..rollout import ConfidenceTruncation
+from ..thoughts import is_dropped, without_thought
 from .evaluate import sample
 from .recipe import DistillArguments, DistillConfig, resume_from, set_model_init_kwargs
 from .sources import check_model, load_rows, model_source
@@ -141,7 +142,7 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConf
             require_end_of_thinking=arguments.require_end_of_thinking,
             save_to=output_dir / "samples",
         )
-        figures = [keep(samples, arguments.per_problem, output_dir)]
+        figures = [keep(samples, arguments.per_problem, output_dir, arguments.thought_dropout, config.seed)]
     broadcast_object_list(figures)
     kept = pd.read_parquet(output_dir / "kept.parquet")
     fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, config, model)
@@ -154,9 +155,19 @@ def check_no_model(output_dir: Path) -> None:
         raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
 
 
-def keep(samples: pd.DataFrame, per_problem: int, output_dir: Path) -> dict[str, float]:
-    """Write the samples that [`keep_short`] keeps to `kept.parquet`, and print their [`statistics`]."""
+def keep(
+    samples: pd.DataFrame, per_problem: int, output_dir: Path, thought_dropout: float = 0.0, seed: int = 0
+) -> dict[str, float]:
+    """
+    Write the samples that [`keep_short`] keeps to `kept.parquet`, and print their [`statistics`].
+
+    Some of them lose their thoughts, as by [`~step_trl.data.thought_dropout`].
+    """
     kept = keep_short(samples, per_problem)
+    kept["completion"] = [
+        without_thought(text) if is_dropped(index, thought_dropout, seed) else text
+        for index, text in enumerate(kept["completion"])
+    ]
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)
     for what, value in figures.items():

@@ -86,6 +86,9 @@ class DistillArguments(TrainArguments):
     limit: int | None = field(default=None, metadata={"help": "Use only this many problems, from the first."})
     n: int = field(default=4, metadata={"help": "The number of samples per problem."})
     per_problem: int = field(default=1, metadata={"help": "The maximum number of completions to keep per problem."})
+    thought_dropout: float = field(
+        default=0.0, metadata={"help": "The probability with which a kept completion loses its thought (TON)."}
+    )
     confidence: float = field(
         default=0.95, metadata={"help": "A thought ends when the confidence of an induced answer exceeds this."}
     )
@@ -102,6 +105,8 @@ class DistillArguments(TrainArguments):
         for name in ("n", "per_problem", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+        if not 0 <= self.thought_dropout <= 1:
+            raise ValueError(f"thought_dropout: {self.thought_dropout} is not a probability. Set for example 0.5.")
 
 
 @dataclass

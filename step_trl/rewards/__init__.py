@@ -1,7 +1,7 @@
 """Rewards: correctness, format, step efficiency and length baselines."""
 
 from .correctness import extract_answers, math_accuracy_reward
-from .format import format_reward
+from .format import format_reward, think_answer_format_reward
 from .length import (
     grpo_lambda_reward,
     kimi_length_reward,
@@ -9,6 +9,7 @@ from .length import (
     s_grpo_reward,
     train_efficiently_reward,
 )
+from .relative_accuracy import mean_relative_accuracy
 from .step_efficiency import step_efficiency_reward
 from .target_length import l1_exact_reward, l1_max_reward, lapo_internalization_reward, soft_overlong_reward
 
@@ -23,8 +24,10 @@ __all__ = [
     "lapo_discovery_reward",
     "lapo_internalization_reward",
     "math_accuracy_reward",
+    "mean_relative_accuracy",
     "s_grpo_reward",
     "soft_overlong_reward",
     "step_efficiency_reward",
+    "think_answer_format_reward",
     "train_efficiently_reward",
 ]

@@ -1,8 +1,14 @@
-"""The format reward: one closed thought, followed by an answer."""
+"""Format rewards: one closed thought, followed by an answer, with or without tags of its own."""
 
 from __future__ import annotations
 
+import re
+
 from ..text import THINK_END, THINK_START
+
+
+_STRICT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
+_LENIENT = re.compile(r"(<think>)?((?!</?think>).)*</think>\s*<answer>((?!</?answer>).)*</answer>", re.DOTALL)
 
 
 def _text(completion: str | list[dict]) -> str:
@@ -28,3 +34,20 @@ def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[f
     conversations, only the assistant's messages are read. `kwargs` are what else TRL passes to reward functions.
     """
     return [float(_is_well_formed(_text(completion))) for completion in completions]
+
+
+def think_answer_format_reward(
+    completions: list[str] | list[list[dict]], *, strict: bool = False, **kwargs
+) -> list[float]:
+    """
+    Return 1.0 for a thought and an answer, each in its own tags, and 0.0 for others (TON, arXiv 2505.16854).
+
+    The thought may be blank. White space is allowed between the blocks, and around them. There is one block of each
+    kind, and the opening `<think>` is optional, since many chat templates put it into the prompt.
+
+    With `strict=True`, the released code's expression decides: `<think>` is needed, white space at the end is not
+    allowed, and further blocks are. `kwargs` are what else TRL passes to reward functions.
+    """
+    if strict:
+        return [float(_STRICT.fullmatch(_text(completion)) is not None) for completion in completions]
+    return [float(_LENIENT.fullmatch(_text(completion).strip()) is not None) for completion in completions]

@@ -1,5 +1,6 @@
 """Dynamic truncated rollouts: engines sample completions, and truncation callbacks end them early."""
 
+from .allocation import fill_batches, filter_ratios, gvm_weights, preserve_sum
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
 from .dynamic import DynamicTruncatedRollout
 from .records import Rollout, SamplingParams
@@ -25,5 +26,9 @@ __all__ = [
     "TokenBudget",
     "TreeRollout",
     "TruncationCallback",
+    "fill_batches",
+    "filter_ratios",
+    "gvm_weights",
     "path_to",
+    "preserve_sum",
 ]

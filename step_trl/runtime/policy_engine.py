@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -147,6 +148,14 @@ class PolicyEngine:
             )
         elif self.servers is None:
             self.colocated = VLLMColocatedEngine(trainer.vllm_generation.llm, trainer._tokenizer)
+
+    @property
+    def max_length(self) -> int:
+        """Return the number of tokens that a prompt and its completion can have together."""
+        config = cast("PreTrainedModel", self._trainer.model).config.get_text_config()
+        of_policy = getattr(config, "max_position_embeddings", None) or sys.maxsize
+        vllm_engine = self.servers or self.colocated
+        return of_policy if vllm_engine is None else min(of_policy, vllm_engine.max_length)
 
     @property
     def sampling_params(self) -> SamplingParams:

@@ -4,6 +4,8 @@ from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
 from .critique_grpo import CritiqueGRPOTrainer
 from .critique_grpo_config import CritiqueGRPOConfig
+from .gvm import GVMTrainer
+from .gvm_config import GVMConfig
 from .lapo import LAPOTrainer
 from .lapo_config import LAPOConfig
 from .nft import NFTTrainer
@@ -31,6 +33,7 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "nft": (NFTTrainer, NFTConfig),
     "spo": (SPOTrainer, SPOConfig),
     "critique_grpo": (CritiqueGRPOTrainer, CritiqueGRPOConfig),
+    "gvm": (GVMTrainer, GVMConfig),
 }
 
 __all__ = [
@@ -39,6 +42,8 @@ __all__ = [
     "CritiqueGRPOTrainer",
     "EfficientReasoningConfig",
     "EfficientReasoningTrainer",
+    "GVMConfig",
+    "GVMTrainer",
     "LAPOConfig",
     "LAPOTrainer",
     "NFTConfig",

@@ -142,6 +142,15 @@ class EfficientReasoningTrainer(GRPOTrainer):
         if self.args.length_reward is not None:
             self._add_reward_column(self._length_column, self.args.length_reward_weight)
 
+    def choose_rows(self, batch: Batch) -> Sequence[dict[str, Any]]:
+        """
+        Return the rows to generate from, one for each completion, by default those that TRL has sampled.
+
+        This is called for each generation in training, before the hooks. It may read `batch.rows` and
+        `num_generations`.
+        """
+        return batch.rows
+
     # The four hooks, in the order in which they are called.
 
     def sample(self, batch: Batch) -> list[Rollout] | None:
@@ -275,7 +284,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         missing = most - len(rows)  # TRL gathers as many from each process
         all_rows = [*rows, *[self.batch.rows[0]] * missing]
         all_ids = [*completion_ids, *[[self._tokenizer.pad_token_id]] * missing]
-        all_prompt_ids = [*prompt_ids, *self.batch.prompt_ids[:1] * missing]
+        all_prompt_ids = [*prompt_ids, *[[self._tokenizer.pad_token_id]] * missing]
         logged = self._pending_extra_logs, self._pending_metrics
         self._pending_extra_logs, self._pending_metrics = defaultdict(list), defaultdict(list)
         try:
@@ -285,6 +294,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
         finally:
             self._pending_extra_logs, self._pending_metrics = logged
         return self.batch.local(columns)[: len(rows)]
+
+    def are_correct(self, columns: torch.Tensor) -> torch.Tensor:
+        """Return which completions `(N,)` are correct, given their rewards `(N, F)` under each reward function."""
+        return (columns[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
 
     def weighted_sum(self, columns: torch.Tensor) -> torch.Tensor:
         """Return the reward `(N,)` that reward columns `(N, F)` add up to, as in TRL. It is 0 if all are NaN."""
@@ -346,6 +359,15 @@ class EfficientReasoningTrainer(GRPOTrainer):
         for name, (total, count) in zip(values, totals, strict=True):
             if count:
                 self.log_metric(name, total / count)
+
+    def logps_of(self, prompt: list[int], completion: list[int]) -> torch.Tensor:
+        """Return the policy's log-probabilities `(1, T)` of a completion, with gradients if they are switched on."""
+        ids = torch.tensor([[*prompt, *completion]], device=self.accelerator.device)
+        return self._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), len(completion))[0]
+
+    def tokenize_prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Return the token ids of prompts, which are texts or messages, as TRL tokenizes them."""
+        return self._tokenize_prompts(prompts)[0] if prompts else []
 
     def log_metric(self, name: str, value: float) -> None:
         """Log a value that is the same on all processes."""
@@ -499,6 +521,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         self.status.enter("rollouts" if training else "evaluation")
         num_generations = cast("int", self.num_generations if training else self.num_generations_eval)
         self.batch = batch = Batch(self.accelerator, inputs, num_generations, training)
+        if training:
+            batch.rows = inputs = self.choose_rows(batch)
         output = super()._generate_and_score_completions(inputs)
         if batch.rewards is not None:  # of other prompts than TRL has logged
             logged = cast("deque[str]", self._logs["prompt"])
@@ -536,7 +560,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         else:
             rewards_per_func = batch.gather(batch.rewards)
         batch.completions, batch.completion_ids = completions, completion_ids_list
-        batch.correct = (rewards_per_func[:, : self._correctness_columns] > 0.5).any(dim=1)  # NaN is not
+        batch.correct = self.are_correct(rewards_per_func)
         batch.unscorable = rewards_per_func.isnan().all(dim=1)
         batch.scores = self.weighted_sum(rewards_per_func)
         self._note_verdicts(batch)

@@ -105,6 +105,10 @@ class EfficientReasoningConfig(RunConfig):
         """Return whether the trainer samples the training completions itself, instead of TRL."""
         return False
 
+    def most_sampled_tokens(self, completions: int) -> dict[str, int]:
+        """Return the most tokens that a generation batch of `completions` samples, by what they are for."""
+        return {"completions": completions * cast("int", self.max_completion_length)}
+
     def check_start(self, model: str) -> None:
         """Raise a `ValueError` if the method cannot start from this model, given by its folder or name."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,10 +42,22 @@ class Critics:
     Args:
         args ([`CritiqueGRPOConfig`]):
             The configuration.
+        max_length (`int`):
+            The number of tokens that a prompt and its completion can have together.
     """
 
-    def __init__(self, args: CritiqueGRPOConfig):
+    def __init__(self, args: CritiqueGRPOConfig, max_length: int):
         self.args = args
+        longest = ["max_completion_length", *(["max_critique_length"] if args.critique == "self" else [])]
+        name = max(longest, key=lambda name: getattr(args, name))
+        room = max_length - getattr(args, name)
+        if room < (args.max_refinement_prompt_length or 1):
+            raise ValueError(
+                f"{name}: {getattr(args, name)} tokens leave {room} of {max_length} for the prompt of a refinement, "
+                "which is the question and an earlier completion. Set it lower, or use a longer context (of a vLLM "
+                "server, --max-model-len)."
+            )
+        self._prompt_limit = args.max_refinement_prompt_length or room
         self._chat: ChatClient | None = None
         if args.critic_url is not None and args.critic_model is not None:
             options = args.critic_options if isinstance(args.critic_options, dict) else {}
@@ -147,14 +158,14 @@ class Critics:
 
     def _prompt(self, trainer: EfficientReasoningTrainer, job: _Job, request_of: Callable[[_Job], str]) -> list[int]:
         """Tokenize a request as TRL does prompts. The earlier solution loses its beginning if it is too long."""
-        limit = self.args.max_refinement_prompt_length or _room_for_prompts(trainer)
-        ids = trainer._tokenize_prompts([with_question(job.row["prompt"], request_of(job))])[0][0]
+        limit = self._prompt_limit
+        (ids,) = trainer.tokenize_prompts([with_question(job.row["prompt"], request_of(job))])
         if len(ids) > limit:
             solution = trainer._tokenizer.encode(job.solution, add_special_tokens=False)
             kept = len(solution) - (len(ids) - limit) - 1  # one more for the ellipsis
             shorter = f"…{trainer._tokenizer.decode(solution[-kept:])}" if kept > 0 else ""
             request = request_of(replace(job, solution=shorter))
-            ids = trainer._tokenize_prompts([with_question(job.row["prompt"], request)])[0][0]
+            (ids,) = trainer.tokenize_prompts([with_question(job.row["prompt"], request)])
         return ids
 
 
@@ -175,9 +186,3 @@ def _refinement_of(job: _Job, critique: str) -> str:
 
 def _critique_of(job: _Job) -> str:
     return critique_request(question_of(job.row["prompt"]), job.solution)
-
-
-def _room_for_prompts(trainer: EfficientReasoningTrainer) -> int:
-    """Return what completions leave of the model's context, in tokens."""
-    context = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-    return context - cast("int", trainer.max_completion_length)

@@ -90,7 +90,7 @@ class CritiqueGRPOTrainer(EfficientReasoningTrainer):
                 f"critique: {self.args.critique!r} needs a column `solution`, but train_dataset has "
                 f"{', '.join(columns)}. Add it, or set critique='indicative'."
             )
-        self._critics = Critics(self.args)
+        self._critics = Critics(self.args, self._policy_engine.max_length)
 
     def sample(self, batch):
         number, size = len(batch.prompt_ids), batch.num_generations
@@ -147,12 +147,13 @@ class CritiqueGRPOTrainer(EfficientReasoningTrainer):
 
     def _are_right(self, batch: Batch, rollouts: list[Rollout], places: Sequence[int]) -> torch.Tensor:
         """Return whether each rollout answers the question at its place. Every process must call this."""
-        columns = self.score(
-            [rollout.completion_ids for rollout in rollouts],
-            [batch.rows[place] for place in places],
-            [batch.prompt_ids[place] for place in places],
+        return self.are_correct(
+            self.score(
+                [rollout.completion_ids for rollout in rollouts],
+                [batch.rows[place] for place in places],
+                [batch.prompt_ids[place] for place in places],
+            )
         )
-        return (columns[:, : self._correctness_columns] > 0.5).any(dim=1)
 
     def _as_answer(self, refinement: Rollout) -> list[int]:
         """Tokenize a refinement as an answer to the question alone, as the paper does. EOS follows if it has ended."""

@@ -43,8 +43,8 @@ class CritiqueGRPOConfig(EfficientReasoningConfig):
             divides by the numbers of initial completions and of refinements: set `num_generations - 1` for it.
         max_refinement_prompt_length (`int`, *optional*):
             The maximum length of a prompt for a critique or a refinement, in tokens. The earlier solution loses its
-            beginning where it does not fit. By default, what `max_completion_length` leaves of the model's context.
-            Set it if a vLLM server has a shorter one.
+            beginning where it does not fit. By default, what a completion or critique leaves of the context of the
+            model, or of vLLM.
         max_critique_length (`int`, *optional*, defaults to `1024`):
             The maximum length of a critique of `critique="self"`, in tokens.
         critic_url (`str`, *optional*), critic_model (`str`, *optional*):
@@ -106,6 +106,11 @@ class CritiqueGRPOConfig(EfficientReasoningConfig):
     @property
     def own_rollouts(self):
         return True
+
+    def most_sampled_tokens(self, completions):
+        most = super().most_sampled_tokens(completions)
+        most["refinements"] = most["completions"]
+        return most | ({"critiques": completions * self.max_critique_length} if self.critique == "self" else {})
 
     def describe(self):
         groups = "groups without a correct completion" if self.refine_when == "all_wrong" else "all groups"

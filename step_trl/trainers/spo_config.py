@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from ..advantages.choices import check_choice
 from ..advantages.tree import EdgeAdvantage
@@ -124,6 +126,18 @@ class SPOConfig(EfficientReasoningConfig):
     @property
     def own_rollouts(self):
         return True
+
+    def most_sampled_tokens(self, completions):
+        most, groups = super().most_sampled_tokens(completions), completions // cast("int", self.num_generations)
+        longest = cast("int", self.max_completion_length)
+        if self.structure == "tree":
+            *inner, leaves = itertools.accumulate(self.branching, operator.mul)
+            rest = max(0, longest - self.segment_tokens * len(inner))
+            return {"trees": groups * (sum(inner) * min(self.segment_tokens, longest) + leaves * rest)}
+        places = range(self.cut_interval, longest, self.cut_interval)[: self.max_segments]  # the earliest possible
+        of_completion = sum(longest - place for place in places)
+        of_prompts = groups * longest if self.prompt_value == "rollout" else 0
+        return most | {"values": (completions * of_completion + of_prompts) * self.value_samples}
 
     def describe(self):
         if self.structure == "tree":

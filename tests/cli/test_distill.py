@@ -7,7 +7,7 @@ from small_runs import SMALL_RUN
 from trl import ModelConfig
 
 from step_trl import testbed
-from step_trl.cli.distill import distill, keep_short, statistics, training_rows
+from step_trl.cli.distill import distill, keep, keep_short, statistics, training_rows
 from step_trl.cli.recipe import DistillArguments, DistillConfig
 from step_trl.rollout.engines import vllm_process
 
@@ -45,6 +45,18 @@ def test_the_shortest_right_ones_are_kept():
         }
     )
     assert keep_short(SAMPLES[SAMPLES["problem"] == "2"]).empty
+
+
+def test_some_lose_their_thoughts(tmp_path):
+    samples = pd.concat([SAMPLES[SAMPLES["problem"] == "1"]] * 40, ignore_index=True)
+    samples["problem"] = [str(place // 2) for place in range(80)]
+    samples["completion"] = "2 + 2.</think>4"
+    keep(samples, 1, tmp_path, thought_dropout=0.5, seed=0)
+    kept = pd.read_parquet(tmp_path / "kept.parquet")["completion"].tolist()
+    assert [place for place, text in enumerate(kept) if text == "\n\n</think>4"][:8] == [0, 1, 3, 4, 5, 11, 16, 17]
+    assert set(kept) == {"2 + 2.</think>4", "\n\n</think>4"}
+    with pytest.raises(ValueError, match=r"thought_dropout: 2\.0 is not a probability"):
+        DistillArguments("distill", "testbed", thought_dropout=2.0)
 
 
 def test_rows_end_in_eos_and_mask_their_prompt():

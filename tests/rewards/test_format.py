@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from step_trl.rewards import format_reward
+from step_trl.rewards import format_reward, think_answer_format_reward
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,26 @@ def test_conversations_are_what_the_assistant_wrote():
 
 def test_other_columns_are_let_through():
     assert format_reward(prompts=["?"], completions=["a</think>b"], solution=["b"], trainer_state=None) == [1.0]
+
+
+FORM = "<think>\n\n</think>\n<answer>4</answer>"
+
+
+@pytest.mark.parametrize(
+    ("text", "strict", "lenient"),
+    [
+        (FORM, 1.0, 1.0),
+        (FORM + " ", 0.0, 1.0),
+        (FORM + "\n", 0.0, 1.0),
+        ("<answer>4</answer>", 0.0, 0.0),
+        (FORM + "x" + "<answer>5</answer>", 1.0, 0.0),
+        ("2 + 2</think><answer>4</answer>", 0.0, 1.0),  # opened in the prompt
+        ("<think>a<think>b</think><answer>4</answer>", 1.0, 0.0),
+        ("<think>a</think>4", 0.0, 0.0),
+        ("<think>a</think><answer>4", 0.0, 0.0),
+    ],
+)
+def test_a_thought_and_an_answer_in_tags(text, strict, lenient):
+    assert think_answer_format_reward([text], strict=True) == [strict]
+    assert think_answer_format_reward([text]) == [lenient]
+    assert think_answer_format_reward(completions=[[{"role": "assistant", "content": text}]]) == [lenient]

@@ -20,6 +20,7 @@ OPTIONS = {
     "nft": {"max_completion_length": 160},
     "critique_grpo": {"max_completion_length": 64, "refine_when": "always"},
     "spo": {"max_completion_length": 96, "value_samples": 3, "max_segments": 2, "prompt_value": "rollout"},
+    "gvm": {"max_completion_length": 64, "loss": "grpo", "estimate_samples": 2, "generations_per_estimate": 3},
 }  # fmt: skip
 
 
@@ -81,6 +82,8 @@ def train(method: str, path: str) -> dict:
             "columns": trainer.columns.tolist(),
             "in_loss": trainer.in_loss,
             "refined": getattr(trainer, "_refined", torch.zeros(0)).tolist(),
+            "budget": getattr(trainer, "_groups", []),
+            "prompts": [row["prompt"][-1]["content"] for row in trainer.batch.rows],
             "weights": trainer.reward_weights.tolist(),
             "logs": trainer.state.log_history[0],
             "rank": trainer.accelerator.process_index,

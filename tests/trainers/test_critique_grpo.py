@@ -179,4 +179,16 @@ def test_rows_without_a_solution_are_refused(build):
     rows = testbed.load_dataset("easy").select(range(8)).remove_columns("solution")
     with pytest.raises(ValueError, match="critique: 'indicative_gt' needs a column `solution`"):
         build("critique_grpo", trainer_options={"reward_funcs": rewarding(0)}, train_dataset=rows)
-    assert Critics(CritiqueGRPOConfig("x", bf16=False, use_cpu=True))._chat is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_completion_length": 900}, "max_completion_length: 900 tokens leave 100 of 1000 for the prompt"),
+        ({"critique": "self"}, "max_critique_length: 1024 tokens leave -24 of 1000"),
+    ],
+)
+def test_a_context_without_room_for_refinements_is_refused(options, message):
+    args = CritiqueGRPOConfig("x", bf16=False, use_cpu=True, max_refinement_prompt_length=200, **options)
+    with pytest.raises(ValueError, match=message):
+        Critics(args, 1000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from trainers.two_processes import run_two_processes
 
-from step_trl.advantages import answer_clusters, seed_advantages, semantic_entropy
+from step_trl.advantages import answer_clusters, ragged_advantages, seed_advantages, semantic_entropy
 from step_trl.steps import TriggerSegmenter
 
 
@@ -103,3 +103,18 @@ def test_a_split_group_has_one_refinement(records):
     expected = [reward - sum(rewards) / 8 for reward in rewards]
     assert first["advantages"] + second["advantages"] == pytest.approx(expected, abs=1e-6)
     assert first["logs"]["critique/refined_frac"] == second["logs"]["critique/refined_frac"] == 1
+
+
+def test_ranks_share_a_budget(records):
+    first, second = records["gvm"]
+    groups = first["budget"] + second["budget"]
+    pairs = set(zip(groups, first["prompts"] + second["prompts"]))
+    assert len(pairs) == len(set(groups))
+    assert first["columns"] == second["columns"] and len(groups) == 8
+    expected = ragged_advantages(
+        torch.tensor(first["columns"])[:, 0], torch.tensor(groups), torch.ones(8, dtype=torch.bool)
+    )
+    assert first["advantages"] + second["advantages"] == pytest.approx(expected.tolist(), abs=1e-5)
+    # Each has estimated some of the prompts, and both know all of it.
+    assert first["logs"]["budget/accept_rate"] == second["logs"]["budget/accept_rate"]
+    assert first["logs"]["budget/mean"] == 8

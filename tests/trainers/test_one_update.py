@@ -5,7 +5,7 @@ import math
 import pytest
 
 
-@pytest.mark.parametrize("method", ["grpo", "step_grpo", "sas", "seed_grpo", "nft", "spo", "critique_grpo"])
+@pytest.mark.parametrize("method", ["grpo", "step_grpo", "sas", "seed_grpo", "nft", "spo", "critique_grpo", "gvm"])
 def test_an_update_moves_the_weights(build, method, mixed_problems):
     options = {"value_samples": 1, "max_segments": 2} if method == "spo" else {}
     trainer = build(method, train_dataset=mixed_problems, learning_rate=1e-3, max_completion_length=160, **options)

@@ -13,6 +13,7 @@ from trainers.two_processes import run_two_processes
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from step_trl import StepGRPOConfig, testbed
+from step_trl.evaluation.chat import ChatClient
 from step_trl.rollout.engines import EngineError, EngineUnavailableError
 from step_trl.rollout.engines.vllm_process import free_port
 from step_trl.runtime.weight_sync import WeightSyncError, check_log_probabilities
@@ -70,6 +71,49 @@ def test_values_are_sampled_on_a_server(on_server, structure, mixed_problems):
     for entry in logs:
         # Without a value if no segment of the trees teaches anything.
         assert (structure == "tree" and "spo/masked_frac" not in entry) or entry["spo/masked_frac"] < 1
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "logged"),
+    [
+        (
+            "critique_grpo",
+            {"refine_when": "always", "critique": "self", "max_critique_length": 40},
+            {"critique/refined_frac": 1},
+        ),
+        ("gvm", {"estimate_samples": 2, "generations_per_estimate": 1}, {"budget/mean": 4}),
+    ],
+)
+def test_further_completions_are_sampled_on_a_server(on_server, method, options, logged, mixed_problems):
+    trainer = on_server(
+        method, max_completion_length=160, max_steps=2, train_dataset=mixed_problems, weight_sync_check_every=1,
+        **options,
+    )  # fmt: skip
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 2 and all(math.isfinite(entry["loss"]) for entry in logs)
+    for entry in logs:
+        assert entry["sampling/sampling_logp_difference/max"] < 1e-3
+        assert {name: entry[name] for name in logged} == logged
+
+
+def test_critiques_come_from_an_endpoint(build, vllm_server, monkeypatch):
+    """The testbed model gives no verdict, so its critiques are asked for, and replaced."""
+    written, ask = [], ChatClient.ask
+
+    async def recording(self, client, content):
+        written.append(await ask(self, client, content))
+        return written[-1]
+
+    monkeypatch.setattr(ChatClient, "ask", recording)
+    failing = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)}
+    trainer = build(
+        "critique_grpo", trainer_options=failing, critique="cot", critic_url=f"{vllm_server.url}/v1",
+        critic_model=str(testbed.MODEL_DIR), critic_options={"max_tokens": 16}, max_completion_length=40,
+    )  # fmt: skip
+    trainer.train()
+    assert len(written) == 8 and all(text and len(text) > 3 for text in written)
+    assert trainer.state.log_history[0]["critique/agreed"] == 0
 
 
 def test_trains_in_a_notebook(on_server):

@@ -106,8 +106,12 @@ class Batches:
         micro_batches = len(sampler) // self.generation
         return math.ceil(epochs * max(1, math.ceil(micro_batches / self.accumulation)))
 
+    @property
+    def updates_per_generation(self) -> Fraction:
+        return Fraction(self.steps_per_generation * self.num_iterations, self.accumulation)
+
     def __str__(self) -> str:
-        updates = Fraction(self.steps_per_generation * self.num_iterations, self.accumulation)
+        updates = self.updates_per_generation
         count = "1 process" if self.processes == 1 else f"{self.processes} processes"
         return (
             f"{self.generation:,} completions are generated at once (prompts: {self.prompts:,}, of each: "

@@ -102,6 +102,16 @@ def check_batches(plan: StagePlan) -> str:
     return str(plan.batches)
 
 
+def describe_sampling(plan: StagePlan) -> str:
+    batches = plan.batches
+    parts = {
+        what: most / batches.updates_per_generation
+        for what, most in plan.config.most_sampled_tokens(batches.generation).items()
+    }
+    listed = ", ".join(f"{round(most):,} of {what}" for what, most in parts.items())
+    return f"per update, at most {listed} (tokens)"
+
+
 def check_rows(plan: StagePlan) -> str:
     arguments = plan.dataclass_of(TrainArguments)
     if arguments.dataset is None:
@@ -273,6 +283,8 @@ def describe_distillation(plan: StagePlan) -> str:
         f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
         f"thoughts end when an answer is more confident than {values.confidence:g}; the shortest correct completions "
         f"of each problem, at most {values.per_problem}, are used for training"
+        + f", without their thought with probability {values.thought_dropout:g}"
+        * bool(values.thought_dropout)
     )
 
 
@@ -322,6 +334,7 @@ CHECKS: Checks = (
     ("data", check_rows, ("values",)),
     ("prompts", check_prompts, ("values", "rows", "tokenizer")),
     ("batches", check_batches, ("values",)),
+    ("tokens", describe_sampling, ("batches", "config")),
     ("updates", check_updates, ("batches", "rows")),
     ("servers", check_servers, ("values", "tokenizer")),
     ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),

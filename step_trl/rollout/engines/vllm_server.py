@@ -17,6 +17,7 @@ import logging
 import re
 import shlex
 import ssl
+import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -121,6 +122,7 @@ class VLLMServerEngine(Engine):
                 f"max_connections: {max_connections} leaves none for a probe beside its thought. Set it to 2 or more."
             )
         self.model = model
+        self.max_length = sys.maxsize  # of a prompt and its completion together, once `check` knows
         self.stream_interval = stream_interval
         self.ahead_interval = ahead_interval
         self.sample_ahead = sample_ahead
@@ -329,6 +331,8 @@ class VLLMServerEngine(Engine):
                 "to one of them, or start the server with --served-model-name."
             )
         longest = next((model["max_model_len"] for model in models if model.get("max_model_len")), None)
+        if longest is not None:
+            self.max_length = min(longest, self.max_length)
         if max_length is not None and longest is not None and longest < max_length:
             raise EngineError(
                 f"max_length: prompt and completion need up to {max_length} tokens, {server.url} takes {longest}. "
