@@ -27,10 +27,11 @@ from step_trl.rollout.engines import Engine, TransformersEngine, VLLMServer, VLL
 from step_trl.testbed import MODEL_DIR, load_model, load_tokenizer
 
 
-IN_FLIGHT = 64
 BRANCHING = (6, 6, 6)
 PLACES, SAMPLES = 4, 4
-SMALLEST = ("--max-tokens", "30", "--rounds", "1", "--segment-tokens", "5", "--branching", "2", "2")  # for tests
+SMALLEST = (  # for tests
+    "--max-tokens", "16", "--rounds", "1", "--segment-tokens", "5", "--branching", "2", "2", "--in-flight", "2",
+)  # fmt: skip
 
 
 def values_of(rollouts: Sequence[Rollout], max_tokens: int) -> tuple[list[list[int]], list[int]]:
@@ -59,8 +60,8 @@ def measure(engine: Engine, number: int, args: argparse.Namespace) -> dict[str, 
         found[f"{name} tokens"] = run()
         found[f"{name} seconds"] = time.perf_counter() - began
 
-    tree = TreeRollout(engine, sampling, args.branching, args.segment_tokens, max_in_flight=IN_FLIGHT)
-    plain = DynamicTruncatedRollout(engine, [], sampling, max_in_flight=IN_FLIGHT)
+    tree = TreeRollout(engine, sampling, args.branching, args.segment_tokens, max_in_flight=args.in_flight)
+    plain = DynamicTruncatedRollout(engine, [], sampling, max_in_flight=args.in_flight)
     (prompt,) = make_prompts(tokenizer, 1)
     segments: list[Segment] = []
 
@@ -74,12 +75,14 @@ def measure(engine: Engine, number: int, args: argparse.Namespace) -> dict[str, 
 
     def sample() -> int:
         # Completions of the tree's prompt, so that lengths are alike.
-        count = max(IN_FLIGHT, round(found["tree tokens"] / (found["tree alone"] / sum(s.is_leaf for s in segments))))
+        count = max(
+            args.in_flight, round(found["tree tokens"] / (found["tree alone"] / sum(s.is_leaf for s in segments)))
+        )
         rollouts.extend(plain.run([prompt] * count, [number * 10_000 + place for place in range(count)]))
         return sum(rollout.sampled_tokens for rollout in rollouts)
 
     timed("plain", sample)
-    prompts, budgets = values_of(rollouts[:IN_FLIGHT], args.max_tokens)
+    prompts, budgets = values_of(rollouts[: args.in_flight], args.max_tokens)
 
     def continue_all() -> int:
         seeds = [number * 100_000 + place for place in range(len(prompts))]
@@ -109,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", action="store_true", help="sample on a vLLM server, which is started here")
     parser.add_argument("--url", help="URL of an idle server on the testbed model, in place of --vllm")
+    parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=224)
     parser.add_argument("--segment-tokens", type=int, default=30)
     parser.add_argument("--branching", type=int, nargs="+", default=BRANCHING)
