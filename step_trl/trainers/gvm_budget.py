@@ -110,12 +110,13 @@ class Budget:
         """Sample each prompt `estimate_samples` times, and return the estimates. The processes share the prompts."""
         number = self.args.estimate_samples
         places = range(trainer.accelerator.process_index, len(rows), trainer.accelerator.num_processes)
-        own = [self.dataset[rows[place]] for place in places for _ in range(number)]
-        prompts = trainer.tokenize_prompts([row["prompt"] for row in own])
-        shared_seeds = gather_object([trainer.seeds(1)])[0]
-        seeds = shared_seeds and [
-            seed for place in places for seed in rollout_seeds(shared_seeds, place * number, number)
-        ]
+        of_places = [self.dataset[rows[place]] for place in places]
+        own = [row for row in of_places for _ in range(number)]
+        tokenized = trainer.tokenize_prompts([row["prompt"] for row in of_places])
+        prompts = [ids for ids in tokenized for _ in range(number)]
+        key = gather_object([trainer.seeds(1)])[0]
+        all_seeds = key and rollout_seeds(key, 0, len(rows) * number)
+        seeds = all_seeds and [seed for place in places for seed in all_seeds[place * number : (place + 1) * number]]
         rollouts = trainer.run_rollouts(prompts, seeds=seeds)
         accepted = trainer.are_correct(trainer.score([one.completion_ids for one in rollouts], own, prompts)).tolist()
         with failing_together():
