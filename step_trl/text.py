@@ -21,6 +21,13 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
+def completion_text(completion: str | list[dict]) -> str:
+    """Return the text of a completion, or what the assistant wrote in a conversation."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(message["content"] or "" for message in completion if message["role"] == "assistant")
+
+
 def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:
     """
     Return the text of each token. A character that is split over several tokens belongs to the one that completes it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from .text import THINK_END, THINK_START
+from .text import THINK_END, THINK_START, completion_text
 
 
 NO_THOUGHT = "\n\n"
@@ -29,11 +29,7 @@ def without_thought(completion: str) -> str:
     return (before + start if start else "") + NO_THOUGHT + end + rest
 
 
-def skip_ratio(completions: Sequence[str]) -> float:
-    """Return the share of completions that skip their thought: it is closed, and consists of white space."""
-    return sum(map(_is_skipped, completions)) / len(completions)
-
-
-def _is_skipped(completion: str) -> bool:
-    thought, end, _ = completion.partition(THINK_END)
-    return bool(end) and not thought.strip().removeprefix(THINK_START).strip()
+def skipped_thoughts(completions: Sequence[str] | Sequence[list[dict]]) -> list[bool]:
+    """Return which completions, texts or messages, skip their thought: it is closed, and consists of white space."""
+    parts = [completion_text(completion).partition(THINK_END) for completion in completions]
+    return [bool(end) and not thought.strip().removeprefix(THINK_START).strip() for thought, end, _ in parts]

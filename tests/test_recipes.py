@@ -22,7 +22,8 @@ from step_trl.trainers.step_grpo_config import VARIANTS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 REAL_MODELS = Path(__file__).with_name("real_models.json")
-PATHS = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*")})
+OF_TESTBED = sorted(RECIPES.glob("*/testbed.yaml"))
+PATHS = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*"), *OF_TESTBED})
 
 
 def header_of(path):
@@ -51,6 +52,27 @@ def test_a_recipe_trains(path, tmp_path):
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
     assert (folder / ("adapter_model.safetensors" if recipe.get("use_peft") else "model.safetensors")).is_file()
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
+
+
+SMALLEST_STAGES = {
+    "distill": {"limit": 8, "n": 2, "max_tokens": 300, "max_steps": 1},
+    "grpo": {"max_completion_length": 96, "max_steps": 1, "gradient_accumulation_steps": 1},
+}
+
+
+@pytest.mark.parametrize("path", OF_TESTBED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_of_the_testbed_trains(path, tmp_path, capsys):
+    header = header_of(path)
+    assert "\n# Reproduces: " in header and "\n# Departs: " in header
+    assert f"#     step-trl train --config recipes/{path.relative_to(RECIPES)}\n" in header
+    assert print_plan(["--config", str(path)], gpu_memory=80) == 0, capsys.readouterr().out
+    fields = load_recipe(path)
+    fields["stages"] = [stage | SMALLEST_STAGES[stage["trainer"]] for stage in fields["stages"]]
+    shorter = tmp_path / "shorter.yaml"
+    small = {"output_dir": str(tmp_path / "run"), "dataset_split": "easy", "disable_tqdm": True, "use_cpu": True}
+    shorter.write_text(json.dumps(fields | small))
+    folder = run_train(["--config", str(shorter)])
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from step_trl.data import reverse_thinking_prompts, thought_dropout
-from step_trl.thoughts import skip_ratio, without_thought
+from step_trl.thoughts import skipped_thoughts, without_thought
 
 
 COMPLETION = "<think>2 + 2 is 4.</think>\n<answer>4</answer>"
@@ -47,8 +47,9 @@ def test_a_completion_without_its_thought(completion, without):
 
 def test_the_share_of_skipped_thoughts():
     completions = [f"<think>{thought}</think>4" for thought in ("\n\n", "2+2", "", " ")]
-    assert skip_ratio(completions) == 0.75
-    assert skip_ratio(["\n\n</think>4", "</think>4", "<think>", "4"]) == 0.5
+    assert skipped_thoughts(completions) == [True, False, True, True]  # a ratio of 0.75
+    assert skipped_thoughts(["\n\n</think>4", "</think>4", "<think>", "4"]) == [True, True, False, False]
+    assert skipped_thoughts([[{"role": "assistant", "content": completions[0]}]]) == [True]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ CHARTS: Charts = {
         "accuracy of rollouts": ["rewards/math_accuracy_reward/mean"],
         "tokens per completion": ["completions/mean_length", "completions/mean_terminated_length"],
         "reward": ["reward", "reward_std"],
+        "skipped thoughts": ["completions/skip_ratio"],
     },
     "Is it healthy?": {
         "groups without a signal": ["frac_reward_zero_std"],

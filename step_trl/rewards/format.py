@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import re
 
-from ..text import THINK_END, THINK_START
+from ..text import THINK_END, THINK_START, completion_text
 
 
 _STRICT = re.compile(r"<think>.*?</think>\s*<answer>.*?</answer>", re.DOTALL)
 _LENIENT = re.compile(r"(<think>)?((?!</?think>).)*</think>\s*<answer>((?!</?answer>).)*</answer>", re.DOTALL)
-
-
-def _text(completion: str | list[dict]) -> str:
-    """Return the text of a completion, or what the assistant wrote in a conversation."""
-    if isinstance(completion, str):
-        return completion
-    return "".join(message["content"] or "" for message in completion if message["role"] == "assistant")
 
 
 def _is_well_formed(text: str) -> bool:
@@ -33,7 +26,7 @@ def format_reward(completions: list[str] | list[list[dict]], **kwargs) -> list[f
     only at the very start, where it is optional: many chat templates put it into the prompt. Of `completions` that are
     conversations, only the assistant's messages are read. `kwargs` are what else TRL passes to reward functions.
     """
-    return [float(_is_well_formed(_text(completion))) for completion in completions]
+    return [float(_is_well_formed(completion_text(completion))) for completion in completions]
 
 
 def think_answer_format_reward(
@@ -49,5 +42,5 @@ def think_answer_format_reward(
     allowed, and further blocks are. `kwargs` are what else TRL passes to reward functions.
     """
     if strict:
-        return [float(_STRICT.fullmatch(_text(completion)) is not None) for completion in completions]
-    return [float(_LENIENT.fullmatch(_text(completion).strip()) is not None) for completion in completions]
+        return [float(_STRICT.fullmatch(completion_text(completion)) is not None) for completion in completions]
+    return [float(_LENIENT.fullmatch(completion_text(completion).strip()) is not None) for completion in completions]

@@ -39,6 +39,7 @@ from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
 from ..runtime.policy_engine import PolicyEngine, loading_options
 from ..runtime.signal_warnings import SignalWarnings, Symptom
+from ..thoughts import skipped_thoughts
 from ..token_targets import TARGET_COLUMN, validate_targets
 from .base_config import EfficientReasoningConfig
 from .batch import Batch
@@ -564,6 +565,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         batch.unscorable = rewards_per_func.isnan().all(dim=1)
         batch.scores = self.weighted_sum(rewards_per_func)
         self._note_verdicts(batch)
+        skipped = torch.tensor(skipped_thoughts(completions), device=batch.scores.device)
+        self.log_masked_means({"completions/skip_ratio": (skipped.float(), torch.ones_like(skipped))})
         for name, rewards in self.reward_columns(batch).items():
             # NaN if all others are, so that TRL leaves the row out.
             scored = rewards.to(rewards_per_func).masked_fill(batch.unscorable, torch.nan)
