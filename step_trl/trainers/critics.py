@@ -51,13 +51,13 @@ class Critics:
         longest = ["max_completion_length", *(["max_critique_length"] if args.critique == "self" else [])]
         name = max(longest, key=lambda name: getattr(args, name))
         room = max_length - getattr(args, name)
-        if room < (args.max_refinement_prompt_length or 1):
+        if room < 1:
             raise ValueError(
                 f"{name}: {getattr(args, name)} tokens leave {room} of {max_length} for the prompt of a refinement, "
                 "which is the question and an earlier completion. Set it lower, or use a longer context (of a vLLM "
                 "server, --max-model-len)."
             )
-        self._prompt_limit = args.max_refinement_prompt_length or room
+        self._prompt_limit = min(args.max_refinement_prompt_length or room, room)
         self._chat: ChatClient | None = None
         if args.critic_url is not None and args.critic_model is not None:
             options = args.critic_options if isinstance(args.critic_options, dict) else {}

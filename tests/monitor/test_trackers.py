@@ -1,7 +1,6 @@
 """What the real clients of the trackers write: Weights & Biases offline, TensorBoard, Trackio on this machine."""
 
 import json
-import os
 import re
 import time
 from html import escape
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import wandb
-from preloaded import run_preloaded
 from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
@@ -185,15 +183,19 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 def test_trackio(tmp_path):
     """In a process of its own: Trackio reads its folder when it is imported."""
+    import os
+    import subprocess
+    import sys
+
     script = Path(__file__).with_name("tracked_training.py")
     environment = os.environ | {
         "TRACKIO_DIR": str(tmp_path / "trackio"),
         "PYTHONPATH": f"{script.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
-    status, output = run_preloaded([str(script), str(tmp_path)], tmp_path / "output", env=environment)
-    assert status == 0, output[-3000:]
-    assert "skipped metric" not in output
-    found = json.loads((tmp_path / "found.json").read_text())
+    run = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "skipped metric" not in run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
     assert found["tables"] == [KEPT] * 3
     assert {"train/step_grpo/exit_rate", "train/step_grpo/confidence/histogram", "completions_log/trace-1"} <= set(
         found["keys"]

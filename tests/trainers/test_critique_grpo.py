@@ -184,11 +184,11 @@ def test_rows_without_a_solution_are_refused(build):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_completion_length": 900}, "max_completion_length: 900 tokens leave 100 of 1000 for the prompt"),
+        ({"max_completion_length": 1000}, "max_completion_length: 1000 tokens leave 0 of 1000 for the prompt"),
         ({"critique": "self"}, "max_critique_length: 1024 tokens leave -24 of 1000"),
     ],
 )
 def test_a_context_without_room_for_refinements_is_refused(options, message):
-    args = CritiqueGRPOConfig("x", bf16=False, use_cpu=True, max_refinement_prompt_length=200, **options)
+    args = CritiqueGRPOConfig("x", bf16=False, use_cpu=True, **options)
     with pytest.raises(ValueError, match=message):
         Critics(args, 1000)

@@ -31,7 +31,8 @@ from step_trl.trainers import METHODS
 
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-SMALL = TESTBED_RUN | {"trainer": "grpo"}
+RUN = TESTBED_RUN | {"dataset_split": "train"}
+SMALL = RUN | {"trainer": "grpo"}
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def dry_run(capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["step_grpo/paper", "step_grpo/s_grpo", "sas/thinkprune", "sas/l1_max", "sas/lapo"])
 def test_a_dry_run_of_a_recipe(name, tmp_path, dry_run):
     path = RECIPES / f"{name}.yaml"
-    options = TESTBED_RUN | {"output_dir": tmp_path / "run", "max_steps": 30}
+    options = RUN | {"output_dir": tmp_path / "run", "max_steps": 30}
     status, text = dry_run("--config", path, *flags(options))
     assert status == 0, text
     assert not (tmp_path / "run").exists() and not torch.cuda.is_initialized()
