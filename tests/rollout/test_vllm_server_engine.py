@@ -194,14 +194,13 @@ def test_cancelling_leaves_nothing_running(vllm_server, engine, prompts, abandon
     async def scenario():
         calls = [asyncio.ensure_future(engine.generate(p, max_tokens=900, abandon=abandon)) for p in prompts]
         assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) >= 16, seconds=20)
-        before = await asyncio.to_thread(generated_tokens, vllm_server.url)
+        before = generated_tokens(vllm_server.url)  # in this thread: the calls are cancelled before others run
         for call in calls:
             call.cancel()
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert sum(isinstance(result, asyncio.CancelledError) for result in results) >= 16
         assert await asyncio.to_thread(until, lambda: open_requests(vllm_server.url) == 0, seconds=5)
-        # To their ends it would be 160 each; a busy machine needs a while to cancel them all.
-        assert generated_tokens(vllm_server.url) - before < 80 * 64
+        assert generated_tokens(vllm_server.url) - before < 40 * 64  # to their ends it would be 160 each
 
     asyncio.run(scenario())
 
