@@ -14,7 +14,6 @@ shows medians, and ratios are those of the seconds per token within each round. 
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -103,7 +102,7 @@ def table(rounds: pd.DataFrame) -> pd.DataFrame:
             "tokens": f"{tokens.median():.0f}",
             "alone": f"{alone.median():.0f}",
             "tokens/s": f"{(tokens / seconds).median():.0f}",
-            "seconds per token /plain": f"{statistics.median(per_token):.3f}",
+            "seconds per token /plain": f"{per_token.median():.3f}",
         }
     return pd.DataFrame.from_dict(lines, orient="index")
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from .thoughts import is_dropped, without_thought
+from .thoughts import drop_thought
 
 
 logger = logging.getLogger(__name__)
@@ -210,12 +210,10 @@ def thought_dropout(dataset: datasets.Dataset, probability: float = 0.5, seed: i
 
     def dropped(row: dict[str, Any], index: int) -> dict[str, Any]:
         completion = row[column]
-        if not is_dropped(index, probability, seed):
-            return {column: completion}
         if isinstance(completion, str):
-            return {column: without_thought(completion)}
+            return {column: drop_thought(completion, index, probability, seed)}
         *others, last = completion
-        return {column: [*others, last | {"content": without_thought(last["content"])}]}
+        return {column: [*others, last | {"content": drop_thought(last["content"], index, probability, seed)}]}
 
     return dataset.map(dropped, with_indices=True)
 

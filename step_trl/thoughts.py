@@ -11,9 +11,9 @@ from .text import THINK_END, THINK_START, completion_text
 NO_THOUGHT = "\n\n"
 
 
-def is_dropped(index: int, probability: float, seed: int) -> bool:
-    """Return whether the example with this index loses its thought. It does not depend on other examples."""
-    return random.Random(f"{seed}-{index}").random() < probability
+def drop_thought(completion: str, index: int, probability: float, seed: int) -> str:
+    """Return the completion of the example with this index, with or without its thought, whatever the others are."""
+    return without_thought(completion) if random.Random(f"{seed}-{index}").random() < probability else completion
 
 
 def without_thought(completion: str) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ..rollout import ConfidenceTruncation
-from ..thoughts import is_dropped, without_thought
+from ..thoughts import drop_thought
 from .evaluate import sample
 from .recipe import DistillArguments, DistillConfig, resume_from, set_model_init_kwargs
 from .sources import check_model, load_rows, model_source
@@ -165,8 +165,7 @@ def keep(
     """
     kept = keep_short(samples, per_problem)
     kept["completion"] = [
-        without_thought(text) if is_dropped(index, thought_dropout, seed) else text
-        for index, text in enumerate(kept["completion"])
+        drop_thought(text, index, thought_dropout, seed) for index, text in enumerate(kept["completion"])
     ]
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)

@@ -114,8 +114,8 @@ class GVMConfig(EfficientReasoningConfig):
             )
         if self.scale_rewards != "group":
             raise ValueError(
-                f"scale_rewards: {self.scale_rewards!r} has no effect, since GVM's advantages are its own. Leave it "
-                "out, or set loss='raft', which divides by no deviation."
+                f"scale_rewards: {self.scale_rewards!r} has no effect, since GVM has advantages of its own. Leave "
+                "it out."
             )
         if self.prompt_weighting == "prompt" and self.loss_type != "dapo":
             raise ValueError(

@@ -33,7 +33,7 @@ def odd(completions, **_):
     ],
     ids=["chain", "tree", "critique", "gvm"],
 )
-def test_resumes_with_an_adapter(build, method, options, tmp_path):
+def test_resumes_with_an_adapter(build, method, options):
     def run(**more):
         lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
         trainer = build(
