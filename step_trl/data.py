@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, cast
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from .thoughts import drop_thought
+from .text import completion_text
+from .thoughts import continue_prompt, drop_thought
 
 
 logger = logging.getLogger(__name__)
@@ -202,11 +203,7 @@ def thought_dropout(dataset: datasets.Dataset, probability: float = 0.5, seed: i
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"probability: {probability} is not between 0 and 1. Set for example 0.5.")
-    column = next((name for name in ("completion", "messages") if name in dataset.column_names), None)
-    if column is None:
-        raise ValueError(
-            f"dataset: it needs a column 'completion' or 'messages'; columns found: {', '.join(dataset.column_names)}."
-        )
+    column = _example_column(dataset)
 
     def dropped(row: dict[str, Any], index: int) -> dict[str, Any]:
         completion = row[column]
@@ -232,6 +229,61 @@ def reverse_thinking_prompts(dataset: datasets.Dataset) -> datasets.Dataset:
         return {"prompt": [{"role": "user", "content": request}]}
 
     return dataset.map(asked)
+
+
+def tokenize_completion(
+    prompt: str | list[dict], completion: str, tokenizer: PreTrainedTokenizerBase, *, ended: bool = True
+) -> tuple[list[int], list[int]]:
+    """
+    Return the token ids of a prompt, rendered as the trainers do, and of a completion that follows it.
+
+    The completion is not rendered: the chat templates of many reasoning models drop the thought of a message. If the
+    prompt opens the thought, the completion's own `<think>` is left out. The EOS token is added unless `ended` is
+    `False`.
+    """
+    text = _render(prompt, tokenizer)
+    prompt_ids = tokenizer(text, add_special_tokens=isinstance(prompt, str))["input_ids"]
+    ids = tokenizer.encode(continue_prompt(text, completion), add_special_tokens=False)
+    return cast("list[int]", prompt_ids), [*ids, *[tokenizer.eos_token_id] * ended]
+
+
+def tokenize_examples(dataset: datasets.Dataset, tokenizer: PreTrainedTokenizerBase) -> datasets.Dataset:
+    """
+    Return examples as rows with `input_ids` and `completion_mask`, which [`~trl.SFTTrainer`] trains on as they are.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with `prompt` and `completion` (text or messages), or `messages`, whose last one is the assistant's.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer.
+    """
+
+    def tokenized(row: dict[str, Any]) -> dict[str, list[int]]:
+        prompt, completion = (
+            (row["messages"][:-1], row["messages"][-1:]) if "messages" in row else (row["prompt"], row["completion"])
+        )
+        return training_example(*tokenize_completion(prompt, completion_text(completion), tokenizer))
+
+    _example_column(dataset)
+    return dataset.map(tokenized, remove_columns=dataset.column_names)
+
+
+def training_example(prompt_ids: list[int], completion_ids: list[int]) -> dict[str, list[int]]:
+    """Return the `input_ids` and `completion_mask` of an example, with the loss on the completion only."""
+    return {
+        "input_ids": [*prompt_ids, *completion_ids],
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(completion_ids),
+    }
+
+
+def _example_column(dataset: datasets.Dataset) -> str:
+    """Return the column of the completions."""
+    column = next((name for name in ("completion", "messages") if name in dataset.column_names), None)
+    if column is None:
+        raise ValueError(
+            f"dataset: it needs a column 'completion' or 'messages'; columns found: {', '.join(dataset.column_names)}."
+        )
+    return column
 
 
 def validate_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 
 
@@ -26,6 +27,26 @@ def completion_text(completion: str | list[dict]) -> str:
     if isinstance(completion, str):
         return completion
     return "".join(message["content"] or "" for message in completion if message["role"] == "assistant")
+
+
+def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str]:
+    """
+    Return the text of each semantic step. A trigger word opens a step; joined, the steps are the completion.
+
+    Args:
+        completion (`str`):
+            The text of a completion.
+        triggers (`Sequence[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
+            The trigger words, as in [`~step_trl.steps.TriggerSegmenter`], which finds the same ones in token ids.
+
+    Returns:
+        `list[str]`: One more step than there are triggers. The first is empty if a trigger opens the completion.
+    """
+    if isinstance(triggers, str) or not triggers or "" in triggers:
+        raise ValueError(f"triggers: {triggers!r} is not a list of words. Set, for example, {TRIGGERS!r}.")
+    words = "|".join(re.escape(trigger) for trigger in sorted(triggers, key=len))
+    starts = [match.start() for match in re.finditer(f"(?<![A-Za-z])(?:{words})(?![A-Za-z])", completion)]
+    return [completion[start:end] for start, end in zip([0, *starts], [*starts, len(completion)], strict=True)]
 
 
 def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:

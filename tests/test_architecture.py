@@ -22,6 +22,7 @@ LAYERS = (
     {"cli"},
     {"evaluation", "report", "trainers"},
     {"monitor", "runtime"},
+    {"preferences"},
     {"rollout", "rewards", "advantages", "losses"},
     {"steps", "text", "data", "token_targets", "testbed", "thoughts", "files", "retry", "_compat", "_version"},
 )

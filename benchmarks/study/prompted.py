@@ -17,10 +17,11 @@ from testbed_model.traces import TRIGGERS
 from transformers import PreTrainedTokenizerBase
 
 from step_trl import testbed
+from step_trl.cli.arguments import FineTuningConfig
 from step_trl.cli.demo import MAX_COMPLETION_LENGTH
-from step_trl.cli.distill import fine_tune, keep_right, training_row
-from step_trl.cli.recipe import DistillConfig
-from step_trl.data import build_prompt
+from step_trl.cli.distill import keep_right
+from step_trl.cli.fine_tuning import fine_tune
+from step_trl.data import build_prompt, training_example
 from step_trl.evaluation import evaluate
 from step_trl.rollout import RandomCut
 from step_trl.text import THINK_END
@@ -62,7 +63,7 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
     prompts, but learn nothing about lengths before it is rewarded for them.
 
     The first `problems` of the training set are sampled once each, to `samples/` in `output_dir`; one of the `forms`
-    is drawn for each completion. `training` are fields of [`~step_trl.cli.recipe.DistillConfig`].
+    is drawn for each completion. `training` are fields of [`~step_trl.cli.arguments.FineTuningConfig`].
     """
     rows = testbed.load_dataset("train").select(range(problems))
     samples = evaluate(
@@ -78,6 +79,7 @@ def teach_prompts(output_dir: Path, seed: int, problems: int, forms: Sequence[Fo
         if form == "s-grpo":
             thought, completion = cut_off(completion, rng)
             ids += tokenizer.encode(thought, add_special_tokens=False)
-        taught.append(training_row(ids, completion, tokenizer))
-    config = DistillConfig(str(output_dir), seed=seed, **training)
+        answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
+        taught.append(training_example(ids, answer))
+    config = FineTuningConfig(str(output_dir), seed=seed, **training)
     fine_tune(str(testbed.MODEL_DIR), datasets.Dataset.from_list(taught), tokenizer, config)

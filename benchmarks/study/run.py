@@ -14,9 +14,9 @@ from filelock import FileLock, Timeout
 from trl import ModelConfig
 
 from step_trl import testbed
+from step_trl.cli.arguments import DistillArguments, FineTuningConfig
 from step_trl.cli.demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING
 from step_trl.cli.distill import distill
-from step_trl.cli.recipe import DistillArguments, DistillConfig
 from step_trl.data import rewrite_prompts
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.files import atomic_write
@@ -143,7 +143,7 @@ def _distill(folder: Path, seed: int, max_steps: int) -> None:
     """Sample as many completions as a training does, and make one update per 16 kept ones, for three epochs."""
     problems = max_steps * COMPLETIONS // 4
     arguments = DistillArguments("distill", "testbed", limit=problems, n=4, max_tokens=MAX_COMPLETION_LENGTH)
-    distill(arguments, ModelConfig("testbed"), DistillConfig(str(folder), seed=seed, **SFT))
+    distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(folder), seed=seed, **SFT))
 
 
 def evaluate_model(

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig
 
+from ..data import tokenize_examples
 from ..rollout import ConfidenceTruncation
 from ..thoughts import drop_thought
-from .evaluate import sample
-from .recipe import DistillArguments, DistillConfig, resume_from, set_model_init_kwargs
-from .sources import check_model, load_rows, model_source
+from .arguments import DistillArguments, FineTuningConfig
+from .fine_tuning import fine_tune, sample_rows, starting_model
+from .sources import load_rows
 
 
 def keep_right(samples: pd.DataFrame) -> pd.DataFrame:
@@ -60,51 +61,14 @@ def training_rows(
     `problems` are rows with `prompt`, in the order in which they were sampled. The result has `input_ids` and
     `completion_mask`.
     """
-    rows = []
-    for problem, completion in kept[["problem", "completion"]].itertuples(index=False):
-        # Tokenize here: a chat template may open the thought in the prompt, or drop it from a message.
-        messages = problems[int(problem)]["prompt"]
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        rows.append(training_row(cast("list[int]", ids), completion, tokenizer))
-    return datasets.Dataset.from_list(rows)
+    examples = [
+        {"prompt": problems[int(problem)]["prompt"], "completion": completion}
+        for problem, completion in kept[["problem", "completion"]].itertuples(index=False)
+    ]
+    return tokenize_examples(datasets.Dataset.from_list(examples), tokenizer)
 
 
-def training_row(prompt_ids: list[int], completion: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Return the `input_ids` and `completion_mask` of a completion that ended with the EOS token."""
-    answer = [*tokenizer.encode(completion, add_special_tokens=False), tokenizer.eos_token_id]
-    return {
-        "input_ids": [*prompt_ids, *answer],
-        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer),
-    }
-
-
-def fine_tune(
-    model: str,
-    rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    config: DistillConfig,
-    options: ModelConfig | None = None,
-) -> None:
-    """
-    Train on rows of [`training_rows`], and save the model to `config.output_dir`.
-
-    `model` is a folder or a name on the Hub, and `options` are those of quantization and LoRA.
-    """
-    options = options or ModelConfig()
-    trainer = SFTTrainer(
-        model,
-        args=config,
-        train_dataset=rows,
-        processing_class=tokenizer,
-        quantization_config=get_quantization_config(options),
-        peft_config=get_peft_config(options),
-    )
-    trainer.train(resume_from_checkpoint=resume_from(config))
-    trainer.save_model()
-    trainer.save_state()
-
-
-def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConfig) -> dict[str, float]:
+def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningConfig) -> dict[str, float]:
     """
     Sample with the truncated rollout, keep the short correct completions, and train on them.
 
@@ -115,44 +79,25 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: DistillConf
     Returns:
         `dict[str, float]`: The result of [`statistics`].
     """
-    output_dir = Path(str(config.output_dir))
-    check_no_model(output_dir)
-    set_model_init_kwargs(config, model)
-    name = model_source(model.model_name_or_path)
-    check_model(name, revision=model.model_revision)
-    rows = load_rows(arguments)
-    if arguments.limit is not None:
-        rows = rows.select(range(min(arguments.limit, len(rows))))
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
+    rows, tokenizer = load_rows(arguments), AutoTokenizer.from_pretrained(name)
     figures: list[Any] = [None]
     if PartialState().is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        samples = sample(
+        samples = sample_rows(
             name,
-            {"train": rows},
-            arguments.engine,
-            arguments.urls,
-            output_dir / "vllm.log",
+            rows,
+            arguments,
+            output_dir,
             n=arguments.n,
             seeds=range(config.seed * arguments.n, (config.seed + 1) * arguments.n),
-            temperature=arguments.temperature,
-            top_p=1.0,
-            max_tokens=arguments.max_tokens,
             callbacks=[ConfidenceTruncation(tokenizer, threshold=arguments.confidence)],
             require_end_of_thinking=arguments.require_end_of_thinking,
-            save_to=output_dir / "samples",
         )
         figures = [keep(samples, arguments.per_problem, output_dir, arguments.thought_dropout, config.seed)]
     broadcast_object_list(figures)
     kept = pd.read_parquet(output_dir / "kept.parquet")
     fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, config, model)
     return figures[0]
-
-
-def check_no_model(output_dir: Path) -> None:
-    """Refuse a folder that holds an earlier model."""
-    if any(output_dir.glob("*.safetensors")):
-        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
 
 
 def keep(

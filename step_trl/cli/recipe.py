@@ -6,19 +6,26 @@ import difflib
 import re
 from argparse import ArgumentError, Namespace
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import SchedulerType, TrainingArguments
-from trl import GRPOConfig, ModelConfig, SFTConfig, TrlParser
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
-from ..runtime.run_config import check_precision
 from ..trainers import METHODS
+from .arguments import DistillArguments, DPOArguments, FineTuningConfig, PreferenceConfig, SFTArguments, TrainArguments
 
 
-DISTILL = "distill"  # also a value of `trainer` in recipes, see DistillArguments
+DISTILL, SFT, DPO = "distill", "sft", "dpo"
+# Values of `trainer` that are no methods, with the classes of their fields besides those of ModelConfig.
+OTHER_TRAINERS: dict[str, tuple[Any, Any]] = {
+    DISTILL: (DistillArguments, FineTuningConfig),
+    SFT: (SFTArguments, FineTuningConfig),
+    DPO: (DPOArguments, PreferenceConfig),
+}
+TRAINERS = (*METHODS, *OTHER_TRAINERS)
 # What the other trainers' fields are called for `distill`.
 DISTILL_FIELDS = {
     "model": "model_name_or_path",
@@ -50,86 +57,6 @@ OBSOLETE_FIELDS = {
     "sort_by_length": "Set reduce_padding.",
     "serial_group": "Set trainer to s_grpo.",
 }
-
-
-@dataclass
-class TrainArguments:
-    """The fields of a recipe besides those of the trainer's configuration and of [`~trl.ModelConfig`]."""
-
-    trainer: str = field(metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill'."})
-    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, or 'testbed'."})
-    dataset_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
-    dataset_split: str = field(default="train", metadata={"help": "The split of the data set."})
-    prompt_template: str | None = field(
-        default=None, metadata={"help": "The template of the user message, with {problem} in it."}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message."})
-    token_targets: list[int] | None = field(
-        default=None, metadata={"help": "Two lengths: each prompt asks for one between them (L1)."}
-    )
-    token_targets_at_most: bool = field(
-        default=False, metadata={"help": "Whether prompts ask for at most that length."}
-    )
-
-
-@dataclass
-class DistillArguments(TrainArguments):
-    """
-    The fields of a recipe with `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and
-    [`DistillConfig`]: those of [`TrainArguments`], and those that say how completions are sampled and chosen. `engine`
-    and `urls` are those of `step-trl eval`.
-    """
-
-    require_end_of_thinking: bool = field(
-        default=True, metadata={"help": "Whether a completion without </think> is graded as wrong."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Use only this many problems, from the first."})
-    n: int = field(default=4, metadata={"help": "The number of samples per problem."})
-    per_problem: int = field(default=1, metadata={"help": "The maximum number of completions to keep per problem."})
-    thought_dropout: float = field(
-        default=0.0, metadata={"help": "The probability with which a kept completion loses its thought (TON)."}
-    )
-    confidence: float = field(
-        default=0.95, metadata={"help": "A thought ends when the confidence of an induced answer exceeds this."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    max_tokens: int = field(default=16_384, metadata={"help": "The maximum number of tokens per completion."})
-    engine: str = field(default="transformers", metadata={"help": "The rollout engine: 'transformers' or 'vllm'."})
-    urls: list[str] | None = field(
-        default=None, metadata={"help": "The URLs of running vLLM servers. By default, one is started."}
-    )
-
-    def __post_init__(self):
-        if self.engine not in ("transformers", "vllm"):
-            raise ValueError(f"engine: {self.engine!r} is not known. Set 'transformers' or 'vllm'.")
-        for name in ("n", "per_problem", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
-        if not 0 <= self.thought_dropout <= 1:
-            raise ValueError(f"thought_dropout: {self.thought_dropout} is not a probability. Set for example 0.5.")
-
-
-@dataclass
-class DistillConfig(SFTConfig):
-    """[`~trl.SFTConfig`] whose defaults are those of DEER+SFT in Step-GRPO's comparison."""
-
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "The learning rate schedule."})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "The number of warm-up updates, or their share of all updates if below 1."}
-    )
-    seed: int = field(default=0, metadata={"help": "The seed for sampling and training."})
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut longer rows to this many tokens. By default, no row is cut."}
-    )
-    shuffle_dataset: bool = field(default=True, metadata={"help": "Whether to shuffle the rows before training."})
-    completion_only_loss: bool | None = field(
-        default=True, metadata={"help": "Whether to compute the loss on completions only, not on prompts."}
-    )
-
-    def __post_init__(self):
-        check_precision(self)
-        super().__post_init__()
 
 
 def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, dict[str, Any]]]:
@@ -228,8 +155,8 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
     Parse the fields of a recipe and the `--FIELD VALUE` pairs of the command line, which take precedence.
 
     Returns:
-        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration. For `trainer: distill`,
-        [`DistillArguments`], [`~trl.ModelConfig`] and [`DistillConfig`].
+        `tuple`: [`TrainArguments`], [`~trl.ModelConfig`] and the trainer's configuration. The first and the last are
+        those of [`OTHER_TRAINERS`] if the trainer is one of them.
 
     Raises:
         `ValueError`: If the trainer or a field is not known. The message suggests known fields.
@@ -241,10 +168,10 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
 
 
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
-    """Return the trainer of a recipe, a key of `METHODS` or `DISTILL`, and raise an error for any other."""
+    """Return the trainer of a recipe, one of `TRAINERS`, and raise an error for any other."""
     name = named_trainer(recipe, arguments)
-    if name not in (*METHODS, DISTILL):
-        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join([*METHODS, DISTILL])}.")
+    if name not in TRAINERS:
+        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join(TRAINERS)}.")
     return name
 
 
@@ -278,7 +205,7 @@ def _remedy(trainer: str, key: str) -> str:
         return remedy
     if trainer == DISTILL and key in DISTILL_FIELDS:
         return f"Set {DISTILL_FIELDS[key]}."
-    others = [name for name in (*METHODS, DISTILL) if key in _known(name)]
+    others = [name for name in TRAINERS if key in _known(name)]
     if others:
         return f"Drop it: it is one of {', '.join(map(repr, others))}."
     close = difflib.get_close_matches(key, known, n=1)
@@ -300,7 +227,7 @@ def parse_values(trainer: str, recipe: Mapping[str, Any], arguments: Sequence[st
             wrong.append(str(error))
             dropped.add(str(field_of(error.argument_name.partition("/")[0])))
             continue
-        if values.dataset is None:
+        if values.dataset is None and trainer != DPO:
             wrong.append("dataset: not set. Set a name on the Hub, a folder, a file, or 'testbed'.")
         return values, [*wrong, *(f"{text!r}: does not follow a field. Write --FIELD VALUE." for text in rest)]
 
@@ -320,7 +247,7 @@ def field_of(argument: str) -> str | None:
     return argument[2:].partition("=")[0].replace("-", "_") if argument.startswith("--") else None
 
 
-def set_model_init_kwargs(config: GRPOConfig | SFTConfig, model: ModelConfig) -> None:
+def set_model_init_kwargs(config: GRPOConfig | SFTConfig | DPOConfig, model: ModelConfig) -> None:
     """Copy the loading options of [`~trl.ModelConfig`] to a trainer's configuration, whose own take precedence."""
     given = config.model_init_kwargs if isinstance(config.model_init_kwargs, dict) else {}
     config.model_init_kwargs = {
@@ -341,6 +268,5 @@ def _known(trainer: str) -> list[str]:
 
 
 def _kinds(trainer: str) -> list[Any]:
-    if trainer == DISTILL:
-        return [DistillArguments, ModelConfig, DistillConfig]
-    return [TrainArguments, ModelConfig, METHODS[trainer][1]]
+    arguments, config = OTHER_TRAINERS.get(trainer) or (TrainArguments, METHODS[trainer][1])
+    return [arguments, ModelConfig, config]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 from ..files import atomic_write
 from ..rollout.engines.adapters import is_adapter, merge_adapter
 from ..trainers import METHODS, EfficientReasoningConfig, EfficientReasoningTrainer
+from .arguments import TrainArguments
 from .distill import distill
-from .recipe import DISTILL, TrainArguments, resume_from, set_model_init_kwargs
-from .sources import check_model, load_rows, model_source
+from .prefer import prefer
+from .recipe import DISTILL, DPO, SFT, resume_from, set_model_init_kwargs
+from .sft import fine_tune_on_examples
+from .sources import check_model, earlier_rollouts, load_reward_funcs, load_stage_rows, model_source
 
 
 Parsed = tuple[Any, ...]  # what `recipe.parse` returns for a stage
@@ -31,8 +35,9 @@ def build_trainer(
     check_model(source, revision=model.model_revision, trust_remote_code=config.trust_remote_code)
     return METHODS[arguments.trainer][0](
         source,
+        load_reward_funcs(arguments.reward_funcs),
         args=config,
-        train_dataset=load_rows(arguments),
+        train_dataset=load_stage_rows(arguments, Path(str(config.output_dir))),
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
@@ -53,16 +58,35 @@ def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
 
 def train_distilled(recipe: Parsed, model: Path | None, folder: Path) -> Path:
     """Fine-tune on the model's own short, correct completions, see [`~step_trl.cli.distill.distill`]."""
+    return _train_other(distill, recipe, model, folder)
+
+
+def train_on_examples(recipe: Parsed, model: Path | None, folder: Path) -> Path:
+    """Fine-tune on examples, see [`~step_trl.cli.sft.fine_tune_on_examples`]."""
+    return _train_other(fine_tune_on_examples, recipe, model, folder)
+
+
+def train_preferences(recipe: Parsed, model: Path | None, folder: Path) -> Path:
+    """Train on pairs of recorded rollouts, see [`~step_trl.cli.prefer.prefer`]."""
+    return _train_other(partial(prefer, earlier_rollouts(recipe[0], folder)), recipe, model, folder)
+
+
+def _train_other(train: Callable[..., Any], recipe: Parsed, model: Path | None, folder: Path) -> Path:
     _, options, config = recipe
     start_from(model, options)
     config.output_dir = str(folder)
-    distill(*recipe)
+    train(*recipe)
     return folder
 
 
 # Maps the kind of a stage to the function that trains its model. The function takes the parsed recipe, the model of
 # the previous stage (`None` for the recipe's own) and the folder to save to, and returns that folder.
-STAGES: dict[str, Stage] = {"grpo": train_method, DISTILL: train_distilled}
+STAGES: dict[str, Stage] = {
+    "grpo": train_method,
+    DISTILL: train_distilled,
+    SFT: train_on_examples,
+    DPO: train_preferences,
+}
 
 
 def stage_of(trainer: str) -> Stage:

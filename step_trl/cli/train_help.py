@@ -34,6 +34,7 @@ FURTHER = """\
 Further fields are those of TRL and transformers, such as --output_dir, --learning_rate, --num_generations,
 --max_completion_length, --use_peft and --use_vllm. To see them: step-trl {command} --help-all"""
 PACKAGE = Path(__file__).parents[1]
+ARGUMENTS = "cli/arguments.py"
 
 
 class Field(NamedTuple):
@@ -57,7 +58,7 @@ def groups() -> list[Group]:
     """Return the groups of fields, those of each method as `METHODS` has them."""
     configs = method_configs()
     sources = {name: (PACKAGE / file).read_text() for name, (file, _) in configs.items()}
-    found = [Group("fields of every recipe", "cli/recipe.py", ("TrainArguments",), None)]
+    found = [Group("fields of every recipe", ARGUMENTS, ("TrainArguments",), None)]
     for name, (file, config) in configs.items():
         heirs = [other for other, source in sources.items() if f"({config})" in source]
         if name != "grpo":
@@ -66,7 +67,10 @@ def groups() -> list[Group]:
         *found,
         Group("fields of every method", "trainers/base_config.py", None, tuple(configs)),
         Group("fields of every method, for long runs", "runtime/run_config.py", None, tuple(configs)),
-        Group("fields of distill", "cli/recipe.py", ("DistillArguments", "DistillConfig"), ("distill",)),
+        Group("fields of distill and sft", ARGUMENTS, ("SamplingArguments", "FineTuningConfig"), ("distill", "sft")),
+        Group("fields of distill", ARGUMENTS, ("DistillArguments",), ("distill",)),
+        Group("fields of sft", ARGUMENTS, ("SFTArguments",), ("sft",)),
+        Group("fields of dpo", ARGUMENTS, ("DPOArguments", "PreferenceConfig"), ("dpo",)),
     ]
 
 

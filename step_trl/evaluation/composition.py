@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import pandas as pd
 
-from ..text import THINK_END, TRIGGERS
+from ..text import THINK_END, split_steps
 
 
 LABELS = ("forward", "verification", "redundancy")
 UNKNOWN = "unknown"
 _CONCLUSION = re.compile(r"(?:So the answer is|This gives) (\d+)")
-
-
-def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str]:
-    """
-    Return the text of each semantic step. A trigger word opens a step; joined, the steps are the completion.
-
-    Args:
-        completion (`str`):
-            The text of a completion.
-        triggers (`Sequence[str]`, *optional*, defaults to `("Wait", "Alternatively")`):
-            The trigger words, as in [`~step_trl.steps.TriggerSegmenter`], which finds the same ones in token ids.
-
-    Returns:
-        `list[str]`: One more step than there are triggers. The first is empty if a trigger opens the completion.
-    """
-    if isinstance(triggers, str) or not triggers or "" in triggers:
-        raise ValueError(f"triggers: {triggers!r} is not a list of words. Set, for example, {TRIGGERS!r}.")
-    words = "|".join(re.escape(trigger) for trigger in sorted(triggers, key=len))
-    starts = [match.start() for match in re.finditer(f"(?<![A-Za-z])(?:{words})(?![A-Za-z])", completion)]
-    return [completion[start:end] for start, end in zip([0, *starts], [*starts, len(completion)], strict=True)]
 
 
 def classify_testbed_steps(completion: str, solution: str) -> list[str]:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..rollout.event_loop import gather, run_to_end
-from ..text import TRIGGERS
+from ..text import TRIGGERS, split_steps
 from .chat import ChatClient
-from .composition import UNKNOWN, split_steps
+from .composition import UNKNOWN
 from .judge_cache import AnswerCache, read_labels
 from .store import KEY
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from ..rollout import ProbeRecord, Rollout
 from ..steps import Segmenter, TriggerSegmenter, token_bytes
 from ..text import token_texts, visible
+from ..thoughts import skipped_thoughts
 
 
 _STYLE = """<style>
@@ -172,6 +173,7 @@ def render_rollout(
         f"steps: {sum(i >= 0 for i, _ in steps)}",
         f"probes: {len(rollout.probes)}",
         "truncated" if rollout.truncated else "not truncated",
+        *["thought skipped"] * skipped_thoughts(["".join(token.text for token in tokens)])[0],
         *([] if advantage is None else [f"advantage: {float(advantage):.3g}"]),
     ]
     parts = [_STYLE, '<div class="step-trl-trace">', f'<div class="head">{_escaped(title)}</div>' if title else ""]

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import IO, Any, cast
 
-from ..text import THINK_END
+from ..text import THINK_END, completion_text
+from ..thoughts import answer_block
 from . import grading
 from .grading import Grade, boxed_integer, compare_integers
 
@@ -221,3 +223,38 @@ def math_accuracy_reward(
             log_metric("accuracy/unparsed_answers", float(not grade.answer_parsed))
             log_metric("accuracy/timeouts", float(grade.killed))
     return [float(grade.correct) for grade in grades]
+
+
+def think_answer_accuracy_reward(
+    completions: list[str] | list[list[dict]],
+    solution: list[str],
+    *,
+    strict: bool = False,
+    timeout: float = 5.0,
+    workers: int | None = None,
+    **kwargs,
+) -> list[float]:
+    """
+    Return 1.0 for completions whose `<answer>` block equals the solution, and 0.0 for others (TON, arXiv 2505.16854).
+
+    The last block after the thought counts, and it equals the solution if it is the same text or, according to
+    math-verify, the same value. Without a block, this is [`math_accuracy_reward`].
+
+    With `strict=True`, the released code's rule decides: math-verify reads the whole completion, or the first block,
+    if it is on one line, is the same text as the solution. The other arguments are those of [`math_accuracy_reward`].
+    """
+    texts = [completion_text(completion) for completion in completions]
+    if strict:
+        blocks = [match[1].strip() if (match := re.search("<answer>(.*?)</answer>", text)) else None for text in texts]
+        graded = texts
+    else:
+        blocks = [answer_block(text) for text in texts]
+        graded = [
+            answer_text(text) if block is None else block if "\\boxed" in block else rf"\boxed{{{block}}}"
+            for text, block in zip(texts, blocks, strict=True)
+        ]
+    grades = grade_all(list(zip(graded, solution, strict=True)), timeout, workers)
+    return [
+        float(grade.correct or block == right.strip())
+        for grade, block, right in zip(grades, blocks, solution, strict=True)
+    ]

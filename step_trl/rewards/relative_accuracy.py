@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
+
+from ..text import completion_text
+from ..thoughts import answer_block
+from .correctness import extract_answers
 
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in the released code
@@ -29,3 +35,30 @@ def mean_relative_accuracy(predicted: float, gold: float, *, strict_float: bool 
     else:
         error, tolerance = abs(predicted - gold) / abs(gold), 1e-9
     return sum(error <= 1 - threshold + tolerance for threshold in THRESHOLDS) / len(THRESHOLDS)
+
+
+def relative_accuracy_reward(
+    completions: list[str] | list[list[dict]], solution: list[str], **kwargs
+) -> list[float | None]:
+    """
+    Return the [`mean_relative_accuracy`] of answers that are numbers, for questions about estimates.
+
+    The answer is the last `<answer>` block after the thought, or else what math-verify reads. An answer that is no
+    number scores 0.0; a solution that is none, `None`. `kwargs` are what else TRL passes to reward functions.
+    """
+    texts = [completion_text(completion) for completion in completions]
+    blocks = [answer_block(text) for text in texts]
+    read = extract_answers([text if block is None else rf"\boxed{{{block}}}" for text, block in zip(texts, blocks)])
+    rewards: list[float | None] = []
+    for answer, right in zip(read, solution, strict=True):
+        predicted, gold = _number(answer), _number(right)
+        reward = None if gold is None else 0.0 if predicted is None else mean_relative_accuracy(predicted, gold)
+        rewards.append(reward)
+    return rewards
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        return None

@@ -54,6 +54,9 @@ class RunConfig(GRPOConfig):
             The number of completions that trackers show at each logging step: all of them in a table that keeps all
             steps, and the first ones also as pictures. `0` for none. TRL's `log_completions` and its table are
             independent of it.
+        record_rollouts (`bool`, *optional*, defaults to `False`):
+            Whether to write all completions of the training, with their rewards and verdicts, to `rollouts/` in
+            `output_dir`, for [`~step_trl.preferences.read_rollouts`].
     """
 
     vllm_server_base_url: list[str] | None = field(  # type: ignore[assignment]  # TRL's holds one
@@ -80,6 +83,9 @@ class RunConfig(GRPOConfig):
     )
     num_completions_to_log: int = field(
         default=8, metadata={"help": "The number of completions that trackers show at each logging step; 0 for none."}
+    )
+    record_rollouts: bool = field(
+        default=False, metadata={"help": "Write all completions of the training to rollouts/ in output_dir."}
     )
 
     def __post_init__(self):

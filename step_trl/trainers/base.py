@@ -30,6 +30,7 @@ from ..losses import uncertain_tokens
 from ..monitor import Monitor, RunStatus, TrackerCallback
 from ..monitor.trace import Trace
 from ..monitor.workspace import Charts
+from ..preferences.records import RolloutRecorder
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
@@ -138,6 +139,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         self._policy_engine.attach(self)
         if reward_funcs is None:
             self._prefer_the_environments_rewards()
+        self._recorder = RolloutRecorder(cast("str", self.args.output_dir), self._tokenizer)
         self._follow()
         self.add_callback(SignalWarnings(self.symptoms))
         if self.args.length_reward is not None:
@@ -538,6 +540,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
             batch.exclude(~uncertain_tokens(self.old_logps(batch), self.args.probability_mask))
         batch.inputs, batch.old_logps = {}, None  # these tensors are large
         if training:
+            if self.args.record_rollouts:
+                self._record(batch)
             self.status.enter("update")
         return output
 
@@ -572,6 +576,22 @@ class EfficientReasoningTrainer(GRPOTrainer):
             scored = rewards.to(rewards_per_func).masked_fill(batch.unscorable, torch.nan)
             rewards_per_func[:, self.reward_func_names.index(name)] = scored
         return rewards_per_func
+
+    def _record(self, batch: Batch) -> None:
+        """Write the rollouts of all processes to `rollouts/` in `output_dir`."""
+        described = self._recorder.describe(
+            batch.rows,
+            batch.completions,
+            group=batch.local(batch.groups).tolist(),
+            reward=batch.local(batch.scores).tolist(),
+            correct=batch.local(batch.correct).tolist(),
+            truncated=[ids[-1] not in self.eos_token_ids for ids in batch.completion_ids],
+            prompt_tokens=[len(ids) for ids in batch.prompt_ids],
+            tokens=[len(ids) for ids in batch.completion_ids],
+        )
+        rollouts = gather_object(described)
+        if self.accelerator.is_main_process:
+            self._recorder.write(self.state.global_step + 1, rollouts)
 
     def _note_verdicts(self, batch: Batch) -> None:
         """Add the verdicts and solutions of this process's completions to the tables that are logged."""

@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from step_trl import testbed
 from step_trl.cli.distill import distill, keep, keep_short, statistics, training_rows
-from step_trl.cli.recipe import DistillArguments, DistillConfig
+from step_trl.cli.arguments import DistillArguments, FineTuningConfig
 from step_trl.rollout.engines import vllm_process
 
 
@@ -76,7 +76,7 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
     arguments = DistillArguments("distill", "testbed", dataset_split="easy", limit=24, n=2, max_tokens=300)
 
     def run():
-        return distill(arguments, ModelConfig("testbed"), DistillConfig(str(tmp_path / "run"), **options))
+        return distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(tmp_path / "run"), **options))
 
     figures = run()
     assert 0 < figures["kept"] <= 24 and figures["tokens kept"] < figures["tokens"] and figures["exit rate"] > 0
@@ -98,7 +98,7 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
 def test_nothing_to_learn_from(tmp_path):
     arguments = DistillArguments("distill", "testbed", limit=2, n=1, max_tokens=10)
     with pytest.raises(ValueError, match="n: none of the 2 samples is both correct and complete"):
-        distill(arguments, ModelConfig("testbed"), DistillConfig(str(tmp_path / "run"), **SMALL_RUN))
+        distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(tmp_path / "run"), **SMALL_RUN))
 
 
 def test_a_server_for_the_sampling_is_none_of_the_launcher_s_processes(monkeypatch):

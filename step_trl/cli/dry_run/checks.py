@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import datasets
 from accelerate.utils import clear_environment
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
@@ -20,15 +19,16 @@ from trl import ModelConfig
 from trl.import_utils import is_vllm_available
 
 from ...data import prompt_length, validate_prompt_lengths, validate_rows
+from ...preferences import read_rollouts
 from ...rewards.length_rewards import TARGETS_IN_ROWS
 from ...rollout.engines import VLLMServerEngine
 from ...rollout.event_loop import run_to_end
 from ...runtime.run_config import server_urls
 from ...token_targets import validate_targets
 from ...trainers import METHODS
-from ..distill import check_no_model
-from ..recipe import DistillArguments, DistillConfig, TrainArguments, parse_values, trainer_name
-from ..sources import load_rows, model_source
+from ..arguments import TrainArguments
+from ..recipe import parse_values, trainer_name
+from ..sources import earlier_rollouts, load_reward_funcs, load_rows, model_source
 from ..train import check_output_dir, is_done, stage_folder
 from .batches import Batches
 from .memory import RESERVE, Workload, estimate_memory, remedies, size_text
@@ -52,10 +52,10 @@ def describe_method(plan: StagePlan) -> str:
     """Describe what is trained, in the method's terms."""
     config = plan.config
     words = [f"trainer {plan.values.trainer!r}", *config.describe(), f"KL {config.beta:g}"]
-    return ", ".join([*words, f"learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"])
+    return ", ".join([*words, f"learning rate {config.learning_rate:g} {plain(config.lr_scheduler_type)}"])
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     return str(getattr(value, "value", value))
 
 
@@ -72,7 +72,7 @@ def check_config(plan: StagePlan) -> str:
     }
     with clear_environment():  # no process group is initialized, so that one process can plan for many
         config = plan.config = plan.dataclass_of(METHODS[values.trainer][1], **neutral)
-    wrong = _wrong_of_any(plan)
+    wrong = wrong_of_any(plan)
     by_disk = values.vllm_mode == "server" and values.weight_sync == "disk"
     if values.use_vllm and not by_disk and not is_vllm_available():
         wrong.append("use_vllm: vLLM is not installed here. In your clone of step_trl, run: pip install -e '.[vllm]'")
@@ -86,10 +86,10 @@ def check_config(plan: StagePlan) -> str:
     return "valid"
 
 
-def _wrong_of_any(plan: StagePlan) -> list[str]:
+def wrong_of_any(plan: StagePlan) -> list[str]:
     """Check options that no trainer of a recipe supports."""
     wrong = []
-    if (strategy := _plain(plan.values.eval_strategy)) != "no":
+    if (strategy := plain(plan.values.eval_strategy)) != "no":
         wrong.append(f"eval_strategy: {strategy!r} needs rows to evaluate on, which recipes do not give. Set 'no'.")
     if missing := set(plan.config.report_to) - set(get_available_reporting_integrations()):
         wrong.append(f"report_to: {', '.join(sorted(missing))} is not installed. Install it, or set 'none'.")
@@ -116,8 +116,9 @@ def check_rows(plan: StagePlan) -> str:
     arguments = plan.dataclass_of(TrainArguments)
     if arguments.dataset is None:
         return "none"
+    reward_funcs = load_reward_funcs(arguments.reward_funcs)
     rows = load_rows(arguments)
-    validate_rows(rows, needs_solution=True, name="dataset")
+    validate_rows(rows, needs_solution=reward_funcs is None, name="dataset")
     if plan.values.length_reward in TARGETS_IN_ROWS:
         validate_targets(rows, plan.values.length_reward)
     plan.rows = rows
@@ -127,12 +128,26 @@ def check_rows(plan: StagePlan) -> str:
         lowest, highest = arguments.token_targets
         most = "at most " * arguments.token_targets_at_most
         words.append(f"prompts ask for {most}{lowest:,} to {highest:,} tokens")
+    if arguments.easy_prompts is not None:
+        share = f"{arguments.easy_prompts:.0%} of the prompts that were always answered correctly are kept"
+        words.append(f"{share}, by {describe_rollouts(plan)}")
     return ", ".join(words)
 
 
+def describe_rollouts(plan: StagePlan) -> str:
+    """Say whose rollouts a stage uses, and raise an error if no training has or will have recorded them."""
+    folder = stage_folder(plan.values.output_dir or "", plan.number, plan.stages)
+    recording = [stage for stage in plan.earlier if getattr(stage.values, "record_rollouts", False)]
+    if plan.values.rollouts is None and recording:
+        return f"the rollouts of stage {recording[-1].number}"
+    source = earlier_rollouts(plan.dataclass_of(TrainArguments), folder)
+    return f"{len(read_rollouts(source)):,} rollouts in {source}"
+
+
 def check_model(plan: StagePlan) -> str:
-    if plan.first is not None:
-        plan.model_config, plan.tokenizer = plan.first.model_config, plan.first.tokenizer
+    if plan.earlier:  # it starts from the model of the stage before
+        first = plan.earlier[0]
+        plan.model_config, plan.tokenizer = first.model_config, first.tokenizer
         return f"that of stage {plan.number - 1}"
     model = plan.dataclass_of(ModelConfig)
     source = model_source(model.model_name_or_path)
@@ -149,7 +164,7 @@ def _context(config: PretrainedConfig) -> int:
 
 def check_prompts(plan: StagePlan) -> str:
     rows, most, context = plan.rows, plan.values.max_completion_length, _context(plan.model_config)
-    lengths = [prompt_length(prompt, plan.tokenizer) for prompt in _sampled(rows)]
+    lengths = [prompt_length(prompt, plan.tokenizer) for prompt in sampled(rows["prompt"])]
     plan.longest_prompt = max(lengths)
     validate_prompt_lengths(rows, plan.tokenizer, context, most)
     return (
@@ -158,9 +173,9 @@ def check_prompts(plan: StagePlan) -> str:
     )
 
 
-def _sampled(rows: datasets.Dataset) -> list[Any]:
-    """Return prompts that are evenly spread over the rows."""
-    return rows["prompt"][:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
+def sampled(rows: Sequence[Any]) -> Sequence[Any]:
+    """Return elements that are evenly spread over all."""
+    return rows[:: math.ceil(len(rows) / SAMPLED_PROMPTS)]
 
 
 def check_updates(plan: StagePlan) -> str:
@@ -214,38 +229,25 @@ def check_memory(plan: StagePlan) -> str:
         cached_completions=0 if values.use_vllm else at_once,
         samples_whole=config.own_rollouts and not values.use_vllm,
         vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
-        **_training_options(plan),
+        **training_options(plan),
     )
-    return _compare(plan, work)
+    return compare(plan, work)
 
 
-def check_distill_memory(plan: StagePlan) -> str:
-    config = plan.config
-    work = Workload(
-        plan.dataclass_of(ModelConfig),
-        plan.layout,
-        max_length=plan.longest_prompt + plan.values.max_tokens,
-        micro_batch=config.per_device_train_batch_size,
-        padded=config.per_device_train_batch_size > 1,
-        **_training_options(plan),
-    )
-    return _compare(plan, work)
-
-
-def _training_options(plan: StagePlan) -> dict[str, Any]:
+def training_options(plan: StagePlan) -> dict[str, Any]:
     """Return the fields of a [`Workload`] that all trainings set in the same way."""
     config = plan.config
     accumulating = config.accelerator_config.gradient_accumulation_kwargs or {}
     shares_each = config.gradient_accumulation_steps == 1 or accumulating.get("sync_each_batch", False)
     return {
-        "optimizer": _plain(config.optim),
+        "optimizer": plain(config.optim),
         "bf16": bool(config.bf16),
         "gradient_checkpointing": config.gradient_checkpointing,
         "accumulates_unshared": plan.layout.engine == "fsdp" and not shares_each,
     }
 
 
-def _compare(plan: StagePlan, work: Workload) -> str:
+def compare(plan: StagePlan, work: Workload) -> str:
     """Describe the estimate, or raise an error if it does not fit."""
     estimate = estimate_memory(plan.model_config, work)
     room, where = plan.layout.gpu_memory, "of a GPU"
@@ -276,54 +278,6 @@ def check_output(plan: StagePlan) -> str:
     return f"{folder}" + ", where an earlier run is resumed" * any(folder.glob("checkpoint-*"))
 
 
-def describe_distillation(plan: StagePlan) -> str:
-    """Describe what is sampled and which samples are kept."""
-    values = plan.values
-    return (
-        f"trainer {values.trainer!r}, {values.n} completions of each problem of at most {values.max_tokens:,} tokens; "
-        f"thoughts end when an answer is more confident than {values.confidence:g}; the shortest correct completions "
-        f"of each problem, at most {values.per_problem}, are used for training"
-        + f", without their thought with probability {values.thought_dropout:g}"
-        * bool(values.thought_dropout)
-    )
-
-
-def check_distillation(plan: StagePlan) -> str:
-    """Check the fields by the rules of both configurations."""
-    plan.dataclass_of(DistillArguments)
-    with clear_environment():
-        config = plan.config = plan.dataclass_of(DistillConfig, use_cpu=True, tf32=None)
-    if wrong := _wrong_of_any(plan):
-        raise ValueError("\n".join(wrong))
-    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-    processes = plan.layout.processes
-    return (
-        f"valid: {config.num_train_epochs:g} epochs, updates of {rows * processes} completions by {processes} "
-        f"process{'es' * (processes > 1)}, learning rate {config.learning_rate:g} {_plain(config.lr_scheduler_type)}"
-    )
-
-
-def check_problems(plan: StagePlan) -> str:
-    values = plan.values
-    if values.dataset is None:
-        return "none"
-    rows = load_rows(plan.dataclass_of(TrainArguments))
-    validate_rows(rows, needs_solution=True, name="dataset")
-    plan.rows = rows
-    plan.longest_prompt = max(prompt_length(prompt, plan.tokenizer) for prompt in _sampled(rows))
-    asked = len(rows) if values.limit is None else min(values.limit, len(rows))
-    return f"{values.dataset} ({values.dataset_split}): {asked:,} of {len(rows):,} rows are sampled"
-
-
-def check_distill_output(plan: StagePlan) -> str:
-    output_dir = plan.values.output_dir or "trainer_output"  # the default of transformers
-    folder = stage_folder(output_dir, plan.number, plan.stages)
-    if plan.stages > 1 and is_done(folder):
-        return f"{folder}, which is done and is left as it is"
-    check_no_model(folder)
-    return f"{folder}" + ", whose samples are reused" * (folder / "samples").exists()
-
-
 # The name of a line, its check, and the results of other checks that it needs.
 Checks = tuple[tuple[str, Callable[[StagePlan], str], tuple[str, ...]], ...]
 CHECKS: Checks = (
@@ -339,13 +293,4 @@ CHECKS: Checks = (
     ("servers", check_servers, ("values", "tokenizer")),
     ("memory", check_memory, ("batches", "config", "model_config", "longest_prompt")),
     ("output", check_output, ("values",)),
-)
-DISTILL_CHECKS: Checks = (
-    ("fields", read_fields, ()),
-    ("method", describe_distillation, ("values",)),
-    ("config", check_distillation, ("values",)),
-    ("model", check_model, ("values",)),
-    ("data", check_problems, ("values", "tokenizer")),
-    ("memory", check_distill_memory, ("config", "model_config", "longest_prompt")),
-    ("output", check_distill_output, ("values",)),
 )

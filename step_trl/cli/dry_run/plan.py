@@ -13,16 +13,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..recipe import DISTILL, named_trainer, read_recipe, recipe_layers, recipe_path
-from .checks import CHECKS, DISTILL_CHECKS
+from ..recipe import named_trainer, read_recipe, recipe_layers, recipe_path
+from .checks import CHECKS
 from .layout import Layout
+from .other_checks import OTHER_CHECKS
 from .stage_plan import StagePlan
 
 
 def run_checks(plan: StagePlan) -> None:
     """Run each check of a stage that has what it needs, even if other checks have failed."""
-    distillation = named_trainer(plan.recipe, plan.arguments) == DISTILL
-    for name, check, needs in DISTILL_CHECKS if distillation else CHECKS:
+    trainer = named_trainer(plan.recipe, plan.arguments)
+    for name, check, needs in OTHER_CHECKS.get(trainer or "", CHECKS):
         missing = [need for need in needs if getattr(plan, need) is None]
         if missing:
             plan.lines[name] = f"not checked, as it needs {' and '.join(missing)}".replace("_", " ")
@@ -60,7 +61,7 @@ def print_plan(
         print(describe_layers(recipe_layers(path)), end="\n\n")
     plans: list[StagePlan] = []
     for number, stage in enumerate(stages, 1):
-        plan = StagePlan(recipe | stage, rest, layout, number, len(stages), plans[0] if plans else None)
+        plan = StagePlan(recipe | stage, rest, layout, number, len(stages), tuple(plans))
         run_checks(plan)
         plans.append(plan)
         print(*([f"Stage {number} of {len(stages)}"] if len(stages) > 1 else []), plan, sep="\n", end="\n\n")

@@ -20,14 +20,13 @@ class StagePlan:
             The fields of the recipe, and those of the command line, which take precedence.
         layout ([`~step_trl.cli.dry_run.layout.Layout`]):
             The processes and GPUs.
-        number (`int`), stages (`int`), first (`StagePlan`, *optional*):
-            The number of the stage, from 1; the number of stages; and for later stages the first one, whose model they
-            continue from.
+        number (`int`), stages (`int`), earlier (`Sequence[StagePlan]`):
+            The number of the stage, from 1; the number of stages; and the plans of the stages before this one.
         lines (`dict[str, str]`):
             The lines of the plan, by check.
         failures (`list[str]`):
             Messages about everything that is wrong.
-        values, config, batches, rows, model_config, tokenizer, longest_prompt, memory_is_known:
+        values, config, batches, rows, model_config, tokenizer, longest_prompt, longest_row, memory_is_known:
             The results of the checks, each `None` until its check has passed. Checks that need it are left out then.
     """
 
@@ -36,7 +35,7 @@ class StagePlan:
     layout: Layout
     number: int = 1
     stages: int = 1
-    first: StagePlan | None = None
+    earlier: Sequence[StagePlan] = ()
     lines: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     values: Any = None
@@ -46,6 +45,7 @@ class StagePlan:
     model_config: Any = None
     tokenizer: Any = None
     longest_prompt: Any = None
+    longest_row: Any = None
     memory_is_known: bool | None = None
 
     def __str__(self) -> str:

@@ -1,0 +1,80 @@
+"""What recipes share that fine-tune a model on completions (SFT), often its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from .arguments import FineTuningConfig, PreferenceConfig, SamplingArguments
+from .evaluate import sample
+from .recipe import resume_from, set_model_init_kwargs
+from .sources import check_model, model_source
+
+
+def starting_model(options: ModelConfig, config: FineTuningConfig | PreferenceConfig) -> str:
+    """Return the model that a training starts from, and refuse an `output_dir` that holds an earlier one."""
+    check_no_model(Path(str(config.output_dir)))
+    set_model_init_kwargs(config, options)
+    name = model_source(options.model_name_or_path)
+    check_model(name, revision=options.model_revision)
+    return name
+
+
+def check_no_model(output_dir: Path) -> None:
+    """Refuse a folder that holds an earlier model."""
+    if any(output_dir.glob("*.safetensors")):
+        raise ValueError(f"output_dir: {output_dir} holds a model. Set another folder.")
+
+
+def sample_rows(
+    model: str, rows: datasets.Dataset, arguments: SamplingArguments, output_dir: Path, **options: Any
+) -> pd.DataFrame:
+    """
+    Sample completions of rows with the fields of a recipe, to `samples/` in `output_dir`.
+
+    Samples that are there are not made again. `options` are those of [`~step_trl.evaluation.evaluate`].
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return sample(
+        model,
+        {"train": rows},
+        arguments.engine,
+        arguments.urls,
+        output_dir / "vllm.log",
+        temperature=arguments.temperature,
+        top_p=1.0,
+        max_tokens=arguments.max_tokens,
+        save_to=output_dir / "samples",
+        **options,
+    )
+
+
+def fine_tune(
+    model: str,
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: FineTuningConfig,
+    options: ModelConfig | None = None,
+) -> None:
+    """
+    Train on rows of [`~step_trl.data.tokenize_examples`], and save the model to `config.output_dir`.
+
+    `model` is a folder or a name on the Hub, and `options` are those of quantization and LoRA.
+    """
+    options = options or ModelConfig()
+    trainer = SFTTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(options),
+        peft_config=get_peft_config(options),
+    )
+    trainer.train(resume_from_checkpoint=resume_from(config))
+    trainer.save_model()
+    trainer.save_state()

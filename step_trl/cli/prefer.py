@@ -1,0 +1,87 @@
+"""Train on pairs of recorded rollouts by direct preference optimisation (VerIPO, arXiv 2505.19000)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+from transformers import AutoTokenizer
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from ..evaluation.consistency import ConsistencyJudge
+from ..preferences import (
+    RolloutDPOTrainer,
+    RolloutVerifier,
+    latest_groups,
+    preference_pairs,
+    read_rollouts,
+    summarize_verification,
+    tokenize_pairs,
+)
+from .arguments import DPOArguments, PreferenceConfig
+from .fine_tuning import starting_model
+from .recipe import resume_from
+
+
+PAIRS, VERIFICATION = "pairs.parquet", "verification.json"
+
+
+def prefer(rollouts: Path, arguments: DPOArguments, model: ModelConfig, config: PreferenceConfig) -> None:
+    """
+    Verify the last recorded rollouts of each prompt, pair them, and train on the pairs.
+
+    The pairs are written to `pairs.parquet` in `config.output_dir`, and what was found to `verification.json`. The
+    policy that the training starts from is its reference. The first process verifies; the others wait for it for up to
+    `ddp_timeout` seconds.
+
+    Args:
+        rollouts (`Path`):
+            The folder of a training that has recorded rollouts.
+        arguments ([`DPOArguments`]), model ([`~trl.ModelConfig`]), config ([`PreferenceConfig`]):
+            The fields of a recipe.
+    """
+    name, output_dir = starting_model(model, config), Path(str(config.output_dir))
+    state = PartialState()
+    if state.is_main_process:
+        make_pairs(rollouts, arguments, output_dir)
+    state.wait_for_everyone()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    trainer = RolloutDPOTrainer(
+        name,
+        args=config,
+        train_dataset=tokenize_pairs(pd.read_parquet(output_dir / PAIRS), tokenizer),
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+    )
+    trainer.train(resume_from_checkpoint=resume_from(config))
+    trainer.save_model()
+    trainer.save_state()
+
+
+def make_pairs(rollouts: Path, arguments: DPOArguments, output_dir: Path) -> None:
+    """Write the pairs of the rollouts in a folder, and what was found, and print the latter."""
+    verified = verifier_of(arguments).verify(latest_groups(read_rollouts(rollouts)))
+    pairs = preference_pairs(verified, reuse_chosen=arguments.reuse_chosen, reflection=arguments.reflection)
+    found = summarize_verification(verified, pairs)
+    for what, value in found.items():
+        print(f"{what:20}{value:10.3f}" if isinstance(value, float) else f"{what:20}{value:10d}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / VERIFICATION).write_text(json.dumps(found, indent=1) + "\n")
+    pairs.to_parquet(output_dir / PAIRS, index=False)
+    if pairs.empty:
+        raise ValueError(
+            f"rollouts: none of {found['groups']} groups in {rollouts} gives a pair: it needs a clean completion and "
+            "one that is not. Record more rollouts, or set other limits (max_repetition, max_length_ratio)."
+        )
+
+
+def verifier_of(arguments: DPOArguments) -> RolloutVerifier:
+    """Return the verifier that the fields of a recipe describe."""
+    judge = None
+    if arguments.judge_url is not None and arguments.judge_model is not None:
+        judge = ConsistencyJudge(arguments.judge_url, arguments.judge_model, api_key=os.environ.get("JUDGE_API_KEY"))
+    return RolloutVerifier(arguments.max_repetition, arguments.max_length_ratio, judge)

@@ -1,0 +1,76 @@
+"""Fine-tune on examples whose thoughts are their own or the model's, and of which some are dropped (TON)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pandas as pd
+from accelerate import PartialState
+from transformers import AutoTokenizer
+from trl import ModelConfig
+
+from ..data import reverse_thinking_prompts, thought_dropout, tokenize_examples
+from ..text import THINK_END, THINK_START
+from ..thoughts import split_thought
+from .arguments import FineTuningConfig, SFTArguments
+from .fine_tuning import fine_tune, sample_rows, starting_model
+from .sources import load_examples, load_rows
+
+
+EXAMPLES = "examples.parquet"
+
+
+def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: FineTuningConfig) -> None:
+    """
+    Train on the completions of a data set, or on thoughts that the model writes for known answers.
+
+    With `reverse_thinking`, the rows are problems with answers, and the model is asked for the thought that leads to
+    each of them. Its samples are saved to `samples/` in `config.output_dir` and are not generated twice, and the
+    examples to `examples.parquet`. With several processes, the first one samples, and the others wait for it for up to
+    `ddp_timeout` seconds.
+    """
+    name = starting_model(model, config)
+    if arguments.reverse_thinking:
+        examples = reverse_thinking(name, arguments, Path(str(config.output_dir)), config.seed)
+    else:
+        examples = load_examples(arguments)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    rows = tokenize_examples(thought_dropout(examples, arguments.thought_dropout, config.seed), tokenizer)
+    fine_tune(name, rows, tokenizer, config, model)
+
+
+def reverse_thinking(model: str, arguments: SFTArguments, output_dir: Path, seed: int) -> datasets.Dataset:
+    """Return the problems of a recipe with completions: a thought of the model, and the answer in a block."""
+    file = output_dir / EXAMPLES
+    state = PartialState()
+    if state.is_main_process:
+        rows = load_rows(arguments)
+        samples = sample_rows(model, reverse_thinking_prompts(rows), arguments, output_dir, n=1, seeds=[seed])
+        examples = with_thoughts(rows, samples)
+        print(f"reverse_thinking: {len(examples):,} of {len(rows):,} problems have a thought.")
+        examples.to_parquet(file)
+    state.wait_for_everyone()
+    return datasets.Dataset.from_parquet(str(file))
+
+
+def with_thoughts(rows: datasets.Dataset, samples: pd.DataFrame) -> datasets.Dataset:
+    """
+    Return the rows for which a thought was sampled, with `prompt` and `completion`.
+
+    What a model says after thinking about the request is the thought. One that was cut off is left out.
+    """
+    examples = []
+    for problem, sampled in samples[samples["finish_reason"] == "eos"][["problem", "completion"]].itertuples(
+        index=False
+    ):
+        text = split_thought(sampled)[1] if THINK_END in sampled else sampled
+        row = rows[int(problem)]
+        if text.strip():
+            completion = f"{THINK_START}{text.strip()}{THINK_END}\n<answer>{row['solution']}</answer>"
+            examples.append({"prompt": row["prompt"], "completion": [{"role": "assistant", "content": completion}]})
+    if not examples:
+        raise ValueError(
+            f"reverse_thinking: none of {len(samples)} sampled thoughts is complete. Set a larger max_tokens."
+        )
+    return datasets.Dataset.from_list(examples)
