@@ -28,8 +28,9 @@ class Arm:
         name (`str`), tables (`tuple[str, ...]`):
             The name of its folder and its row, and the tables in which it appears.
         method (`str`), options (`dict[str, Any]`):
-            A key of [`~step_trl.trainers.METHODS`], `"distill"`, or `"prompts"` for
-            [`~study.prompted.teach_prompts`], and the fields of its configuration.
+            A key of [`~step_trl.trainers.METHODS`], `"distill"`, `"dpo"`, or `"prompts"` for
+            [`~study.prompted.teach_prompts`], and the fields of its configuration. `easy_prompts` is a share of the
+            prompts that the recorded rollouts of an arm that it starts from have solved.
         budget (`float`):
             The number of updates, relative to that of the study.
         sweep (`bool`):
@@ -62,6 +63,7 @@ _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
 _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
+_THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables that compare all methods, and their own arms
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
@@ -81,9 +83,14 @@ LIMIT_PROMPT = "Think, then answer, within {} tokens."
 _LIMITS = tuple(round(limit * _SCALE) for limit in (4096, 3072, 2048))
 _PROMPTED = Arm("prompted", "prompts", {"forms": ("none", "l1-exact", "l1-max", "thinkprune", "lapo-i")}, (_SAS,))
 _PROMPTED_CUTS = Arm("prompted-cuts", "prompts", {"forms": ("none", "s-grpo")}, (_STEP_GRPO,))
+_TON_SFT = Arm(
+    "ton-sft", "distill", {"thought_dropout": 0.5, "confidence": 1.0, "num_train_epochs": 2}, (_THINK_OR_NOT,)
+)
+_VERIPO_GRPO = Arm("veripo-grpo-1", "grpo", {"record_rollouts": True}, (_VERIFIED,))
+_VERIPO_DPO = Arm("veripo-dpo", "dpo", {"reflection": True}, (_VERIFIED,), start=_VERIPO_GRPO)
 
 ARMS: tuple[Arm, ...] = (
-    Arm("grpo", "grpo", {}, (_STEP_GRPO,)),
+    Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
     Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED)),
     Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
@@ -145,6 +152,11 @@ ARMS: tuple[Arm, ...] = (
     Arm("spo-tree", "spo", _SHORT | _TREE, (_SAMPLED,)),
     Arm("spo-chain", "spo", _SHORT | _CHAIN, (_SAMPLED,)),
     Arm("spo-chain-all-tokens", "spo", _SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
+    _TON_SFT,
+    Arm("ton", "grpo", {}, (_THINK_OR_NOT,), start=_TON_SFT),
+    _VERIPO_GRPO,
+    _VERIPO_DPO,
+    Arm("veripo-grpo-2", "grpo", {"easy_prompts": 0.2}, (_VERIFIED,), start=_VERIPO_DPO),
     Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )  # fmt: skip

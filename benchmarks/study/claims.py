@@ -157,6 +157,19 @@ CLAIMS: tuple[Claim, ...] = (
         "GVM", "half as many updates, which with the E-steps' completions is as much sampling, keep GRPO's accuracy",
         "gvm-grpo-half", "grpo-short", "accuracy", "kept", "2 times fewer updates, without the E-steps",
     ),
+    Claim("TON", "it uses fewer tokens than GRPO", "ton", "grpo", "tokens", "lower", "342, 978 tokens"),
+    Claim("TON", "it is more accurate than GRPO", "ton", "grpo", "accuracy", "higher", "82.3, 81.4 %"),
+    Claim("TON", "GRPO after the cold start is more accurate than it alone", "ton", "ton-sft", "accuracy", "higher"),
+    Claim(
+        "VerIPO", "DPO makes fewer thoughts inconsistent",
+        "veripo-dpo", "veripo-grpo-1", "inconsistent", "lower", "15.6 to 13.4 % on Video-MMMU",
+    ),
+    Claim("VerIPO", "DPO keeps the accuracy", "veripo-dpo", "veripo-grpo-1", "accuracy", "kept"),
+    Claim("VerIPO", "DPO shortens", "veripo-dpo", "veripo-grpo-1", "tokens", "lower"),
+    Claim(
+        "VerIPO", "GRPO after DPO is more accurate than before",
+        "veripo-grpo-2", "veripo-grpo-1", "accuracy", "higher",
+    ),
 )  # fmt: skip
 
 CHOICES = (  # what the papers leave open, or their releases change: text, arm with the other choice, and our arm

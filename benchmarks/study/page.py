@@ -9,6 +9,7 @@ import pandas as pd
 
 from step_trl.report import markdown_table
 from step_trl.report.tables import to_markdown
+from step_trl.testbed import EVALUATION_SPLITS
 
 from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
 from .claims import choice_lines, claim_lines, order_table
@@ -80,6 +81,10 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
         if (method := METHODS.get(title)) in tables:
             others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
             lines += ["Each arm compared with the paper's method:", "", order_table(results, method, others), ""]
+    known = [arm for arm in done if arm.tables[:1] in (("TON",), ("VerIPO",))]
+    if known:
+        lines += ["## Thoughts that are skipped, and thoughts that contradict their answers", ""]
+        lines += [*_thought_lines(results, known), ""]
     if started := [arm for arm in done if results.before(arm.name)[0]]:
         lines += ["## Spoken to", "", *_start_lines(results, tables, started), ""]
     lines += ["## Seconds per update and phase", ""]
@@ -157,6 +162,25 @@ def _start_lines(results: Results, tables: dict[str, pd.DataFrame], arms: Sequen
             row[f"accuracy {when}, %"] = f"{100 * overall['accuracy']:.1f}"
             row[f"tokens {when}"] = f"{overall['tokens']:.0f}"
     return [*lines, to_markdown(pd.DataFrame.from_dict(rows, orient="index"))]
+
+
+def _thought_lines(results: Results, arms: Sequence[Arm]) -> list[str]:
+    rows: dict[str, dict[str, str]] = {}
+    for name in (VANILLA, *(arm.name for arm in arms)):
+        row = rows[results.marked(name)] = {}
+        for measure in ("skipped", "inconsistent"):
+            shares = {"": results.share(name, measure)}
+            shares |= {f" ({split})": results.share(name, measure, split) for split in EVALUATION_SPLITS}
+            row |= {
+                f"{measure}{split}, %": "–" if pd.isna(value) else f"{100 * value:.1f}"
+                for split, value in shares.items()
+            }
+    return [
+        "A thought is skipped if it is closed and blank. It is inconsistent if its last boxed value or number is not "
+        "the answer (`step_trl.preferences`). The mean over the four sets comes first.",
+        "",
+        to_markdown(pd.DataFrame.from_dict(rows, orient="index")),
+    ]
 
 
 def _phase_table(results: Results, arms: Sequence[Arm]) -> str:

@@ -13,7 +13,10 @@ from step_trl import testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
 from step_trl.evaluation.composition import LABELS
 from step_trl.files import atomic_write
+from step_trl.preferences.verifier import agree
 from step_trl.report import read_history
+from step_trl.rewards import extract_answers
+from step_trl.thoughts import skipped_thoughts, split_thought
 from step_trl.token_targets import TARGET_COLUMN
 
 from .run import VANILLA, whole_evaluation
@@ -39,7 +42,8 @@ KINDS = {  # the types of the columns that are kept of a sample
     "finish_reason": "str",
     TARGET_COLUMN: "Int32",
 }
-OF_SAMPLES, OF_UPDATES = [*KINDS, *LABELS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
+THOUGHTS = ["skipped", "inconsistent"]
+OF_SAMPLES, OF_UPDATES = [*KINDS, *LABELS, *THOUGHTS, *TRAINING, "model"], [*CURVES, *PHASES, *TRAINING, "number"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Records:
         samples (`DataFrame`):
             One row per sample, with `arm` and `seed` of the training and the `model`, which is `"trained"`, `"before"`
             (before the training, with its prompts) or an update. The numbers of `forward`, `verification` and
-            `redundancy` steps, see [`~step_trl.evaluation.classify_testbed_steps`], are missing if its text was lost.
+            `redundancy` steps, see [`~step_trl.evaluation.classify_testbed_steps`], are missing if its text was lost,
+            and so is whether its thought is `skipped`, or `inconsistent` with its answer.
         updates (`DataFrame`):
             One row per update, with `arm`, `seed` and its `number` (from 1), the logged metrics in `CURVES` and the
             seconds of `PHASES`.
@@ -130,7 +135,12 @@ def _summary(rows: pd.DataFrame) -> pd.DataFrame:
     texts = rows[["benchmark", "problem", "completion"]].itertuples(index=False)
     labels = [classify_testbed_steps(text, solutions[name][int(problem)]) for name, problem, text in texts]
     counts = {label: pd.array([row.count(label) for row in labels], dtype="Int16") for label in LABELS}
-    return rows.reindex(columns=list(KINDS)).astype(KINDS).assign(**counts)
+    thoughts = [split_thought(text)[0] for text in rows["completion"]]
+    answers = extract_answers(rows["completion"].tolist(), require_end_of_thinking=True)
+    inconsistent = [not same for same in agree(thoughts, answers)]
+    verdicts = {"skipped": skipped_thoughts(rows["completion"].tolist()), "inconsistent": inconsistent}
+    flags = {name: pd.array(values, dtype="boolean") for name, values in verdicts.items()}
+    return rows.reindex(columns=list(KINDS)).astype(KINDS).assign(**counts, **flags)
 
 
 def _updates(model: Path) -> pd.DataFrame:

@@ -91,7 +91,8 @@ class Results:
 
     def difference(self, left: str, right: str, measure: str, benchmark: str | None = None) -> Difference:
         """
-        Return the difference in `"accuracy"`, `"tokens"`, `"steps"` or `"redundancy"` between two arms.
+        Return the difference between two arms in `"accuracy"`, `"tokens"`, `"steps"`, `"redundancy"`, `"skipped"` or
+        `"inconsistent"`.
 
         The interval includes two sources of chance: problems, which are resampled, and trainings, for which normal
         noise is added. A few seeds say little about an arm's own spread, so the noise has the pooled spread, or the
@@ -121,6 +122,10 @@ class Results:
         # Both signs are used, so that the opposite difference has the same interval.
         resamples = np.concatenate([overall[1:] + noise, overall[1:] - noise])
         return Difference(overall[0], *np.quantile(resamples, [0.025, 0.975]))
+
+    def share(self, name: str, measure: str, benchmark: str | None = None) -> float:
+        """Return the mean of a measure over benchmarks and trainings, NaN if it is not known."""
+        return float(self._means(name, measure, benchmark).mean())
 
     def labels(self, name: str) -> pd.DataFrame:
         """Return one row per step of an arm's samples, if known, for [`~step_trl.evaluation.composition`]."""

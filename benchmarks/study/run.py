@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Container
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from filelock import FileLock, Timeout
 from trl import ModelConfig
 
 from step_trl import testbed
-from step_trl.cli.arguments import DistillArguments, FineTuningConfig
+from step_trl.cli.arguments import DistillArguments, DPOArguments, FineTuningConfig, PreferenceConfig
 from step_trl.cli.demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING
 from step_trl.cli.distill import distill
+from step_trl.cli.prefer import prefer
 from step_trl.data import rewrite_prompts
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.files import atomic_write
+from step_trl.preferences import read_rollouts, thin_easy_prompts
 from step_trl.token_targets import add_token_targets
 from step_trl.trainers import METHODS, EfficientReasoningTrainer
 
@@ -46,13 +49,21 @@ SFT: dict[str, Any] = {
 
 
 def build_trainer(
-    arm: Arm, seed: int, output_dir: str, max_steps: int, stage: int = 0, model: Path = testbed.MODEL_DIR
+    arm: Arm,
+    seed: int,
+    output_dir: str,
+    max_steps: int,
+    stage: int = 0,
+    model: Path = testbed.MODEL_DIR,
+    rollouts: Path | None = None,
 ) -> EfficientReasoningTrainer:
-    """Build the trainer of a stage of an arm, from a testbed model."""
+    """Build the trainer of a stage of an arm, from a testbed model. `rollouts` are for arms with `easy_prompts`."""
     updates = round(max_steps * arm.budget / len(arm.stages))
     options: dict[str, Any] = {"beta": BETA, "seed": seed, "max_steps": updates} | arm.options | arm.stages[stage]
     at_most = options.get("length_reward") == "l1_max"
     rows = with_prompts(testbed.load_dataset("train"), options.pop("system_prompt", None), arm.targets, at_most, seed)
+    if (share := options.pop("easy_prompts", None)) is not None and rollouts is not None:
+        rows = thin_easy_prompts(rows, read_rollouts(rollouts), share, seed)
     if arm.checkpoints:
         every = max(1, updates // (arm.checkpoints + 1))
         options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
@@ -100,12 +111,12 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
         if not model.exists():
             with atomic_write(model) as partial:
                 began = time.perf_counter()
-                phases = _make_model(arm, seed, partial, max_steps, start)
+                phases = _make_model(arm, seed, partial, max_steps, start, recorded_rollouts(arm, seed, folder))
                 seconds = time.perf_counter() - began
                 (partial / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
         asked = arm.targets and (sum(arm.targets) // 2,) * 2
         prompts = (arm.stages[-1].get("system_prompt"), asked, arm.options.get("length_reward") == "l1_max")
-        if arm.start is not None:
+        if arm.start is not None and arm.start.method == "prompts":
             evaluate_model(start, own / "before", 1, *prompts)
         for checkpoint in model.glob("checkpoint-*"):
             number = checkpoint.name.removeprefix("checkpoint-")
@@ -113,23 +124,38 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
         evaluate_model(model, own / "samples", SAMPLES, *prompts)
 
 
-def _make_model(arm: Arm, seed: int, folder: Path, max_steps: int, start: Path) -> list[dict[str, float]]:
-    """Train an arm into `folder`. Return the seconds of the phases of each update, none for SFT."""
+def recorded_rollouts(arm: Arm, seed: int, folder: Path) -> Path | None:
+    """Return the model folder of the last arm before this one that has recorded rollouts."""
+    start = arm.start
+    while start is not None and not start.options.get("record_rollouts"):
+        start = start.start
+    return None if start is None else folder / start.name / str(seed) / "model"
+
+
+def _make_model(
+    arm: Arm, seed: int, folder: Path, max_steps: int, start: Path, rollouts: Path | None
+) -> list[dict[str, float]]:
+    """Train an arm into `folder`. Return the seconds of the phases of each update, none without rollouts."""
     if arm.method == "distill":
-        _distill(folder, seed, max_steps)
+        _distill(folder, seed, max_steps, arm.options)
+    elif arm.method == "dpo" and rollouts is not None:
+        config = PreferenceConfig(str(folder), seed=seed, **SFT | {"learning_rate": SFT["learning_rate"] / 2})
+        prefer(rollouts, DPOArguments("dpo", **arm.options), ModelConfig(str(start)), config)
     elif arm.method == "prompts":
         teach_prompts(folder, seed, max_steps * COMPLETIONS // 2, **arm.options, **SFT)
     else:
-        return _train(arm, seed, folder, max_steps, start)
+        return _train(arm, seed, folder, max_steps, start, rollouts)
     return []
 
 
-def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> list[dict[str, float]]:
+def _train(
+    arm: Arm, seed: int, folder: Path, max_steps: int, model: Path, rollouts: Path | None
+) -> list[dict[str, float]]:
     """Train all stages from `model`; the last one is saved to `folder` itself. Return the seconds of the phases."""
     phases = []
     for stage in range(len(arm.stages)):
         output = folder if stage + 1 == len(arm.stages) else folder / f"stage-{stage + 1}"
-        trainer = build_trainer(arm, seed, str(output), max_steps, stage, model)
+        trainer = build_trainer(arm, seed, str(output), max_steps, stage, model, rollouts)
         timer = PhaseTimer(trainer)
         trainer.train()
         trainer.save_model()
@@ -139,11 +165,16 @@ def _train(arm: Arm, seed: int, folder: Path, max_steps: int, model: Path) -> li
     return phases
 
 
-def _distill(folder: Path, seed: int, max_steps: int) -> None:
-    """Sample as many completions as a training does, and make one update per 16 kept ones, for three epochs."""
-    problems = max_steps * COMPLETIONS // 4
-    arguments = DistillArguments("distill", "testbed", limit=problems, n=4, max_tokens=MAX_COMPLETION_LENGTH)
-    distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(folder), seed=seed, **SFT))
+def _distill(folder: Path, seed: int, max_steps: int, options: dict[str, Any]) -> None:
+    """
+    Sample as many completions as a training does, and make one update per 16 kept ones, by default for three epochs.
+    """
+    asked = {one.name for one in fields(DistillArguments)}
+    sampling = {"limit": max_steps * COMPLETIONS // 4, "n": 4, "max_tokens": MAX_COMPLETION_LENGTH}
+    sampling |= {name: value for name, value in options.items() if name in asked}
+    training = {name: value for name, value in options.items() if name not in asked}
+    arguments = DistillArguments("distill", "testbed", **sampling)
+    distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(folder), seed=seed, **SFT | training))
 
 
 def evaluate_model(

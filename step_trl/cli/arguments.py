@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from transformers import SchedulerType
 from trl import DPOConfig, SFTConfig
 
-from ..runtime.run_config import check_precision
+from ..runtime.run_config import check_precision, drop_pin_memory
 
 
 @dataclass
@@ -170,6 +170,7 @@ class FineTuningConfig(SFTConfig):
     def __post_init__(self):
         check_precision(self)
         super().__post_init__()
+        drop_pin_memory(self)
 
 
 @dataclass
@@ -186,3 +187,4 @@ class PreferenceConfig(DPOConfig):
     def __post_init__(self):
         check_precision(self)
         super().__post_init__()
+        drop_pin_memory(self)

@@ -20,6 +20,12 @@ def check_precision(args: TrainingArguments) -> None:
         )
 
 
+def drop_pin_memory(args: TrainingArguments) -> None:
+    """Do not pin memory without an accelerator: it is a no-op there, about which torch warns at every epoch."""
+    if not torch.accelerator.is_available():
+        args.dataloader_pin_memory = False
+
+
 @dataclass
 class RunConfig(GRPOConfig):
     r"""
@@ -91,8 +97,7 @@ class RunConfig(GRPOConfig):
     def __post_init__(self):
         check_precision(self)
         super().__post_init__()
-        if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # a no-op there, about which torch warns at every epoch
+        drop_pin_memory(self)
         if self.num_completions_to_log < 0:
             raise ValueError(f"num_completions_to_log: {self.num_completions_to_log} is negative. Set 0 to show none.")
         if self.max_rollouts_in_flight is not None and self.max_rollouts_in_flight < 1:

@@ -49,7 +49,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_row
     assert len({arm.name for arm in ARMS}) == len(ARMS)
     (tmp_path / "lapo_lengths.json").write_text("{}")  # as the first stage leaves it
     for arm in ARMS:
-        if arm.method in ("distill", "prompts"):
+        if arm.method in ("distill", "dpo", "prompts"):
             continue
         for stage, further in enumerate(arm.stages):
             options = arm.options | further
@@ -59,7 +59,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_row
             assert len(arm.stages) * trainer.args.max_steps == 36 * arm.budget and trainer.args.seed == 3
             assert trainer.model.dtype == torch.float32
             for name, value in options.items():
-                if name != "system_prompt":
+                if name not in ("system_prompt", "easy_prompts"):
                     assert getattr(trainer.args, name) == value
 
 
@@ -266,10 +266,11 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatc
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("tokens", [128])  # some are right, from which to learn
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
-    """Arms that are not a plain training: several models in turn, prompts with a token target, and SFT."""
+    """Arms that are not a plain training: several models in turn, prompts with a token target, SFT, and DPO."""
     monkeypatch.setitem(run.EVALUATION, "max_tokens", 64)
     monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
-    chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "deer-sft")}
+    chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "ton-sft")}
+    chosen |= {arm.name: arm for arm in ARMS if arm.tables == ("VerIPO",)}
     asked = {}
     original = run.evaluate
 
@@ -280,12 +281,12 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "evaluate", recording)
     run.run_study(tmp_path, [(arm, 0) for arm in chosen.values()], max_steps=3)
     question = asked["vanilla/samples"][0]["content"]
-    plain = ("prompted/0/samples", "deer-sft/0/samples", "lapo-i/0/before", "lapo-i/0/samples")
+    plain = ("prompted/0/samples", "ton-sft/0/samples", "lapo-i/0/before", "lapo-i/0/samples")
     assert all(asked[path] == asked["vanilla/samples"] for path in plain)
     for when in ("before", "samples"):
         assert asked[f"thinkprune/0/{when}"][0]["content"] == "Think, then answer, within 112 tokens."
         assert asked[f"l1-max/0/{when}"][0]["content"] == f"{question} Think for maximum 112 tokens."
-    for name, stages in (("lapo-i", 1), ("thinkprune", 2), ("l1-max", 0), ("deer-sft", 0)):
+    for name, stages in (("lapo-i", 1), ("thinkprune", 2), ("l1-max", 0), ("ton-sft", 0), ("veripo-dpo", 0)):
         model = tmp_path / name / "0" / "model"
         assert len(list(model.glob("stage-*/model.safetensors"))) == stages
         assert (model / "model.safetensors").is_file() and json.loads((model / "phases.json").read_text())[
@@ -294,12 +295,19 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     records = collect_records(tmp_path)
     assert set(Results(records).samples) == {"vanilla", "prompted", *chosen}
     numbers = records.updates.groupby("arm")["number"].apply(list)
-    assert numbers.to_dict() == {"thinkprune": [1, 2, 3], "l1-max": [1, 2, 3], "lapo-i": [1, 2, 3, 4]}
+    one_stage = dict.fromkeys(("thinkprune", "l1-max", "veripo-grpo-1", "veripo-grpo-2"), [1, 2, 3])
+    assert numbers.to_dict() == one_stage | {"lapo-i": [1, 2, 3, 4]}
+    verified = json.loads((tmp_path / "veripo-dpo" / "0" / "model" / "verification.json").read_text())
+    assert verified["rollouts"] == 24 and verified["accuracy pairs"] > 0
     write_page(records, tmp_path / "page", 3)
     page = unpadded((tmp_path / "page" / "README.md").read_text())
     asked_for = page[page.index("## Spoken to") : page.index("## Seconds")]
     assert [line.split(" | ")[0] for line in asked_for.splitlines()[6:] if line] == [
         "| l1-max", "| lapo-i", "| thinkprune"
+    ]  # fmt: skip
+    thoughts = page[page.index("## Thoughts that are skipped") : page.index("## Spoken to")]
+    assert [line.split(" | ")[0] for line in thoughts.splitlines()[6:] if line] == [
+        "| vanilla", "| ton-sft", "| veripo-grpo-1", "| veripo-dpo", "| veripo-grpo-2"
     ]  # fmt: skip
 
 
