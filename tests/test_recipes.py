@@ -9,7 +9,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pytest
-from small_runs import DISTILL_RUN, TESTBED_RUN, flags
+from small_runs import DISTILL_RUN, SMALL_RUN, TESTBED_RUN, flags
 
 from step_trl import StepGRPOConfig, StepSelection, testbed
 from step_trl.cli import sources
@@ -22,8 +22,9 @@ from step_trl.trainers.step_grpo_config import VARIANTS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 REAL_MODELS = Path(__file__).with_name("real_models.json")
-OF_TESTBED = sorted(RECIPES.glob("*/testbed.yaml"))
-PATHS = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*"), *OF_TESTBED})
+ALL = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*")})
+MIXED = [path for path in ALL if "trainer" not in load_recipe(path)]  # of stages of different kinds
+PATHS = [path for path in ALL if path not in MIXED]
 
 
 def header_of(path):
@@ -54,25 +55,48 @@ def test_a_recipe_trains(path, tmp_path):
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
 
 
-SMALLEST_STAGES = {
-    "distill": {"limit": 8, "n": 2, "max_tokens": 300, "max_steps": 1},
-    "grpo": {"max_completion_length": 96, "max_steps": 1, "gradient_accumulation_steps": 1},
+SMALLEST_TRAINING = {"max_completion_length": 300, "per_device_train_batch_size": 16, "num_generations": 8} | {
+    name: TESTBED_RUN[name] for name in ("gradient_accumulation_steps", "steps_per_generation", "use_vllm")
+}
+SMALLEST_SAMPLING = {"limit": 8, "max_tokens": 300, "engine": "transformers", "per_device_train_batch_size": 4}
+SMALLEST_STAGES = {"distill": SMALLEST_SAMPLING | {"n": 2}, "sft": SMALLEST_SAMPLING, "dpo": {}}
+SMALLEST_BASE = SMALL_RUN | {
+    name: TESTBED_RUN[name] for name in ("model_name_or_path", "dtype", "dataset", "dataset_split")
 }
 
 
-@pytest.mark.parametrize("path", OF_TESTBED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_recipe_of_the_testbed_trains(path, tmp_path, capsys):
-    header = header_of(path)
+@pytest.mark.parametrize("path", MIXED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_stages_of_different_kinds_train(path, tmp_path):
+    header, fields = header_of(path), load_recipe(path)
     assert "\n# Reproduces: " in header and "\n# Departs: " in header
-    assert f"#     step-trl train --config recipes/{path.relative_to(RECIPES)}\n" in header
-    assert print_plan(["--config", str(path)], gpu_memory=80) == 0, capsys.readouterr().out
+    assert f"train --config recipes/{path.relative_to(RECIPES)}\n" in header
+    fields["stages"] = [
+        stage | SMALLEST_STAGES.get(stage["trainer"], SMALLEST_TRAINING) | {"max_steps": 1}
+        for stage in fields["stages"]
+    ]
+    smallest = tmp_path / "smallest.yaml"
+    smallest.write_text(json.dumps(fields | SMALLEST_BASE | {"output_dir": str(tmp_path / "run")}))
+    folder = run_train(["--config", str(smallest)])
+    assert folder.name == f"stage-{len(fields['stages'])}"
+    for stage in folder.parent.glob("stage-*"):
+        assert json.loads((stage / "trainer_state.json").read_text())["global_step"] == 1
+
+
+@pytest.mark.parametrize("path", MIXED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_stages_of_different_kinds_are_planned(path, real_models, offline, tmp_path, capsys, monkeypatch):
+    """The launch of a header that has one, or of the recipe itself."""
+    monkeypatch.chdir(RECIPES.parent)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     fields = load_recipe(path)
-    fields["stages"] = [stage | SMALLEST_STAGES[stage["trainer"]] for stage in fields["stages"]]
-    shorter = tmp_path / "shorter.yaml"
-    small = {"output_dir": str(tmp_path / "run"), "dataset_split": "easy", "disable_tqdm": True, "use_cpu": True}
-    shorter.write_text(json.dumps(fields | small))
-    folder = run_train(["--config", str(shorter)])
-    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 1
+    model = fields["model_name_or_path"]
+    given = ["--config", str(path), "--output_dir", str(tmp_path)]
+    for launch in launches(path) or [None]:
+        layout = () if launch is None else (Path(launch.accelerate_config), launch.processes)
+        source = [] if launch is None else ["--model_name_or_path", str(real_models[model])]
+        status = print_plan([*given, *source], *(layout or (None, None)), 80)
+        text = " ".join(capsys.readouterr().out.split())
+        assert status == 0 and text.endswith("All of this was checked. Nothing was trained."), text
+        assert text.count("all known") == text.count("80.0 GiB of a GPU") == len(fields["stages"])
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -45,8 +46,8 @@ def reverse_thinking(model: str, arguments: SFTArguments, output_dir: Path, seed
     file = output_dir / EXAMPLES
     state = PartialState()
     if state.is_main_process:
-        rows = load_rows(arguments)
-        samples = sample_rows(model, reverse_thinking_prompts(rows), arguments, output_dir, n=1, seeds=[seed])
+        rows, asked = load_rows(arguments), load_rows(replace(arguments, prompt_template=None, system_prompt=None))
+        samples = sample_rows(model, reverse_thinking_prompts(asked), arguments, output_dir, n=1, seeds=[seed])
         examples = with_thoughts(rows, samples)
         print(f"reverse_thinking: {len(examples):,} of {len(rows):,} problems have a thought.")
         examples.to_parquet(file)

@@ -295,7 +295,7 @@ def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     records = collect_records(tmp_path)
     assert set(Results(records).samples) == {"vanilla", "prompted", *chosen}
     numbers = records.updates.groupby("arm")["number"].apply(list)
-    one_stage = dict.fromkeys(("thinkprune", "l1-max", "veripo-grpo-1", "veripo-grpo-2"), [1, 2, 3])
+    one_stage = {key: [1, 2, 3] for key in ("thinkprune", "l1-max", "veripo-grpo-1", "veripo-grpo-2")}
     assert numbers.to_dict() == one_stage | {"lapo-i": [1, 2, 3, 4]}
     verified = json.loads((tmp_path / "veripo-dpo" / "0" / "model" / "verification.json").read_text())
     assert verified["rollouts"] == 24 and verified["accuracy pairs"] > 0

@@ -7,8 +7,8 @@ from small_runs import SMALL_RUN
 from trl import ModelConfig
 
 from step_trl import testbed
-from step_trl.cli.distill import distill, keep, keep_short, statistics, training_rows
 from step_trl.cli.arguments import DistillArguments, FineTuningConfig
+from step_trl.cli.distill import distill, keep, keep_short, statistics, training_rows
 from step_trl.rollout.engines import vllm_process
 
 
