@@ -3,8 +3,9 @@
 import pytest
 from datasets import Dataset
 
-from step_trl.data import reverse_thinking_prompts, thought_dropout
-from step_trl.thoughts import skipped_thoughts, without_thought
+from step_trl import testbed
+from step_trl.data import reverse_thinking_prompts, thought_dropout, tokenize_examples
+from step_trl.thoughts import answer_block, continue_prompt, skipped_thoughts, split_thought, without_thought
 
 
 COMPLETION = "<think>2 + 2 is 4.</think>\n<answer>4</answer>"
@@ -68,3 +69,40 @@ def test_a_thought_is_asked_for_that_leads_to_the_answer():
     rows = Dataset.from_dict({"prompt": [[{"role": "user", "content": "What is 2 + 2?"}]], "solution": ["4"]})
     (prompt,) = reverse_thinking_prompts(rows)["prompt"]
     assert "Question: What is 2 + 2?" in prompt[0]["content"] and "Answer: 4" in prompt[0]["content"]
+
+
+def test_parts_of_a_completion():
+    assert split_thought(COMPLETION) == ("2 + 2 is 4.", "\n<answer>4</answer>")
+    assert split_thought("opened in the prompt</think>4") == ("opened in the prompt", "4")
+    assert split_thought("never closed") == ("never closed", "")
+    assert answer_block(COMPLETION) == "4" and answer_block("<answer>4</answer></think>5") is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "continued"),
+    [
+        ("?<think>\n", COMPLETION, "2 + 2 is 4.</think>\n<answer>4</answer>"),
+        ("?<think>\n", "<think>\nHm</think>4", "Hm</think>4"),
+        ("?<think>\n", "Hm</think>4", "Hm</think>4"),  # sampled after this prompt
+        ("?<think>\n", DROPPED, "\n</think>\n<answer>4</answer>"),  # two newline characters between the tags
+        ("?<think>\n", "\n\n</think>4", "\n</think>4"),
+        ("?", COMPLETION, COMPLETION),
+        ("What does <think> mean?", COMPLETION, COMPLETION),
+    ],
+)
+def test_a_completion_goes_on_where_the_prompt_ends(prompt, completion, continued):
+    assert continue_prompt(prompt, completion) == continued
+
+
+def test_examples_keep_their_thoughts_as_tokens():
+    """Whatever a chat template does with the thought of a message."""
+    tokenizer = testbed.load_tokenizer()
+    user = [{"role": "user", "content": "2 + 2?"}]
+    prompt = tokenizer.apply_chat_template(user, add_generation_prompt=True, tokenize=False)
+    texts = {"completion": [[{"role": "assistant", "content": DROPPED}]], "prompt": [user]}
+    for rows in (texts, {"messages": [[*user, {"role": "assistant", "content": DROPPED}]]}):
+        (row,) = tokenize_examples(Dataset.from_dict(rows), tokenizer)
+        start = row["completion_mask"].index(1)
+        assert tokenizer.decode(row["input_ids"][:start]) == prompt
+        assert tokenizer.decode(row["input_ids"][start:]) == "\n</think>\n<answer>4</answer><|im_end|>"
+        assert row["completion_mask"] == [0] * start + [1] * (len(row["input_ids"]) - start)

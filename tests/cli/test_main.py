@@ -14,10 +14,9 @@ from small_runs import refused
 
 import step_trl
 from step_trl import testbed
-from step_trl.cli import serve, user_errors
+from step_trl.cli import arguments, serve, user_errors
 from step_trl.cli import train as train_module
 from step_trl.cli.main import main
-from step_trl.cli.recipe import DistillArguments, DistillConfig, TrainArguments
 from step_trl.cli.train_help import groups, own_fields
 from step_trl.rollout.engines import vllm_process
 from step_trl.runtime.run_config import RunConfig
@@ -51,7 +50,7 @@ assert not {{"torch", "transformers", "trl"}} & sys.modules.keys()
 @pytest.mark.parametrize(
     "kind",
     [
-        *(TrainArguments, DistillArguments, DistillConfig),
+        *(kind for kind in vars(arguments).values() if getattr(kind, "__module__", None) == arguments.__name__),
         *(RunConfig, StepSelection, *(config for _, config in METHODS.values())),
     ],
 )

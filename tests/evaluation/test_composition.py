@@ -19,8 +19,17 @@ from hypothesis import strategies as st
 from preloaded import PreloadedPython
 
 from step_trl import testbed
-from step_trl.evaluation import ChatError, StepJudge, classify_testbed_steps, composition, evaluate, split_steps
+from step_trl.evaluation import (
+    ChatError,
+    ConsistencyJudge,
+    StepJudge,
+    classify_testbed_steps,
+    composition,
+    evaluate,
+    split_steps,
+)
 from step_trl.evaluation.judge_cache import AnswerCache, read_labels
+from step_trl.preferences import RolloutVerifier
 from step_trl.steps import TriggerSegmenter
 
 
@@ -191,7 +200,7 @@ class Stub:
 
 
 def question_of(content):
-    return re.search(r"<problem>\n(.*?)\n</problem>", content, re.DOTALL)[1]
+    return re.search(r"<(problem|thought)>\n(.*?)\n</\1>", content, re.DOTALL)[2]
 
 
 def labelled(count):
@@ -433,3 +442,35 @@ def test_values_that_are_refused(samples, tmp_path):
         StepJudge("http://localhost", "m", cache=tmp_path).label(samples.drop(columns="question"))
     with pytest.raises(ValueError, match="triggers: 'Wait' is not a list"):
         split_steps("", "Wait")
+
+
+# --- of a thought and its answer
+
+
+def test_a_judge_says_whether_a_thought_leads_to_its_answer(stub):
+    replies = {1: "Let me see.", 2: "<think>yes?</think>No."}
+    stub.behave = lambda steps, attempt: (200, replies[attempt])
+    judge = ConsistencyJudge(stub.url, "judge-1", api_key=SECRET, retry_window=0.5)
+    assert not judge("It is {answer}.", "5")
+    first, second = stub.requests
+    assert "<thought>\nIt is {answer}.\n</thought>" in first and "<answer>\n5\n</answer>" in first
+    assert second == f"{first}\nReply with yes or no only."
+    assert stub.headers == [f"Bearer {SECRET}"] * 2
+    stub.behave = lambda steps, attempt: (200, "Perhaps.")
+    assert judge("It is 7.", "7") and len(stub.requests) == 5
+    stub.behave = lambda steps, attempt: (200, "Yes, it does.")
+    verified = RolloutVerifier(judge_fn=judge).verify(
+        pd.DataFrame(
+            {
+                "group": 0,
+                "thought": ["It is 8.", " "],
+                "answer": ["9", "9"],
+                "correct": True,
+                "truncated": False,
+                "thought_tokens": [4, 1],
+            }
+        )
+    )
+    assert verified["consistent"].all() and len(stub.requests) == 6
+    with pytest.raises(ValueError, match="max_attempts: 0 is less than one"):
+        ConsistencyJudge(stub.url, "judge-1", max_attempts=0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_trl.rewards import mean_relative_accuracy
+from step_trl.rewards import mean_relative_accuracy, relative_accuracy_reward
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,15 @@ def test_scores_are_those_of_exact_arithmetic(predicted, gold, sign):
     # 20 * |p - g| <= (10 - k) * |g| for the k-th tolerance, from 50 % to 5 %
     expected = sum(20 * abs(predicted - sign * gold) <= (10 - k) * gold for k in range(10)) / 10
     assert mean_relative_accuracy(predicted, sign * gold) == expected
+
+
+def test_rewards_of_answers_that_are_numbers():
+    completions = [
+        "<think>?</think><answer>80</answer>",
+        r"\boxed{95}",
+        "no idea",
+        "<answer>red</answer>",
+        "\\boxed{1/2}",
+    ]
+    assert relative_accuracy_reward(completions, ["100", "100", "100", "100", "0.5"]) == [0.7, 1.0, 0.0, 0.0, 1.0]
+    assert relative_accuracy_reward([r"\boxed{1}"], ["red"]) == [None]

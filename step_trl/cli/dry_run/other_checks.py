@@ -9,7 +9,14 @@ from accelerate.utils import clear_environment
 from trl import ModelConfig
 
 from ...data import prompt_length, tokenize_examples, validate_rows
-from ..arguments import DistillArguments, DPOArguments, FineTuningConfig, PreferenceConfig, SFTArguments
+from ..arguments import (
+    DistillArguments,
+    DPOArguments,
+    FineTuningConfig,
+    PreferenceConfig,
+    SFTArguments,
+    TrainArguments,
+)
 from ..fine_tuning import check_no_model
 from ..recipe import DISTILL, DPO, SFT
 from ..sources import load_examples, load_rows
@@ -96,7 +103,7 @@ def check_problems(plan: StagePlan) -> str:
     values = plan.values
     if values.dataset is None:
         return "none"
-    rows = load_rows(plan.dataclass_of(DistillArguments if values.trainer == DISTILL else SFTArguments, limit=None))
+    rows = load_rows(plan.dataclass_of(TrainArguments))
     validate_rows(rows, needs_solution=True, name="dataset")
     plan.rows = rows
     plan.longest_row = values.max_tokens + max(

@@ -14,19 +14,11 @@ from transformers import AutoConfig
 from trl import GRPOConfig, ModelConfig
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, testbed
+from step_trl.cli.arguments import DistillArguments, FineTuningConfig, TrainArguments
 from step_trl.cli.dry_run import checks
 from step_trl.cli.dry_run.batches import Batches
 from step_trl.cli.main import main
-from step_trl.cli.recipe import (
-    DISTILL_FIELDS,
-    OBSOLETE_FIELDS,
-    DistillArguments,
-    DistillConfig,
-    TrainArguments,
-    parse_values,
-    read_recipe,
-    unknown_fields,
-)
+from step_trl.cli.recipe import DISTILL_FIELDS, OBSOLETE_FIELDS, parse_values, read_recipe, unknown_fields
 from step_trl.trainers import METHODS
 
 
@@ -275,7 +267,7 @@ def test_obsolete_fields_are_gone_and_their_successors_exist():
         assert not known & OBSOLETE_FIELDS.keys()
         for remedy in OBSOLETE_FIELDS.values():
             assert set(re.findall(r"Set (\w+)", remedy)) <= known, remedy
-    known = {one.name for part in (DistillArguments, ModelConfig, DistillConfig) for one in fields(part)}
+    known = {one.name for part in (DistillArguments, ModelConfig, FineTuningConfig) for one in fields(part)}
     assert known >= {*DISTILL_FIELDS.values()} and not known & {*DISTILL_FIELDS, *OBSOLETE_FIELDS}
     for message in unknown_fields("distill", dict.fromkeys(OBSOLETE_FIELDS), []).values():
         assert set(re.findall(r"Set (\w+)", message)) <= known, message
