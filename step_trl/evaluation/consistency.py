@@ -44,14 +44,6 @@ class ConsistencyJudge:
             As in [`StepJudge`].
         options (`Mapping[str, Any]`, *optional*):
             Further fields of the request body, such as `max_tokens`. `temperature` is 0 by default.
-
-    Example:
-
-    ```python
-    >>> judge = ConsistencyJudge("http://127.0.0.1:8000", "Qwen/Qwen3-4B")
-    >>> judge("2 + 2 is 4.", "5")
-    False
-    ```
     """
 
     def __init__(

@@ -20,6 +20,11 @@ def tokenize_pairs(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> D
     Completions follow the prompt as they were sampled, without the chat template, and end with the EOS token unless
     they were truncated.
     """
+    if pairs.empty:
+        raise ValueError(
+            "pairs: there are none. Verify more rollouts, or with other limits: a group gives pairs if it has a clean "
+            "rollout and one that is not."
+        )
     rows = []
     for pair in pairs.to_dict("records"):
         prompt = prompt_of(pair["prompt"])

@@ -32,6 +32,12 @@ def repetition(thought: str, size: int = 4) -> float:
             The text. It is split at white space.
         size (`int`, *optional*, defaults to `4`):
             The number of words of an n-gram. A text with fewer words has no repetition.
+
+    Example:
+    ```python
+    >>> repetition("a b c a b c a b c")
+    0.5
+    ```
     """
     words = thought.split()
     grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
@@ -85,13 +91,6 @@ class RolloutVerifier:
             language model. It is only asked about rollouts with a thought and an answer.
         max_concurrent (`int`, *optional*, defaults to `16`):
             The maximum number of threads that call `judge_fn`.
-
-    Example:
-
-    ```python
-    >>> rollouts = read_rollouts("runs/grpo")
-    >>> pairs = preference_pairs(RolloutVerifier().verify(rollouts))
-    ```
     """
 
     max_repetition: float = 0.5
