@@ -10,7 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer
 
 from ..data import tokenize_completion
-from .records import prompt_of
+from .records import QUESTION, prompt_of, row_key
+
+
+VISUAL = ("prompt", "chosen", "rejected", "images", "image")  # columns that TRL reads
 
 
 def tokenize_pairs(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -32,6 +35,20 @@ def tokenize_pairs(pairs: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> D
         _, rejected = tokenize_completion(prompt, pair["rejected"], tokenizer, ended=not pair["rejected_truncated"])
         rows.append({"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected})
     return Dataset.from_list(rows)
+
+
+def visual_pairs(pairs: pd.DataFrame, dataset: Dataset) -> Dataset:
+    """
+    Return pairs of [`preference_pairs`] about images as rows for [`~trl.DPOTrainer`]: messages, and the images.
+
+    TRL renders these with the chat template, so it must keep thoughts. `dataset` are the rows that the rollouts were
+    sampled from, which have the images.
+    """
+    places = {row_key(row): place for place, row in enumerate(dataset)}
+    rows = dataset.select([places[pair] for pair in pairs[QUESTION].itertuples(index=False, name=None)])
+    for name in ("chosen", "rejected"):
+        rows = rows.add_column(name, [[{"role": "assistant", "content": text}] for text in pairs[name]])
+    return rows.select_columns([name for name in rows.column_names if name in VISUAL])
 
 
 class RolloutDPOTrainer(DPOTrainer):

@@ -41,7 +41,7 @@ def preference_pairs(
 
     Args:
         verified ([`~pandas.DataFrame`]):
-            The result of [`RolloutVerifier.verify`], with `prompt` and `completion`.
+            The result of [`RolloutVerifier.verify`], with `prompt`, `images` and `completion`.
         reuse_chosen (`bool`, *optional*, defaults to `False`):
             Whether the second pair may prefer the same rollout as the first.
         reflection (`bool`, *optional*, defaults to `False`):
@@ -50,7 +50,7 @@ def preference_pairs(
             The words that open a step of a thought, after each of which its answer may change.
 
     Returns:
-        [`~pandas.DataFrame`]: One row per pair: `group`, `type`, `prompt`, `chosen`, `rejected` and
+        [`~pandas.DataFrame`]: One row per pair: `group`, `type`, `prompt`, `images`, `chosen`, `rejected` and
         `rejected_truncated`, which says that the rejected completion has no end.
     """
     rows = [
@@ -58,7 +58,7 @@ def preference_pairs(
         for group, rollouts in verified.groupby("group", sort=False)
         for pair in _pairs_of_group(rollouts, reuse_chosen, triggers if reflection else None)
     ]
-    columns = ["group", "type", "prompt", "chosen", "rejected", "rejected_truncated"]
+    columns = ["group", "type", "prompt", "images", "chosen", "rejected", "rejected_truncated"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -90,6 +90,7 @@ def _pair(kind: str, chosen: pd.Series, rejected: pd.Series) -> dict[str, Any]:
     return {
         "type": kind,
         "prompt": chosen["prompt"],
+        "images": chosen["images"],
         "chosen": chosen["completion"],
         "rejected": rejected["completion"],
         "rejected_truncated": bool(rejected["truncated"]),

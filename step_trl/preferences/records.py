@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..thoughts import answer_block, split_thought
 
 
 ROLLOUTS = "rollouts"  # folder in the output_dir of a training
+QUESTION = ["prompt", "images"]  # the columns that identify a question, see `row_key`
 
 
 class RolloutRecorder:
@@ -64,6 +66,7 @@ class RolloutRecorder:
         solutions = [row.get("solution") for row in rows]
         described = columns | {
             "prompt": [prompt_key(row["prompt"]) for row in rows],
+            "images": [images_key(row) for row in rows],
             "solution": [None if solution is None else str(solution) for solution in solutions],
             "completion": texts,
             "thought": thoughts,
@@ -90,6 +93,20 @@ def prompt_key(prompt: str | list[dict]) -> str:
     return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True)
 
 
+def images_key(row: Mapping[str, Any]) -> str:
+    """Return a fingerprint of the images of a row, empty if it has none."""
+    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+    digests = [
+        hashlib.blake2b(f"{one.mode} {one.size}".encode() + one.tobytes(), digest_size=8).hexdigest() for one in images
+    ]
+    return " ".join(digests)
+
+
+def row_key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what identifies the question of a row of a data set: its prompt and its images."""
+    return prompt_key(row["prompt"]), images_key(row)
+
+
 def prompt_of(key: str) -> str | list[dict]:
     """Return the prompt of a [`prompt_key`]."""
     if not key.startswith("["):
@@ -110,7 +127,7 @@ def read_rollouts(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         [`~pandas.DataFrame`]: One row per completion: `update` (its number, from 1), `group`, `prompt` (text, or
-        messages as JSON), `completion`, `thought`, `answer` (`None` without one), `solution` (`None` without one),
+        messages as JSON), `images` (a fingerprint, empty without images), `completion`, `thought`, `answer` (`None` without one), `solution` (`None` without one),
         `reward`, `correct`, `truncated` (it has no end), `prompt_tokens`, `tokens` and `thought_tokens`.
     """
     files = sorted((Path(folder) / ROLLOUTS).glob("*.parquet"))
@@ -126,7 +143,7 @@ def read_rollouts(folder: str | Path) -> pd.DataFrame:
 
 def latest_groups(rollouts: pd.DataFrame) -> pd.DataFrame:
     """Return the rollouts of each prompt's last group, those closest to the trained policy."""
-    last = rollouts.groupby("prompt", sort=False)["group"].transform("max")
+    last = rollouts.groupby(QUESTION, sort=False)["group"].transform("max")
     return rollouts[rollouts["group"] == last].reset_index(drop=True)
 
 
@@ -134,7 +151,7 @@ def thin_easy_prompts(dataset: Dataset, rollouts: pd.DataFrame, keep: float = 0.
     """
     Drop most prompts whose last recorded group was all correct (VerIPO keeps 20 % of them).
 
-    Whether a prompt is kept depends on `seed` and its text alone. Prompts without rollouts are kept.
+    Whether a prompt is kept depends on `seed` and its text and images alone. Prompts without rollouts are kept.
 
     Args:
         dataset ([`~datasets.Dataset`]):
@@ -148,12 +165,12 @@ def thin_easy_prompts(dataset: Dataset, rollouts: pd.DataFrame, keep: float = 0.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep: {keep} is not a probability. Set for example 0.2.")
-    solved = latest_groups(rollouts).groupby("prompt")["correct"].all()
+    solved = latest_groups(rollouts).groupby(QUESTION)["correct"].all()
     easy = set(solved.index[solved])
 
     def stays(row: dict[str, Any]) -> bool:
-        key = prompt_key(row["prompt"])
-        return key not in easy or random.Random(f"{seed}-{key}").random() < keep
+        key = row_key(row)
+        return key not in easy or random.Random(f"{seed}-{' '.join(key)}").random() < keep
 
     kept = dataset.filter(stays)
     if not len(kept):

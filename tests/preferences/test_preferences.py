@@ -37,7 +37,14 @@ def rollouts(*outputs, group=0):
     for number, (correct, ends_with, length, others) in enumerate(outputs):
         answer = "4" if correct else "5"
         thought = f"some thought {number} that ends with {ends_with}"
-        row = {"group": group, "prompt": "2 + 2?", "thought": thought, "answer": answer, "correct": correct}
+        row = {
+            "group": group,
+            "prompt": "2 + 2?",
+            "images": "",
+            "thought": thought,
+            "answer": answer,
+            "correct": correct,
+        }
         row |= {"completion": f"<think>{thought}</think>{answer}", "truncated": False, "thought_tokens": length}
         rows.append(row | others)
     return pd.DataFrame(rows)
@@ -207,7 +214,7 @@ def test_most_easy_prompts_are_dropped(tmp_path):
     assert thin_easy_prompts(rows, found, keep=0.0)["solution"] == ["1"]
     assert thin_easy_prompts(rows, found, keep=1.0)["solution"] == ["4", "1"]
     prompts = [[{"role": "user", "content": str(number)}] for number in range(200)]
-    easy = pd.DataFrame({"prompt": map(prompt_key, prompts), "group": range(200), "correct": True})
+    easy = pd.DataFrame({"prompt": map(prompt_key, prompts), "images": "", "group": range(200), "correct": True})
     kept = thin_easy_prompts(Dataset.from_dict({"prompt": prompts}), easy, seed=1)
     assert 20 < len(kept) < 60
     backwards = thin_easy_prompts(Dataset.from_dict({"prompt": prompts[::-1]}), easy, seed=1)
