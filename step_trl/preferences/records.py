@@ -127,7 +127,8 @@ def read_rollouts(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         [`~pandas.DataFrame`]: One row per completion: `update` (its number, from 1), `group`, `prompt` (text, or
-        messages as JSON), `images` (a fingerprint, empty without images), `completion`, `thought`, `answer` (`None` without one), `solution` (`None` without one),
+        messages as JSON), `images` (a fingerprint, empty without images), `completion`,
+        `thought`, `answer` (`None` without one), `solution` (`None` without one),
         `reward`, `correct`, `truncated` (it has no end), `prompt_tokens`, `tokens` and `thought_tokens`.
     """
     files = sorted((Path(folder) / ROLLOUTS).glob("*.parquet"))

@@ -134,14 +134,26 @@ class PolicyEngine:
                 max_completion_length=trainer.max_completion_length,
             )
 
-    def check_own_rollouts(self) -> None:
-        """Refuse what rollouts with [`sampling`] do not support. Trainers with their own rollouts call this."""
+    def check_own_rollouts(self, *, with_images: bool = False) -> None:
+        """
+        Refuse what rollouts with [`sampling`] do not support. Trainers with their own rollouts call this.
+
+        `with_images` says that the trainer passes the images of its prompts to the engine, which is possible in
+        process.
+        """
         trainer = self._trainer
         if isinstance(trainer.processing_class, ProcessorMixin):
-            raise ValueError(
-                "processing_class: rollouts that are not TRL's are for text models, but this is multimodal. "
-                "Use a text model, or TRL's generation: GRPO, or Step-GRPO with truncated_rollout=False."
-            )
+            if not with_images:
+                raise ValueError(
+                    "processing_class: the rollouts of this method are for text models, but this is multimodal. Use a "
+                    "text model, or a method that samples with images: GRPO, SAS, or Step-GRPO."
+                )
+            if trainer.use_vllm:
+                raise ValueError(
+                    "use_vllm: rollouts that are not TRL's have no images on vLLM, which takes them with text only, "
+                    "not with token ids. Set use_vllm=False, or sample with TRL: GRPO, SAS, or Step-GRPO with "
+                    "truncated_rollout=False."
+                )
         if not trainer.use_vllm:
             check_rollouts_in_process(
                 trainer._dist.zero_stage, trainer._dist.fsdp_version, self.args.ds3_gather_for_generation

@@ -41,6 +41,7 @@ class SGRPOTrainer(StepGRPOTrainer):
             }
             """),
     }
+    _samples_with_images = False
     config_class = SGRPOConfig
     args: SGRPOConfig
 

@@ -101,13 +101,14 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     )
     args: StepGRPOConfig
     truncation_callbacks: list[TruncationCallback]
+    _samples_with_images = True
 
     def __init__(self, model, *args, truncation_callbacks=None, segmenter=None, **kwargs):
         super().__init__(model, *args, **kwargs)
         self._check_who_samples(truncation_callbacks)
         self._truncates = self.args.truncated_rollout and self.rollout_func is None
         if self._truncates:
-            self._policy_engine.check_own_rollouts()
+            self._policy_engine.check_own_rollouts(with_images=self._samples_with_images)
             self.truncation_callbacks = (
                 [ConfidenceTruncation(self._tokenizer, **self.args.probe_options())]
                 if truncation_callbacks is None

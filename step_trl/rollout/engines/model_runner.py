@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
+from .image_tokens import ImageTokens
 from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
 from .scheduler import EngineStats
@@ -24,7 +25,9 @@ logger = logging.getLogger(__name__)
 _MAX_PREFILL_TOKENS = 8192
 
 
-def make_model_runner(model: PreTrainedModel, stats: EngineStats) -> CachedModelRunner | UncachedModelRunner:
+def make_model_runner(
+    model: PreTrainedModel, stats: EngineStats, images: ImageTokens
+) -> CachedModelRunner | UncachedModelRunner:
     """Return the runner for a model. Raises `ValueError` for models that are not causal language models."""
     if model.config.is_encoder_decoder or not model.can_generate():
         raise ValueError(
@@ -34,13 +37,13 @@ def make_model_runner(model: PreTrainedModel, stats: EngineStats) -> CachedModel
     parameters = _forward_parameters(model)
     cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
     if cache_name is not None and _supports_rows(model):
-        return CachedModelRunner(model, parameters, stats, cache_name)
+        return CachedModelRunner(model, parameters, stats, images, cache_name)
     logger.warning(
         "model: the cache of %r cannot hold rows at different positions, so TransformersEngine computes the whole "
         "sequence for each token. A vLLM engine is much faster.",
         model.config.model_type,
     )
-    return UncachedModelRunner(model, parameters, stats)
+    return UncachedModelRunner(model, parameters, stats, images)
 
 
 def _supports_rows(model: Any) -> bool:
@@ -60,15 +63,24 @@ def _forward_parameters(model: PreTrainedModel) -> frozenset[str]:
     return frozenset(inspect.signature(base.forward).parameters)
 
 
+def _inputs(ids: np.ndarray, model: PreTrainedModel, images: ImageTokens) -> dict[str, torch.Tensor]:
+    """Return token ids as arguments of the model: as they are, or as embeddings if there are images among them."""
+    tokens = torch.from_numpy(ids).to(model.device)
+    if len(images) and (ids >= images.first).any():
+        return {"inputs_embeds": images.embed(tokens)}
+    return {"input_ids": tokens}
+
+
 class UncachedModelRunner:
     """
     Computes whole sequences for each token, padded on the right. This works for any causal model: what it keeps of a
     sequence does not depend on later tokens.
     """
 
-    def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats):
+    def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats, images: ImageTokens):
         self.model = model
         self.stats = stats
+        self.images = images
         self._parameters = parameters
 
     def new_cache(self) -> RowCache:
@@ -91,7 +103,7 @@ class UncachedModelRunner:
         known = rows.state["known"][: rows.num_active][part]
         positions, place = np.unique(known - 1, return_inverse=True)
         arguments: dict[str, Any] = {
-            "input_ids": torch.from_numpy(rows.tokens[: rows.num_active][part, : known.max()]).to(self.model.device),
+            **_inputs(rows.tokens[: rows.num_active][part, : known.max()], self.model, self.images),
             "use_cache": False,
         }
         if "logits_to_keep" in self._parameters:
@@ -105,9 +117,17 @@ class UncachedModelRunner:
 class CachedModelRunner:
     """Computes only the tokens that are not in the [`RowCache`] yet."""
 
-    def __init__(self, model: PreTrainedModel, parameters: frozenset[str], stats: EngineStats, cache_name: str):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parameters: frozenset[str],
+        stats: EngineStats,
+        images: ImageTokens,
+        cache_name: str,
+    ):
         self.model = model
         self.stats = stats
+        self.images = images
         self._parameters = parameters
         self._cache_name = cache_name
         self._attention = model.config._attn_implementation
@@ -163,7 +183,7 @@ class CachedModelRunner:
             "logits_to_keep": 1,
         }
         output = self.model(
-            input_ids=torch.from_numpy(rows.tokens[slots[:, None], columns]).to(device),
+            **_inputs(rows.tokens[slots[:, None], columns], self.model, self.images),
             **{self._cache_name: rows.cache},
             **{name: value for name, value in arguments.items() if name in self._parameters},
         )

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
+from .image_tokens import ImageTokens
 from .model_runner import make_model_runner
 from .row_table import RowTable
 from .scheduler import EngineStats, Request, Scheduler
@@ -37,6 +39,8 @@ class TransformersEngine(Engine):
     - Layers with a state instead of keys and values (Qwen3-Next, LFM2, Mamba): a prefix can be reused only up to the
       end of a sequence, not from its middle.
     - Other caches: every token computes its whole sequence, and a warning says so.
+
+    Prompts may have images, see [`TransformersEngine.with_images`].
 
     The cache belongs to the weights that computed it: call [`TransformersEngine.drop_prefix_cache`] whenever the
     weights change.
@@ -71,7 +75,8 @@ class TransformersEngine(Engine):
         self.model = model
         self.tokenizer = tokenizer
         self.stats = EngineStats()
-        self._runner = make_model_runner(model, self.stats)
+        self._images = ImageTokens(model)
+        self._runner = make_model_runner(model, self.stats, self._images)
         config = model.config.get_text_config(decoder=True)
         # Models without position embeddings need not set a maximum.
         self._max_length: int = getattr(config, "max_position_embeddings", None) or sys.maxsize
@@ -127,6 +132,26 @@ class TransformersEngine(Engine):
                 f"drop_prefix_cache: {self._rows.num_active} calls are running. Await or cancel them first."
             )
         self._rows.clear()
+        self._images.clear()
+
+    def with_images(self, prompts: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> list[list[int]]:
+        """
+        Return prompts for this engine in which the patches of images have ids of their own.
+
+        They are valid until the prefix cache is dropped.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`):
+                Token ids, with an image token for each patch.
+            fields (`Mapping[str, Any]`):
+                What the processor returns beside the token ids, `pixel_values` among it, for all images in the order
+                of the prompts. Without it, the prompts do not change.
+
+        Raises:
+            `ValueError`: If the model does more with images than to embed them in the places of image tokens.
+        """
+        with _evaluating(self.model):
+            return self._images.encode(prompts, fields)
 
     async def _work(self) -> None:
         """Run steps while there are requests. The model returns to its own mode before the last caller wakes."""
