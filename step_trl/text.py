@@ -5,6 +5,11 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
 THINK_START, THINK_END = "<think>", "</think>"
@@ -20,6 +25,11 @@ _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 def visible(text: str) -> str:
     """Return `text` with control characters replaced, to show model output in a terminal or on a page."""
     return text.translate(_VISIBLE)
+
+
+def tokenizer_of(processor: PreTrainedTokenizerBase | ProcessorMixin) -> PreTrainedTokenizerBase:
+    """Return a tokenizer, or that of the processor of a vision-language model."""
+    return cast("PreTrainedTokenizerBase", getattr(processor, "tokenizer", processor))
 
 
 def completion_text(completion: str | list[dict]) -> str:

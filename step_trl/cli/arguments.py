@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import SchedulerType
 from trl import DPOConfig, SFTConfig
@@ -61,6 +62,8 @@ class SamplingArguments(TrainArguments):
     `engine` and `urls` are those of `step-trl eval`.
     """
 
+    _COUNTS: ClassVar[tuple[str, ...]] = ("max_tokens",)  # fields that are at least 1
+
     limit: int | None = field(default=None, metadata={"help": "Use only this many rows, from the first."})
     thought_dropout: float = field(
         default=0.0, metadata={"help": "The probability with which an example loses its thought (TON)."}
@@ -76,8 +79,8 @@ class SamplingArguments(TrainArguments):
         super().__post_init__()
         if self.engine not in ("transformers", "vllm"):
             raise ValueError(f"engine: {self.engine!r} is not known. Set 'transformers' or 'vllm'.")
-        for name in ("n", "per_problem", "max_tokens"):
-            if getattr(self, name, 1) < 1:
+        for name in self._COUNTS:
+            if getattr(self, name) < 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
         if not 0 <= self.thought_dropout <= 1:
             raise ValueError(f"thought_dropout: {self.thought_dropout} is not a probability. Set for example 0.5.")
@@ -89,6 +92,8 @@ class DistillArguments(SamplingArguments):
     The fields of a recipe with `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and
     [`FineTuningConfig`]: those of [`SamplingArguments`], and those that say which completions are kept.
     """
+
+    _COUNTS = ("n", "per_problem", "max_tokens")
 
     require_end_of_thinking: bool = field(
         default=True, metadata={"help": "Whether a completion without </think> is graded as wrong."}
@@ -120,7 +125,9 @@ class DPOArguments(TrainArguments):
     [`TrainArguments`], and those that say how recorded rollouts are verified and paired (VerIPO).
     """
 
-    dataset: str = field(default="", metadata={"help": "Not read: the prompts are those of the rollouts."})
+    dataset: str = field(
+        default="", metadata={"help": "The rows of the rollouts, which have their images. Otherwise, not read."}
+    )
     max_repetition: float = field(
         default=0.5, metadata={"help": "A thought with a larger share of repeated 4-grams is repetitive."}
     )

@@ -9,14 +9,13 @@ import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from ..data import tokenize_examples
 from ..rollout import ConfidenceTruncation
+from ..text import tokenizer_of
 from ..thoughts import drop_thought
 from .arguments import DistillArguments, FineTuningConfig
-from .fine_tuning import fine_tune, sample_rows, starting_model
+from .fine_tuning import fine_tune, load_processor, sample_rows, starting_model, training_rows
 from .sources import load_rows
 
 
@@ -52,20 +51,15 @@ def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def training_rows(
-    kept: pd.DataFrame, problems: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
-) -> datasets.Dataset:
+def kept_examples(kept: pd.DataFrame, problems: datasets.Dataset) -> datasets.Dataset:
     """
-    Return completions that [`keep_short`] kept as rows for [`~trl.SFTTrainer`], with the loss on the completion only.
+    Return completions that [`keep_short`] kept as examples, with `prompt`, `completion` and the images of the problem.
 
-    `problems` are rows with `prompt`, in the order in which they were sampled. The result has `input_ids` and
-    `completion_mask`.
+    `problems` are rows with `prompt`, in the order in which they were sampled.
     """
-    examples = [
-        {"prompt": problems[int(problem)]["prompt"], "completion": completion}
-        for problem, completion in kept[["problem", "completion"]].itertuples(index=False)
-    ]
-    return tokenize_examples(datasets.Dataset.from_list(examples), tokenizer)
+    columns = [name for name in problems.column_names if name in ("prompt", "images", "image")]
+    rows = problems.select_columns(columns).select([int(problem) for problem in kept["problem"]])
+    return rows.add_column("completion", [[{"role": "assistant", "content": text}] for text in kept["completion"]])
 
 
 def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningConfig) -> dict[str, float]:
@@ -80,7 +74,7 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
         `dict[str, float]`: The result of [`statistics`].
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
-    rows, tokenizer = load_rows(arguments), AutoTokenizer.from_pretrained(name)
+    rows, processor = load_rows(arguments), load_processor(name)
     figures: list[Any] = [None]
     if PartialState().is_main_process:
         samples = sample_rows(
@@ -90,13 +84,13 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
             output_dir,
             n=arguments.n,
             seeds=range(config.seed * arguments.n, (config.seed + 1) * arguments.n),
-            callbacks=[ConfidenceTruncation(tokenizer, threshold=arguments.confidence)],
+            callbacks=[ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)],
             require_end_of_thinking=arguments.require_end_of_thinking,
         )
         figures = [keep(samples, arguments.per_problem, output_dir, arguments.thought_dropout, config.seed)]
     broadcast_object_list(figures)
     kept = pd.read_parquet(output_dir / "kept.parquet")
-    fine_tune(name, training_rows(kept, rows, tokenizer), tokenizer, config, model)
+    fine_tune(name, training_rows(kept_examples(kept, rows), processor), processor, config, model)
     return figures[0]
 
 

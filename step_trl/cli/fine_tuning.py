@@ -7,9 +7,11 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin, Trainer
 from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
+from ..data import tokenize_examples
+from ..text import tokenizer_of
 from .arguments import FineTuningConfig, PreferenceConfig, SamplingArguments
 from .evaluate import sample
 from .recipe import resume_from, set_model_init_kwargs
@@ -54,15 +56,38 @@ def sample_rows(
     )
 
 
+def train_and_save(trainer: Trainer) -> None:
+    """Train, from a checkpoint if the configuration says so, and save the model and then the trainer state."""
+    trainer.train(resume_from_checkpoint=resume_from(trainer.args))
+    trainer.save_model()
+    trainer.save_state()
+
+
+def load_processor(model: str) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """Return the processor of a vision-language model, or the tokenizer of any other."""
+    return AutoProcessor.from_pretrained(model)
+
+
+def training_rows(examples: datasets.Dataset, processor: PreTrainedTokenizerBase | ProcessorMixin) -> datasets.Dataset:
+    """
+    Return examples as [`fine_tune`] trains on them: as token ids, or as they are if they have images.
+
+    TRL then renders them with the chat template, so that of a vision-language model must keep thoughts.
+    """
+    if {"image", "images"} & set(examples.column_names):
+        return examples
+    return tokenize_examples(examples, tokenizer_of(processor))
+
+
 def fine_tune(
     model: str,
     rows: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: PreTrainedTokenizerBase | ProcessorMixin,
     config: FineTuningConfig,
     options: ModelConfig | None = None,
 ) -> None:
     """
-    Train on rows of [`~step_trl.data.tokenize_examples`], and save the model to `config.output_dir`.
+    Train on rows of [`training_rows`], and save the model to `config.output_dir`.
 
     `model` is a folder or a name on the Hub, and `options` are those of quantization and LoRA.
     """
@@ -71,10 +96,8 @@ def fine_tune(
         model,
         args=config,
         train_dataset=rows,
-        processing_class=tokenizer,
+        processing_class=processor,
         quantization_config=get_quantization_config(options),
         peft_config=get_peft_config(options),
     )
-    trainer.train(resume_from_checkpoint=resume_from(config))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from accelerate import PartialState
-from transformers import AutoTokenizer
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..evaluation.consistency import ConsistencyJudge
@@ -20,10 +20,12 @@ from ..preferences import (
     read_rollouts,
     summarize_verification,
     tokenize_pairs,
+    visual_pairs,
 )
+from ..text import tokenizer_of
 from .arguments import DPOArguments, PreferenceConfig
-from .fine_tuning import starting_model
-from .recipe import resume_from
+from .fine_tuning import load_processor, starting_model, train_and_save
+from .sources import load_rows
 
 
 PAIRS, VERIFICATION = "pairs.parquet", "verification.json"
@@ -48,35 +50,42 @@ def prefer(rollouts: Path, arguments: DPOArguments, model: ModelConfig, config: 
     if state.is_main_process:
         make_pairs(rollouts, arguments, output_dir)
     state.wait_for_everyone()
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    processor, pairs = load_processor(name), pd.read_parquet(output_dir / PAIRS)
+    about_images = pairs["images"].ne("").any()
     trainer = RolloutDPOTrainer(
         name,
         args=config,
-        train_dataset=tokenize_pairs(pd.read_parquet(output_dir / PAIRS), tokenizer),
-        processing_class=tokenizer,
+        train_dataset=visual_pairs(pairs, load_rows(arguments))
+        if about_images
+        else tokenize_pairs(pairs, tokenizer_of(processor)),
+        processing_class=processor,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
     )
-    trainer.train(resume_from_checkpoint=resume_from(config))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer)
 
 
 def make_pairs(rollouts: Path, arguments: DPOArguments, output_dir: Path) -> None:
     """Write the pairs of the rollouts in a folder, and what was found, and print the latter."""
     verified = verifier_of(arguments).verify(latest_groups(read_rollouts(rollouts)))
     pairs = preference_pairs(verified, reuse_chosen=arguments.reuse_chosen, reflection=arguments.reflection)
-    found = summarize_verification(verified, pairs)
-    for what, value in found.items():
-        print(f"{what:20}{value:10.3f}" if isinstance(value, float) else f"{what:20}{value:10d}")
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / VERIFICATION).write_text(json.dumps(found, indent=1) + "\n")
+    found = report_verification(verified, output_dir, pairs)
     pairs.to_parquet(output_dir / PAIRS, index=False)
     if pairs.empty:
         raise ValueError(
             f"rollouts: none of {found['groups']} groups in {rollouts} gives a pair: it needs a clean completion and "
             "one that is not. Record more rollouts, or set other limits (max_repetition, max_length_ratio)."
         )
+
+
+def report_verification(verified: pd.DataFrame, output_dir: Path, pairs: pd.DataFrame | None = None) -> dict[str, Any]:
+    """Print and return what was found in verified rollouts, and write it to `verification.json` in `output_dir`."""
+    found = summarize_verification(verified, pairs)
+    for what, value in found.items():
+        print(f"{what:20}{value:10.3f}" if isinstance(value, float) else f"{what:20}{value:10d}")
+    (output_dir / VERIFICATION).write_text(json.dumps(found, indent=1) + "\n")
+    return found
 
 
 def verifier_of(arguments: DPOArguments) -> RolloutVerifier:

@@ -25,7 +25,6 @@ OTHER_TRAINERS: dict[str, tuple[Any, Any]] = {
     SFT: (SFTArguments, FineTuningConfig),
     DPO: (DPOArguments, PreferenceConfig),
 }
-TRAINERS = (*METHODS, *OTHER_TRAINERS)
 # What the other trainers' fields are called for `distill`.
 DISTILL_FIELDS = {
     "model": "model_name_or_path",
@@ -168,10 +167,10 @@ def parse(recipe: Mapping[str, Any], arguments: Sequence[str]) -> tuple[Any, ...
 
 
 def trainer_name(recipe: Mapping[str, Any], arguments: Sequence[str]) -> str:
-    """Return the trainer of a recipe, one of `TRAINERS`, and raise an error for any other."""
+    """Return the trainer of a recipe, one of `METHODS` and `OTHER_TRAINERS`, and raise an error for any other."""
     name = named_trainer(recipe, arguments)
-    if name not in TRAINERS:
-        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join(TRAINERS)}.")
+    if name not in (known := [*METHODS, *OTHER_TRAINERS]):
+        raise ValueError(f"trainer: {name!r} is not known. Set one of {', '.join(known)}.")
     return name
 
 
@@ -205,7 +204,7 @@ def _remedy(trainer: str, key: str) -> str:
         return remedy
     if trainer == DISTILL and key in DISTILL_FIELDS:
         return f"Set {DISTILL_FIELDS[key]}."
-    others = [name for name in TRAINERS if key in _known(name)]
+    others = [name for name in (*METHODS, *OTHER_TRAINERS) if key in _known(name)]
     if others:
         return f"Drop it: it is one of {', '.join(map(repr, others))}."
     close = difflib.get_close_matches(key, known, n=1)

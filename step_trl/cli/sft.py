@@ -8,14 +8,13 @@ from pathlib import Path
 import datasets
 import pandas as pd
 from accelerate import PartialState
-from transformers import AutoTokenizer
 from trl import ModelConfig
 
-from ..data import reverse_thinking_prompts, thought_dropout, tokenize_examples
+from ..data import reverse_thinking_prompts, thought_dropout
 from ..text import THINK_END, THINK_START
 from ..thoughts import split_thought
 from .arguments import FineTuningConfig, SFTArguments
-from .fine_tuning import fine_tune, sample_rows, starting_model
+from .fine_tuning import fine_tune, load_processor, sample_rows, starting_model, training_rows
 from .sources import load_examples, load_rows
 
 
@@ -36,9 +35,9 @@ def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: F
         examples = reverse_thinking(name, arguments, Path(str(config.output_dir)), config.seed)
     else:
         examples = load_examples(arguments)
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    rows = tokenize_examples(thought_dropout(examples, arguments.thought_dropout, config.seed), tokenizer)
-    fine_tune(name, rows, tokenizer, config, model)
+    processor = load_processor(name)
+    rows = training_rows(thought_dropout(examples, arguments.thought_dropout, config.seed), processor)
+    fine_tune(name, rows, processor, config, model)
 
 
 def reverse_thinking(model: str, arguments: SFTArguments, output_dir: Path, seed: int) -> datasets.Dataset:

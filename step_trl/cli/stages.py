@@ -12,12 +12,14 @@ from accelerate import PartialState
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..files import atomic_write
+from ..preferences import RolloutVerifier, latest_groups, read_rollouts
 from ..rollout.engines.adapters import is_adapter, merge_adapter
 from ..trainers import METHODS, EfficientReasoningConfig, EfficientReasoningTrainer
 from .arguments import TrainArguments
 from .distill import distill
-from .prefer import prefer
-from .recipe import DISTILL, DPO, SFT, resume_from, set_model_init_kwargs
+from .fine_tuning import train_and_save
+from .prefer import prefer, report_verification
+from .recipe import DISTILL, DPO, SFT, set_model_init_kwargs
 from .sft import fine_tune_on_examples
 from .sources import check_model, earlier_rollouts, load_reward_funcs, load_stage_rows, model_source
 
@@ -44,14 +46,19 @@ def build_trainer(
 
 
 def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
-    """Train with one of [`~step_trl.trainers.METHODS`], and save the model and the trainer state."""
+    """
+    Train with one of [`~step_trl.trainers.METHODS`], and save the model and the trainer state.
+
+    If rollouts are recorded, what a [`~step_trl.preferences.RolloutVerifier`] finds in the last ones of each prompt is
+    written to `verification.json`.
+    """
     _, options, config = recipe
     start_from(model, options, config.trust_remote_code)
     config.output_dir = str(folder)
     trainer = build_trainer(*recipe)
-    trainer.train(resume_from_checkpoint=resume_from(config))
-    trainer.save_model()
-    trainer.save_state()
+    train_and_save(trainer)
+    if config.record_rollouts and trainer.accelerator.is_main_process:
+        report_verification(RolloutVerifier().verify(latest_groups(read_rollouts(folder))), folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -2,7 +2,7 @@ r"""
 The benchmarks of both papers, from the Hub or from a local folder in the published format, and the testbed's four.
 
 A benchmark is a [`~datasets.Dataset`] with the columns `problem` (id, text), `prompt` (messages), `solution` (text)
-and `grader` (`"math"`, `"choice"` or `"text"`). Your own benchmark needs nothing else.
+and `grader` (`"math"`, `"choice"`, `"text"` or `"block"`). Your own benchmark needs nothing else.
 """
 
 from __future__ import annotations

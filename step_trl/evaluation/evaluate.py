@@ -9,16 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoProcessor, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import prepare_multimodal_messages
+from trl.trainer.utils import create_model_from_path
 
+from ..preferences.records import images_key
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.engines.adapters import is_adapter
 from ..steps import TriggerSegmenter
-from ..text import TRIGGERS
+from ..text import TRIGGERS, tokenizer_of
 from ..token_targets import TARGET_COLUMN
 from .benchmarks import load_benchmark
 from .graders import grade
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import PeftModel
 
+OPTIONAL = (TARGET_COLUMN, "images")  # columns of problems
 _ROWS_PER_FILE = 256
 _SECONDS_PER_FILE = 15.0  # a killed process loses at most the samples of this time
 
@@ -37,7 +42,7 @@ def evaluate(
     model: str | Path | PreTrainedModel | PeftModel | Engine,
     benchmarks: Sequence[str] | Mapping[str, Dataset],
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | ProcessorMixin | None = None,
     n: int = 1,
     seeds: Sequence[int] | None = None,
     temperature: float = 0.6,
@@ -61,10 +66,12 @@ def evaluate(
             The policy: a folder or a name on the Hub, a model, or an engine such as a [`VLLMServerEngine`].
         benchmarks (`Sequence[str]` or `Mapping[str, Dataset]`):
             Names for [`load_benchmark`], or a mapping from names to rows with `prompt` (messages) and `solution`, and
-            optionally `problem` (an id, by default the index), `grader` (by default `"math"`) and `target_tokens` (the
-            length that the prompt asks for, see [`~step_trl.token_targets.add_token_targets`]).
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            A tokenizer with a chat template. Required for a model that is already loaded.
+            optionally `problem` (an id, by default the index), `images` (a list), `grader` (by default `"math"`) and
+            `target_tokens` (the length that the prompt asks for, see
+            [`~step_trl.token_targets.add_token_targets`]). Images need a model in process.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            A tokenizer with a chat template, or the processor of a vision-language model. Required for a model that is
+            already loaded.
         n (`int`, *optional*, defaults to `1`):
             The number of samples per problem.
         seeds (`Sequence[int]`, *optional*):
@@ -103,7 +110,7 @@ def evaluate(
     if len(seeds) != n or len(set(seeds)) != n or n < 1:
         raise ValueError(f"seeds: {seeds} are not {n} different seeds, one per sample. Set n, or as many seeds.")
     problems = _problems(benchmarks)
-    engine = _engine(model, tokenizer)
+    engine, processor = _engine(model, tokenizer)
     sampling = SamplingParams(max_tokens, temperature, top_p, top_k, min_p)
     settings = {
         "model": name or _name_of(model, engine),
@@ -120,7 +127,7 @@ def evaluate(
         done = pd.DataFrame(columns=KEY) if save_to is None else read_samples(save_to)
         jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(pd.MultiIndex.from_frame(done[KEY]))]
         segmenter = TriggerSegmenter(engine.tokenizer, triggers)
-        made = _Samples(jobs, engine.tokenizer, segmenter, require_end_of_thinking, save_to)
+        made = _Samples(jobs, processor, engine.tokenizer, segmenter, require_end_of_thinking, save_to)
         rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
         made.sample(rollout, on_sample)
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
@@ -134,6 +141,7 @@ class _Samples:
     """Finished completions, which are graded and stored in batches."""
 
     jobs: pd.DataFrame
+    processor: PreTrainedTokenizerBase | ProcessorMixin
     tokenizer: PreTrainedTokenizerBase
     segmenter: TriggerSegmenter
     require_end_of_thinking: bool
@@ -152,14 +160,34 @@ class _Samples:
             if on_sample is not None:
                 on_sample(ended)
 
-        prompts = self.tokenizer.apply_chat_template(
-            self.jobs["prompt"].tolist(), add_generation_prompt=True, return_dict=False
-        )
+        prompts = self._prompts(rollout.engine)
         draws = [_draw(*job) for job in self.jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
         try:
-            rollout.run(cast("list[list[int]]", prompts), draws, on_rollout=note)
+            rollout.run(prompts, draws, on_rollout=note)
         finally:
             self.flush()
+
+    def _prompts(self, engine: Engine) -> list[list[int]]:
+        """Return the token ids of the prompts, with the patches of their images if there are any."""
+        prompts = self.jobs["prompt"].tolist()
+        if "images" not in self.jobs:
+            return cast(
+                "list[list[int]]",
+                self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False),
+            )
+        if not (isinstance(self.processor, ProcessorMixin) and isinstance(engine, TransformersEngine)):
+            raise ValueError(
+                "benchmarks: their problems have images, which need a vision-language model in process. Pass its "
+                "folder, or the model and its processor as the tokenizer."
+            )
+        messages = [
+            prepare_multimodal_messages(prompt, images=images)
+            for prompt, images in zip(prompts, self.jobs["images"], strict=True)
+        ]
+        rendered: Any = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return engine.with_images(rendered["input_ids"], rendered)
 
     def add(self, place: int, rollout: Rollout) -> None:
         self.waiting[place] = rollout
@@ -169,7 +197,11 @@ class _Samples:
     def flush(self) -> None:
         if not self.waiting:
             return
-        rows = self.jobs.iloc[list(self.waiting)].drop(columns=["prompt", "seed"]).reset_index(drop=True)
+        rows = (
+            self.jobs.iloc[list(self.waiting)]
+            .drop(columns=["prompt", "images", "seed"], errors="ignore")
+            .reset_index(drop=True)
+        )
         rollouts = list(self.waiting.values())
         rows["completion"] = self.tokenizer.batch_decode(
             [rollout.completion_ids for rollout in rollouts], skip_special_tokens=True
@@ -195,7 +227,7 @@ class _Samples:
 
 
 def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame:
-    """Return `benchmark`, `problem`, `prompt`, `solution`, `grader`, and `target_tokens` if any rows have it."""
+    """Return `benchmark`, `problem`, `prompt`, `solution`, `grader`, and what rows have of `OPTIONAL`."""
     if isinstance(benchmarks, str):
         raise ValueError(f"benchmarks: {benchmarks!r} is a single name. Pass a list, such as [{benchmarks!r}].")
     if not isinstance(benchmarks, Mapping):
@@ -211,24 +243,27 @@ def _problems(benchmarks: Sequence[str] | Mapping[str, Dataset]) -> pd.DataFrame
         part["problem"] = part["problem"].astype(str)
         if part["problem"].duplicated().any():
             raise ValueError(f"benchmarks: {name} has the problem {part['problem'].mode()[0]!r} more than once.")
-        targets = [TARGET_COLUMN] * (TARGET_COLUMN in part)
-        parts.append(part[["benchmark", "problem", "prompt", "solution", "grader", *targets]])
+        others = [column for column in OPTIONAL if column in part]
+        parts.append(part[["benchmark", "problem", "prompt", "solution", "grader", *others]])
     if not parts:
         raise ValueError("benchmarks: is empty. Name at least one.")
     return pd.concat(parts, ignore_index=True)
 
 
 def _engine(
-    model: str | Path | PreTrainedModel | PeftModel | Engine, tokenizer: PreTrainedTokenizerBase | None
-) -> Engine:
+    model: str | Path | PreTrainedModel | PeftModel | Engine,
+    processor: PreTrainedTokenizerBase | ProcessorMixin | None,
+) -> tuple[Engine, PreTrainedTokenizerBase | ProcessorMixin]:
+    """Return the engine, and the tokenizer or processor of its prompts."""
     if isinstance(model, str | Path):
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(model)
-        model = AutoModelForCausalLM.from_pretrained(model, dtype="auto", device_map="auto")
+        processor = processor or AutoProcessor.from_pretrained(model)
+        kind: Any = AutoModelForCausalLM if is_adapter(model) else None  # otherwise, that of its configuration
+        model = create_model_from_path(str(model), kind, dtype="auto", device_map="auto")
     if isinstance(model, nn.Module):
-        if tokenizer is None:
+        if processor is None:
             raise ValueError("tokenizer: is missing. A model that is already loaded needs its tokenizer.")
-        return TransformersEngine(cast("PreTrainedModel", model), tokenizer)
-    return model
+        return TransformersEngine(cast("PreTrainedModel", model), tokenizer_of(processor)), processor
+    return model, processor or model.tokenizer
 
 
 def _name_of(model: str | Path | PreTrainedModel | PeftModel | Engine, engine: Engine) -> str:
@@ -249,7 +284,9 @@ def _describe(callback: TruncationCallback) -> str:
 
 
 def _fingerprint(rows: pd.DataFrame) -> str:
-    return _digest(rows[["problem", "prompt", "solution", "grader"]].to_json(orient="values"))
+    text = rows[["problem", "prompt", "solution", "grader"]].to_json(orient="values")
+    images = [images_key(row) for row in rows.to_dict("records")] if "images" in rows else []
+    return _digest(text + "".join(images))
 
 
 def _digest(text: str) -> str:

@@ -1,5 +1,5 @@
 r"""
-Grade answers: with math-verify, as the letter of a choice, or as text.
+Grade answers: with math-verify, as the letter of a choice, as text, or in a block of their own.
 
 Only the text after the thought is graded. A letter counts only if it is given as the answer (in a box, after "answer
 is", or alone on the last line), not if it merely occurs in the text: an unfinished thought, or an answer that
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ..rewards.correctness import answer_text, grade_all
+from ..rewards.correctness import answer_text, grade_all, think_answer_accuracy_reward
 
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
@@ -82,14 +82,16 @@ def grade(
     grader: str, completions: Sequence[str], solutions: Sequence[str], needs_end_of_thinking: bool
 ) -> list[bool]:
     """
-    Grade whole completions of problems that share a grader: `"math"`, `"choice"` or `"text"`.
+    Grade whole completions of problems that share a grader: `"math"`, `"choice"`, `"text"` or `"block"`.
 
-    The solutions for `"choice"` are letters. If `needs_end_of_thinking`, a completion without `</think>` is wrong;
-    otherwise, all of its text is graded.
+    The solutions for `"choice"` are letters, and answers for `"block"` are in `<answer>` and `</answer>`. If
+    `needs_end_of_thinking`, a completion without `</think>` is wrong; otherwise, all of its text is graded.
     """
     texts = [answer_text(completion, needs_end_of_thinking) for completion in completions]
     pairs = list(zip(texts, solutions, strict=True))
     if grader == "math":
         return [grade.correct for grade in grade_all(pairs)]
+    if grader == "block":
+        return [reward == 1.0 for reward in think_answer_accuracy_reward(texts, list(solutions))]
     is_right = {"choice": is_choice, "text": is_text}[grader]
     return [is_right(*pair) for pair in pairs]

@@ -1,6 +1,6 @@
 """Recorded rollouts, what is wrong with them, and pairs of them to prefer one to the other (VerIPO)."""
 
-from .dpo import RolloutDPOTrainer, tokenize_pairs
+from .dpo import RolloutDPOTrainer, tokenize_pairs, visual_pairs
 from .pairs import preference_pairs, summarize_verification
 from .records import latest_groups, read_rollouts, thin_easy_prompts
 from .verifier import RolloutVerifier, repetition
@@ -16,4 +16,5 @@ __all__ = [
     "summarize_verification",
     "thin_easy_prompts",
     "tokenize_pairs",
+    "visual_pairs",
 ]

@@ -98,7 +98,7 @@ def _pair(kind: str, chosen: pd.Series, rejected: pd.Series) -> dict[str, Any]:
 
 
 def _reflections(rollouts: pd.DataFrame, triggers: Sequence[str], most: int) -> list[dict[str, Any]]:
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for _, rollout in rollouts.iterrows():
         cut = cut_at_wrong_answer(rollout["completion"], rollout["answer"], triggers)
         if cut is not None and len(pairs) < most:

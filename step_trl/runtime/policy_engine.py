@@ -150,9 +150,8 @@ class PolicyEngine:
                 )
             if trainer.use_vllm:
                 raise ValueError(
-                    "use_vllm: rollouts that are not TRL's have no images on vLLM, which takes them with text only, "
-                    "not with token ids. Set use_vllm=False, or sample with TRL: GRPO, SAS, or Step-GRPO with "
-                    "truncated_rollout=False."
+                    "use_vllm: truncated rollouts with images are only supported in process. Set use_vllm=False, or "
+                    "sample with TRL: GRPO, SAS, or Step-GRPO with truncated_rollout=False."
                 )
         if not trainer.use_vllm:
             check_rollouts_in_process(

@@ -47,7 +47,7 @@ def test_fine_tuning_on_examples(recipe, examples, tmp_path, capsys):
     }
     given = recipe(trainer="sft", dataset=examples, thought_dropout=1.0, **options)
     assert print_plan(given) == 0
-    assert "4 examples of at most" in capsys.readouterr().out
+    assert "4 examples of at most" in " ".join(capsys.readouterr().out.split())
     folder = train.run_train(given)
     model, tokenizer = testbed.load_model(), testbed.load_tokenizer()
     model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -69,6 +69,8 @@ def test_rewards_by_name_and_by_path(recipe, tmp_path, monkeypatch):
     rollouts = read_rollouts(folder)
     assert len(rollouts) == 10 and rollouts["group"].value_counts().tolist() == [5, 5]
     assert (rollouts["reward"] == rollouts["correct"] + 0.5).all() and rollouts["truncated"].any()
+    found = json.loads((folder / "verification.json").read_text())
+    assert found["rollouts"] == 10 and found["length violations"] == rollouts["truncated"].mean()
     assert (rollouts["tokens"] <= 32).all() and rollouts["update"].unique().tolist() == [1]
 
 

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AttentionInterface,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_layers import GradientCheckpointingLayer
 from trl import ModelConfig, get_peft_config
@@ -99,7 +106,9 @@ def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedMod
     """Return the model on the meta device, in the dtype in which it is trained, with its adapter if it has one."""
     dtype = getattr(config, "dtype", None) if options.dtype in ("auto", None) else getattr(torch, str(options.dtype))
     with torch.device("meta"):  # accelerate's `init_empty_weights` would untie the embeddings
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32)
+        sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        model = kind.from_config(config, dtype=dtype or torch.float32)
         if (adapter := get_peft_config(options)) is not None:
             from peft import get_peft_model
 

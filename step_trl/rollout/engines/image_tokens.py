@@ -7,12 +7,18 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
 
 _IMAGES_AT_ONCE = 64
+
+
+def _tensor(values: Any) -> torch.Tensor:
+    """Return a processor's values, one per image, as a tensor. Without `return_tensors`, they are a list of arrays."""
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))
 
 
 class ImageTokens:
@@ -67,7 +73,7 @@ class ImageTokens:
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings `(..., H)` of token ids, which may be patches."""
-        embeddings = self.model.get_input_embeddings()(ids.clamp(max=self.first - 1))
+        embeddings = cast("Any", self.model.get_input_embeddings())(ids.clamp(max=self.first - 1))
         is_patch = ids >= self.first
         features = torch.cat(self._features)
         embeddings[is_patch] = features[ids[is_patch] - self.first].to(embeddings)
@@ -88,7 +94,7 @@ class ImageTokens:
         return image_token
 
     def _encode_images(self, fields: Mapping[str, Any]) -> list[range]:
-        pixels = torch.as_tensor(fields["pixel_values"])
+        pixels = _tensor(fields["pixel_values"])
         keys = [hashlib.blake2b(image.numpy().tobytes()).digest() for image in pixels.cpu()]
         new = list({key: place for place, key in enumerate(keys) if key not in self._ids}.values())
         for start in range(0, len(new), _IMAGES_AT_ONCE):
@@ -104,9 +110,10 @@ class ImageTokens:
         """Return the features `(patches, H)` of some of the images."""
         base = cast("Any", self.model).get_base_model() if is_peft_model(self.model) else self.model
         chosen = {
-            name: torch.as_tensor(value)[places].to(self.model.device)
+            name: _tensor(value)[places].to(self.model.device)
             for name, value in fields.items()
             if name in ("pixel_values", "image_sizes", "pixel_attention_mask") and len(value) == count
         }
         chosen["pixel_values"] = chosen["pixel_values"].to(self.model.dtype)
-        return base.get_image_features(**chosen, return_dict=True).pooler_output
+        features: Any = base.get_image_features
+        return features(**chosen, return_dict=True).pooler_output
