@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -15,7 +14,7 @@ from ..rollout import ConfidenceTruncation
 from ..text import tokenizer_of
 from ..thoughts import drop_thought
 from .arguments import DistillArguments, FineTuningConfig
-from .fine_tuning import fine_tune, load_processor, sample_rows, starting_model, training_rows
+from .fine_tuning import examples_of, fine_tune, load_processor, sample_rows, starting_model, training_rows
 from .sources import load_rows
 
 
@@ -51,17 +50,6 @@ def statistics(samples: pd.DataFrame, kept: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def kept_examples(kept: pd.DataFrame, problems: datasets.Dataset) -> datasets.Dataset:
-    """
-    Return completions that [`keep_short`] kept as examples, with `prompt`, `completion` and the images of the problem.
-
-    `problems` are rows with `prompt`, in the order in which they were sampled.
-    """
-    columns = [name for name in problems.column_names if name in ("prompt", "images", "image")]
-    rows = problems.select_columns(columns).select([int(problem) for problem in kept["problem"]])
-    return rows.add_column("completion", [[{"role": "assistant", "content": text}] for text in kept["completion"]])
-
-
 def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningConfig) -> dict[str, float]:
     """
     Sample with the truncated rollout, keep the short correct completions, and train on them.
@@ -90,7 +78,7 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
         figures = [keep(samples, arguments.per_problem, output_dir, arguments.thought_dropout, config.seed)]
     broadcast_object_list(figures)
     kept = pd.read_parquet(output_dir / "kept.parquet")
-    fine_tune(name, training_rows(kept_examples(kept, rows), processor), processor, config, model)
+    fine_tune(name, training_rows(examples_of(kept, rows), processor), processor, config, model)
     return figures[0]
 
 

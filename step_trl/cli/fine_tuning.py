@@ -68,6 +68,17 @@ def load_processor(model: str) -> PreTrainedTokenizerBase | ProcessorMixin:
     return AutoProcessor.from_pretrained(model)
 
 
+def examples_of(samples: pd.DataFrame, problems: datasets.Dataset) -> datasets.Dataset:
+    """
+    Return sampled completions as examples, with `prompt`, `completion` and the images of the problem.
+
+    `problems` are rows with `prompt`, in the order in which they were sampled.
+    """
+    columns = [name for name in problems.column_names if name in ("prompt", "images", "image")]
+    rows = problems.select_columns(columns).select([int(problem) for problem in samples["problem"]])
+    return rows.add_column("completion", [[{"role": "assistant", "content": text}] for text in samples["completion"]])
+
+
 def training_rows(examples: datasets.Dataset, processor: PreTrainedTokenizerBase | ProcessorMixin) -> datasets.Dataset:
     """
     Return examples as [`fine_tune`] trains on them: as token ids, or as they are if they have images.

@@ -14,7 +14,7 @@ from ..data import reverse_thinking_prompts, thought_dropout
 from ..text import THINK_END, THINK_START
 from ..thoughts import split_thought
 from .arguments import FineTuningConfig, SFTArguments
-from .fine_tuning import fine_tune, load_processor, sample_rows, starting_model, training_rows
+from .fine_tuning import examples_of, fine_tune, load_processor, sample_rows, starting_model, training_rows
 from .sources import load_examples, load_rows
 
 
@@ -56,21 +56,17 @@ def reverse_thinking(model: str, arguments: SFTArguments, output_dir: Path, seed
 
 def with_thoughts(rows: datasets.Dataset, samples: pd.DataFrame) -> datasets.Dataset:
     """
-    Return the rows for which a thought was sampled, with `prompt` and `completion`.
+    Return the rows for which a thought was sampled as examples, see [`examples_of`].
 
     What a model says after thinking about the request is the thought. One that was cut off is left out.
     """
-    examples = []
-    for problem, sampled in samples[samples["finish_reason"] == "eos"][["problem", "completion"]].itertuples(
-        index=False
-    ):
-        text = split_thought(sampled)[1] if THINK_END in sampled else sampled
-        row = rows[int(problem)]
-        if text.strip():
-            completion = f"{THINK_START}{text.strip()}{THINK_END}\n<answer>{row['solution']}</answer>"
-            examples.append({"prompt": row["prompt"], "completion": [{"role": "assistant", "content": completion}]})
-    if not examples:
-        raise ValueError(
-            f"reverse_thinking: none of {len(samples)} sampled thoughts is complete. Set a larger max_tokens."
-        )
-    return datasets.Dataset.from_list(examples)
+    said = [split_thought(text)[1] if THINK_END in text else text for text in samples["completion"]]
+    samples = samples.assign(said=[text.strip() for text in said])
+    samples = samples[(samples["finish_reason"] == "eos") & (samples["said"] != "")].copy()
+    if samples.empty:
+        raise ValueError("reverse_thinking: none of the sampled thoughts is complete. Set a larger max_tokens.")
+    samples["completion"] = [
+        f"{THINK_START}{thought}{THINK_END}\n<answer>{rows[int(problem)]['solution']}</answer>"
+        for problem, thought in zip(samples["problem"], samples["said"], strict=True)
+    ]
+    return examples_of(samples, rows)

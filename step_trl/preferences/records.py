@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
+from trl import is_conversational
 
 from ..files import atomic_write
 from ..rewards import extract_answers
@@ -109,12 +110,12 @@ def row_key(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def prompt_of(key: str) -> str | list[dict]:
     """Return the prompt of a [`prompt_key`]."""
-    if not key.startswith("["):
-        return key
     try:
-        return json.loads(key)
-    except ValueError:  # a text that begins with a bracket
+        found = json.loads(key)
+    except ValueError:
         return key
+    # A text may be JSON, too, such as a number.
+    return found if isinstance(found, list) and is_conversational({"prompt": found}) else key
 
 
 def read_rollouts(folder: str | Path) -> pd.DataFrame:
@@ -127,9 +128,9 @@ def read_rollouts(folder: str | Path) -> pd.DataFrame:
 
     Returns:
         [`~pandas.DataFrame`]: One row per completion: `update` (its number, from 1), `group`, `prompt` (text, or
-        messages as JSON), `images` (a fingerprint, empty without images), `completion`,
-        `thought`, `answer` (`None` without one), `solution` (`None` without one),
-        `reward`, `correct`, `truncated` (it has no end), `prompt_tokens`, `tokens` and `thought_tokens`.
+        messages as JSON), `images` (a fingerprint, empty without images), `completion`, `thought`, `answer` and
+        `solution` (`None` where there is none), `reward`, `correct`, `truncated` (it has no end), `prompt_tokens`,
+        `tokens` and `thought_tokens`.
     """
     files = sorted((Path(folder) / ROLLOUTS).glob("*.parquet"))
     if not files:

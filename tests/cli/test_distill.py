@@ -8,8 +8,8 @@ from trl import ModelConfig
 
 from step_trl import testbed
 from step_trl.cli.arguments import DistillArguments, FineTuningConfig
-from step_trl.cli.distill import distill, keep, keep_short, kept_examples, statistics
-from step_trl.cli.fine_tuning import training_rows
+from step_trl.cli.distill import distill, keep, keep_short, statistics
+from step_trl.cli.fine_tuning import examples_of, training_rows
 from step_trl.rollout.engines import vllm_process
 
 
@@ -63,7 +63,7 @@ def test_some_lose_their_thoughts(tmp_path):
 def test_rows_end_in_eos_and_mask_their_prompt():
     tokenizer, problems = testbed.load_tokenizer(), testbed.load_dataset("easy")
     kept = pd.DataFrame({"problem": ["3"], "completion": ["1 + 1 = 2.\n</think>\n\nThe final answer is \\boxed{2}."]})
-    (row,) = training_rows(kept_examples(kept, problems), tokenizer)
+    (row,) = training_rows(examples_of(kept, problems), tokenizer)
     start = row["completion_mask"].index(1)
     prompt = tokenizer.apply_chat_template(problems[3]["prompt"], add_generation_prompt=True, return_dict=False)
     assert row["input_ids"][:start] == prompt and row["input_ids"][-1] == tokenizer.eos_token_id

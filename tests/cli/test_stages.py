@@ -3,13 +3,16 @@
 import json
 import re
 
+import pandas as pd
 import pytest
+from datasets import Dataset
 from safetensors.torch import load_file
 from small_runs import SMALL_RUN, TESTBED_RUN
 
 from step_trl import testbed
 from step_trl.cli import train
 from step_trl.cli.dry_run.plan import print_plan
+from step_trl.cli.sft import with_thoughts
 from step_trl.preferences import read_rollouts
 
 
@@ -55,6 +58,20 @@ def test_fine_tuning_on_examples(recipe, examples, tmp_path, capsys):
     ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt")["input_ids"]
     learned = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :]
     assert tokenizer.decode(learned, skip_special_tokens=True) == "\n</think>\n<answer>4</answer>"
+
+
+def test_thoughts_that_lead_to_known_answers():
+    rows = Dataset.from_dict({"prompt": [[{"role": "user", "content": "?"}]] * 4, "solution": list("1234")})
+    said = ["<think>Hm.</think> So two. ", "Three.", "cut off", "<think>Hm.</think>\n"]
+    samples = pd.DataFrame({"problem": list("1230"), "completion": said})
+    samples["finish_reason"] = ["eos", "eos", "length", "eos"]
+    examples = with_thoughts(rows, samples)
+    assert [messages[0]["content"] for messages in examples["completion"]] == [
+        "<think>So two.</think>\n<answer>2</answer>",
+        "<think>Three.</think>\n<answer>3</answer>",
+    ]
+    with pytest.raises(ValueError, match="reverse_thinking: none of the sampled thoughts is complete"):
+        with_thoughts(rows, samples[2:])
 
 
 def test_rewards_by_name_and_by_path(recipe, tmp_path, monkeypatch):

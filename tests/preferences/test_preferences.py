@@ -178,7 +178,7 @@ def test_missing_columns_and_rollouts_are_named(tmp_path):
         read_rollouts(tmp_path)
 
 
-PROMPTS = [[{"role": "user", "content": "2 + 2?"}], "[not JSON]"]
+PROMPTS = [[{"role": "user", "content": "2 + 2?"}], "[2, 2]"]
 
 
 def recorded(folder, verdicts_by_update):
