@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 THINK_START, THINK_END = "<think>", "</think>"
+_ESCAPED = re.compile(r"\\[{}]")
 # Words that open a semantic step, by default.
 TRIGGERS = ("Wait", "Alternatively")
 
@@ -57,6 +58,20 @@ def split_steps(completion: str, triggers: Sequence[str] = TRIGGERS) -> list[str
     words = "|".join(re.escape(trigger) for trigger in sorted(triggers, key=len))
     starts = [match.start() for match in re.finditer(f"(?<![A-Za-z])(?:{words})(?![A-Za-z])", completion)]
     return [completion[start:end] for start, end in zip([0, *starts], [*starts, len(completion)], strict=True)]
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Return the content of the last closed `\boxed{...}`, or `None`. `\{` and `\}` do not count as braces."""
+    braces = _ESCAPED.sub("..", text)
+    start = text.rfind(r"\boxed{")
+    while start >= 0:
+        depth, begin = 0, start + len(r"\boxed")
+        for end in range(begin, len(text)):
+            depth += (braces[end] == "{") - (braces[end] == "}")
+            if depth == 0:
+                return text[begin + 1 : end]
+        start = text.rfind(r"\boxed{", 0, start)
+    return None
 
 
 def token_texts(pieces: Sequence[bytes], token_ids: Sequence[int]) -> list[str]:

@@ -64,6 +64,7 @@ _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, r
 _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
 _THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
+THOUGHT_TABLES = {_THINK_OR_NOT, _VERIFIED}  # tables about what thoughts are skipped or contradict their answers
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables that compare all methods, and their own arms
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}

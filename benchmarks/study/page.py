@@ -11,7 +11,7 @@ from step_trl.report import markdown_table
 from step_trl.report.tables import to_markdown
 from step_trl.testbed import EVALUATION_SPLITS
 
-from .arms import ARMS, METHODS, SHORT_CONTEXT, Arm
+from .arms import ARMS, METHODS, SHORT_CONTEXT, THOUGHT_TABLES, Arm
 from .claims import choice_lines, claim_lines, order_table
 from .pictures import draw
 from .records import PHASES, Records
@@ -81,7 +81,8 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
         if (method := METHODS.get(title)) in tables:
             others = [VANILLA, *(arm.name for arm in members if arm.name != method)]
             lines += ["Each arm compared with the paper's method:", "", order_table(results, method, others), ""]
-    known = [arm for arm in done if arm.tables[:1] in (("TON",), ("VerIPO",))]
+    about = [arm for arm in done if THOUGHT_TABLES & {*arm.tables}]
+    known = [arm for arm in about if not pd.isna(results.share(arm.name, "skipped"))]  # their texts are
     if known:
         lines += ["## Thoughts that are skipped, and thoughts that contradict their answers", ""]
         lines += [*_thought_lines(results, known), ""]

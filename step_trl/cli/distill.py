@@ -14,7 +14,15 @@ from ..rollout import ConfidenceTruncation
 from ..text import tokenizer_of
 from ..thoughts import drop_thought
 from .arguments import DistillArguments, FineTuningConfig
-from .fine_tuning import examples_of, fine_tune, load_processor, sample_rows, starting_model, training_rows
+from .fine_tuning import (
+    examples_of,
+    fine_tune,
+    load_processor,
+    print_figures,
+    sample_rows,
+    starting_model,
+    training_rows,
+)
 from .sources import load_rows
 
 
@@ -96,8 +104,7 @@ def keep(
     ]
     kept.to_parquet(output_dir / "kept.parquet", index=False)
     figures = statistics(samples, kept)
-    for what, value in figures.items():
-        print(f"{what:16}{value:10.3f}" if isinstance(value, float) else f"{what:16}{value:10d}")
+    print_figures(figures)
     if kept.empty:
         raise ValueError(
             f"n: none of the {len(samples)} samples is both correct and complete. Set a larger n or max_tokens."

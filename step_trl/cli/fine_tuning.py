@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,13 @@ def sample_rows(
         save_to=output_dir / "samples",
         **options,
     )
+
+
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Print named numbers below each other."""
+    width = max(map(len, figures)) + 2
+    for what, value in figures.items():
+        print(f"{what:{width}}{value:10.3f}" if isinstance(value, float) else f"{what:{width}}{value:10d}")
 
 
 def train_and_save(trainer: Trainer) -> None:

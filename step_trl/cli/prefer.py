@@ -24,7 +24,7 @@ from ..preferences import (
 )
 from ..text import tokenizer_of
 from .arguments import DPOArguments, PreferenceConfig
-from .fine_tuning import load_processor, starting_model, train_and_save
+from .fine_tuning import load_processor, print_figures, starting_model, train_and_save
 from .sources import load_rows
 
 
@@ -82,8 +82,7 @@ def make_pairs(rollouts: Path, arguments: DPOArguments, output_dir: Path) -> Non
 def report_verification(verified: pd.DataFrame, output_dir: Path, pairs: pd.DataFrame | None = None) -> dict[str, Any]:
     """Print and return what was found in verified rollouts, and write it to `verification.json` in `output_dir`."""
     found = summarize_verification(verified, pairs)
-    for what, value in found.items():
-        print(f"{what:20}{value:10.3f}" if isinstance(value, float) else f"{what:20}{value:10d}")
+    print_figures(found)
     (output_dir / VERIFICATION).write_text(json.dumps(found, indent=1) + "\n")
     return found
 

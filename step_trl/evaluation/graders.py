@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 
 from ..rewards.correctness import answer_text, grade_all, think_answer_accuracy_reward
+from ..text import last_boxed
 
 
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
@@ -21,22 +22,7 @@ _LETTER = re.compile(
     r"(?:(?i:option|choice)\s+)?\(?([A-Z])(?:\)|[.:]|$)(?!.*\([A-Z]\))(?!(?:\W|and|or)*[A-Z]\W*$)", re.DOTALL
 )
 _ALONE = re.compile(r"(?:(?i:option|choice)\s+)?\(?([A-Z])[).:]?")
-_ESCAPED = re.compile(r"\\[{}]")
 _MARKS = " \t\r\n*_`$\"'."
-
-
-def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last closed `\boxed{...}`, or `None`. `\{` and `\}` do not count as braces."""
-    braces = _ESCAPED.sub("..", text)
-    start = text.rfind(r"\boxed{")
-    while start >= 0:
-        depth, begin = 0, start + len(r"\boxed")
-        for end in range(begin, len(text)):
-            depth += (braces[end] == "{") - (braces[end] == "}")
-            if depth == 0:
-                return text[begin + 1 : end]
-        start = text.rfind(r"\boxed{", 0, start)
-    return None
 
 
 def given_answer(text: str) -> str | None:

@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 
 from ..rewards import extract_answers
+from ..text import last_boxed
 
 
 NEEDED = ("group", "thought", "answer", "correct", "truncated", "thought_tokens")
-_BOX = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
@@ -46,8 +46,8 @@ def repetition(thought: str, size: int = 4) -> float:
 
 def last_value(thought: str) -> tuple[str | None, bool]:
     r"""Return the last boxed value of a thought, or else its last number, and whether it is boxed."""
-    if boxes := _BOX.findall(thought):
-        return boxes[-1].strip(), True
+    if (boxed := last_boxed(thought)) is not None:
+        return boxed.strip(), True
     numbers = _NUMBER.findall(thought)
     return (numbers[-1].replace(",", "") if numbers else None), False
 

@@ -225,6 +225,14 @@ def math_accuracy_reward(
     return [float(grade.correct) for grade in grades]
 
 
+def block_text(text: str) -> str:
+    """Return what is graded of a completion: its `<answer>` block, boxed, or else the text after the thought."""
+    block = answer_block(text)
+    if block is None:
+        return answer_text(text)
+    return block if "\\boxed" in block else rf"\boxed{{{block}}}"
+
+
 def think_answer_accuracy_reward(
     completions: list[str] | list[list[dict]],
     solution: list[str],
@@ -249,10 +257,7 @@ def think_answer_accuracy_reward(
         graded = texts
     else:
         blocks = [answer_block(text) for text in texts]
-        graded = [
-            answer_text(text) if block is None else block if "\\boxed" in block else rf"\boxed{{{block}}}"
-            for text, block in zip(texts, blocks, strict=True)
-        ]
+        graded = [block_text(text) for text in texts]
     grades = grade_all(list(zip(graded, solution, strict=True)), timeout, workers)
     return [
         float(grade.correct or block == right.strip())

@@ -7,8 +7,7 @@ from fractions import Fraction
 import numpy as np
 
 from ..text import completion_text
-from ..thoughts import answer_block
-from .correctness import extract_answers
+from .correctness import block_text, extract_answers
 
 
 THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())  # as in the released code
@@ -46,9 +45,7 @@ def relative_accuracy_reward(
     The answer is the last `<answer>` block after the thought, or else what math-verify reads. An answer that is no
     number scores 0.0; a solution that is none, `None`. `kwargs` are what else TRL passes to reward functions.
     """
-    texts = [completion_text(completion) for completion in completions]
-    blocks = [answer_block(text) for text in texts]
-    read = extract_answers([text if block is None else rf"\boxed{{{block}}}" for text, block in zip(texts, blocks)])
+    read = extract_answers([block_text(completion_text(completion)) for completion in completions])
     rewards: list[float | None] = []
     for answer, right in zip(read, solution, strict=True):
         predicted, gold = _number(answer), _number(right)

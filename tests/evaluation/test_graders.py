@@ -2,7 +2,8 @@
 
 import pytest
 
-from step_trl.evaluation.graders import grade, is_choice, is_text, last_boxed
+from step_trl.evaluation.graders import grade, is_choice, is_text
+from step_trl.text import last_boxed
 
 
 @pytest.mark.parametrize(

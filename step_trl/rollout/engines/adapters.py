@@ -1,4 +1,4 @@
-"""LoRA adapters, merged into models."""
+"""LoRA adapters: merged into models, and taken off them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import is_peft_model
+
 
 def is_adapter(model: str | Path) -> bool:
     """Whether a folder contains an adapter instead of a model."""
     return (Path(model) / "adapter_config.json").is_file()
+
+
+def without_adapter(model: Any) -> Any:
+    """Return the model under an adapter, or the model itself if it has none."""
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def merge_adapter(adapter: str | Path, folder: str | Path, trust_remote_code: bool = False, **loading: Any) -> None:

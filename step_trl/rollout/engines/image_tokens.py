@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
+
+from .adapters import without_adapter
 
 
 _IMAGES_AT_ONCE = 64
@@ -81,7 +82,7 @@ class ImageTokens:
 
     def _check_model(self) -> int:
         """Return the id of the image token, or raise an error if the model places images in another way."""
-        base = cast("Any", self.model).get_base_model() if is_peft_model(self.model) else self.model
+        base = without_adapter(self.model)
         parameters = inspect.signature(base.forward).parameters
         unlike = {"token_type_ids", "mm_token_type_ids", "image_grid_thw"} & parameters.keys()
         image_token = getattr(base.config, "image_token_id", None)
@@ -108,12 +109,11 @@ class ImageTokens:
     @torch.no_grad()
     def _features_of(self, fields: Mapping[str, Any], places: list[int], count: int) -> Sequence[torch.Tensor]:
         """Return the features `(patches, H)` of some of the images."""
-        base = cast("Any", self.model).get_base_model() if is_peft_model(self.model) else self.model
         chosen = {
             name: _tensor(value)[places].to(self.model.device)
             for name, value in fields.items()
             if name in ("pixel_values", "image_sizes", "pixel_attention_mask") and len(value) == count
         }
         chosen["pixel_values"] = chosen["pixel_values"].to(self.model.dtype)
-        features: Any = base.get_image_features
+        features: Any = without_adapter(self.model).get_image_features
         return features(**chosen, return_dict=True).pooler_output

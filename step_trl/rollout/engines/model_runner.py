@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel
 
+from .adapters import without_adapter
 from .image_tokens import ImageTokens
 from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
@@ -18,7 +18,7 @@ from .scheduler import EngineStats
 
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    pass
 
 logger = logging.getLogger(__name__)
 # Tokens of one prefill forward pass, padding included. It bounds the activations and the mask.
@@ -59,8 +59,7 @@ def _supports_rows(model: Any) -> bool:
 
 def _forward_parameters(model: PreTrainedModel) -> frozenset[str]:
     """Parameter names of the model's `forward`. PEFT's `forward` passes on any argument."""
-    base = cast("PeftModel", model).get_base_model() if is_peft_model(model) else model
-    return frozenset(inspect.signature(base.forward).parameters)
+    return frozenset(inspect.signature(without_adapter(model).forward).parameters)
 
 
 def _inputs(ids: np.ndarray, model: PreTrainedModel, images: ImageTokens) -> dict[str, torch.Tensor]:
