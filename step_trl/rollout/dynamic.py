@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..steps import DelimiterSegmenter, TriggerSegmenter
 from ..text import THINK_END
 from .engines import Engine, Generation
-from .event_loop import cancel, gather, rare_garbage_collections, run_to_end
+from .event_loop import InBackground, cancel, gather, rare_garbage_collections, run_to_end
 from .records import Rollout, RolloutBuilder, SamplingParams
 from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
@@ -98,17 +98,32 @@ class DynamicTruncatedRollout:
         Returns:
             `list[Rollout]`: in the order of `prompts`.
         """
-        own_seeds = [None] * len(prompts) if seeds is None else seeds
-        own_budgets = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
-        rows = list(zip(prompts, own_seeds, own_budgets, strict=True))
-        with rare_garbage_collections():
-            return run_to_end(self._gather(rows, on_rollout))
+        return run_to_end(self._gather(prompts, seeds, on_rollout, budgets))
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int | None] | None = None,
+        on_rollout: Callable[[int, Rollout], None] | None = None,
+    ) -> InBackground[list[Rollout]]:
+        """
+        Begin to sample one completion per prompt in another thread, which calls `on_rollout`.
+
+        The arguments are those of [`run`]. The engine must be one over servers, as one in process is not made for
+        threads.
+        """
+        return InBackground(self._gather(prompts, seeds, on_rollout, None))
 
     async def _gather(
         self,
-        rows: Sequence[tuple[Sequence[int], int | None, int]],
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int | None] | None,
         on_rollout: Callable[[int, Rollout], None] | None,
+        budgets: Sequence[int] | None,
     ) -> list[Rollout]:
+        own_seeds = [None] * len(prompts) if seeds is None else seeds
+        own_budgets = [self.sampling.max_tokens] * len(prompts) if budgets is None else budgets
+        rows = list(zip(prompts, own_seeds, own_budgets, strict=True))
         slots = asyncio.Semaphore(self.max_in_flight or max(1, len(rows)))
 
         async def run_in_slot(index: int) -> Rollout:
@@ -118,7 +133,8 @@ class DynamicTruncatedRollout:
                 on_rollout(index, rollout)
             return rollout
 
-        return await gather(map(run_in_slot, range(len(rows))))
+        with rare_garbage_collections():
+            return await gather(map(run_in_slot, range(len(rows))))
 
 
 class _BoundaryDetector:

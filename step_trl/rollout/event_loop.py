@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Coroutine, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeVar
 
 
 _T = TypeVar("_T")
@@ -24,22 +24,43 @@ def run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(coroutine)
-    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = Future()
+    background = InBackground(coroutine)
+    try:
+        return background.result()
+    except KeyboardInterrupt:
+        background.cancel()
+        raise
 
-    async def cancellable() -> _T:
+
+class InBackground(Generic[_T]):
+    """A coroutine that runs in a thread of its own, with its own event loop, from now on."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, _T]):
+        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task]] = Future()
+        executor = ThreadPoolExecutor(max_workers=1)
+        self._ended = executor.submit(asyncio.run, self._cancellable(coroutine))
+        executor.shutdown(wait=False)  # its thread ends with the coroutine
+
+    async def _cancellable(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
         task = asyncio.current_task()
         assert task is not None
-        begun.set_result((asyncio.get_running_loop(), task))
+        self._begun.set_result((asyncio.get_running_loop(), task))
         return await coroutine
 
-    with ThreadPoolExecutor(max_workers=1) as executor:
-        result = executor.submit(asyncio.run, cancellable())
-        try:
-            return result.result()
-        except KeyboardInterrupt:
-            loop, task = begun.result()
+    def wait(self) -> None:
+        """Wait until the coroutine has ended, in whatever way."""
+        wait([self._ended])
+
+    def result(self) -> _T:
+        """Wait for the coroutine's result, or raise its error."""
+        return self._ended.result()
+
+    def cancel(self) -> None:
+        """Cancel the coroutine if it is running, and wait for its clean-up."""
+        loop, task = self._begun.result()
+        with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
             loop.call_soon_threadsafe(task.cancel)
-            raise
+        self.wait()
 
 
 @contextmanager
