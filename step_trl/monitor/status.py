@@ -28,7 +28,7 @@ class RunStatus(TrainerCallback):
             The number of finished updates, and of all updates.
         rollouts (`int`), ended (`int`), exits (`int`):
             The number of completions that are requested, ended, and ended early in this process's current or last
-            generation. 0 if TRL generates.
+            generation. 0 if TRL generates. With `rollouts_ahead`, those of the next batch during an update.
         logs (`Mapping[str, float]`):
             The last logs.
         listeners (`list[Callable[[], None]]`):
@@ -57,6 +57,22 @@ class RunStatus(TrainerCallback):
         self, rollout: DynamicTruncatedRollout | TreeRollout, number: int
     ) -> Iterator[Callable[[int, Rollout], None]]:
         """Count `number` rollouts. Yield a function to call with each rollout that ends."""
+        try:
+            yield self.follow(rollout, number)
+        finally:
+            tokens = self._sampled()
+            self._sampled = lambda: tokens
+            self._rollouts_ended = time.monotonic()
+
+    def follow(
+        self, rollout: DynamicTruncatedRollout | TreeRollout, number: int, *, from_background: bool = False
+    ) -> Callable[[int, Rollout], None]:
+        """
+        Count `number` rollouts. Return a function to call with each rollout that ends.
+
+        With `from_background`, it is called in another thread. Listeners hear of it only while the training waits for
+        rollouts: at other times, they are busy with the training itself.
+        """
         before = rollout.sampled_tokens
         self.rollouts, self.ended, self.exits = number, 0, 0
         self._rollouts_began, self._rollouts_ended = time.monotonic(), None
@@ -65,14 +81,12 @@ class RunStatus(TrainerCallback):
         def note(place: int, ended: Rollout) -> None:
             self.ended += 1
             self.exits += ended.truncated
-            self._tell()
+            if self.ended == number:
+                self._rollouts_ended = time.monotonic()
+            if not from_background or self.phase == "rollouts":
+                self._tell()
 
-        try:
-            yield note
-        finally:
-            tokens = self._sampled()
-            self._sampled = lambda: tokens
-            self._rollouts_ended = time.monotonic()
+        return note
 
     @property
     def tokens_per_second(self) -> float:

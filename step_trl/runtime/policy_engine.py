@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
@@ -16,7 +16,8 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
-from ..rollout import SamplingParams
+from ..monitor import RunStatus
+from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import (
     Engine,
     EngineUnavailableError,
@@ -25,7 +26,9 @@ from ..rollout.engines import (
     VLLMServerEngine,
 )
 from ..rollout.event_loop import run_to_end
+from .batches_ahead import BatchesAhead, Rows
 from .ranks import check_reference_model, check_rollouts_in_process, failing_together, rollout_seeds, whole_parameters
+from .rollouts_ahead import Request, RolloutsAhead, check_rollouts_ahead
 from .run_config import RunConfig
 from .weight_sync import DiskSyncedGeneration, check_log_probabilities
 
@@ -81,6 +84,9 @@ class PolicyEngine:
         colocated ([`VLLMColocatedEngine`], *optional*):
             The engine of TRL's vLLM in this process, with `vllm_mode="colocate"`, after [`check_own_rollouts`] has
             been called.
+        ahead ([`RolloutsAhead`], *optional*), batches ([`BatchesAhead`], *optional*):
+            The batch that is sampled during an update, and the batches that follow, with `rollouts_ahead=1`, after
+            [`attach`].
     """
 
     def __init__(
@@ -93,6 +99,8 @@ class PolicyEngine:
         self.args = args
         self.servers = connect(args, model, processing_class) if on_servers else None
         self.colocated: VLLMColocatedEngine | None = None
+        self.ahead: RolloutsAhead | None = None
+        self.batches: BatchesAhead | None = None
         self._by_disk = on_servers and args.weight_sync == "disk"
         self._in_process: TransformersEngine | None = None
         self._weights_checked_at: int | None = None
@@ -133,6 +141,9 @@ class PolicyEngine:
                 min_p=trainer.min_p,
                 max_completion_length=trainer.max_completion_length,
             )
+        if self.args.rollouts_ahead:
+            check_rollouts_ahead(trainer, self.args.weight_sync_check_every)
+            self.ahead, self.batches = RolloutsAhead(self._trainer), BatchesAhead(self._trainer)
 
     def check_own_rollouts(self, *, with_images: bool = False) -> None:
         """
@@ -187,13 +198,57 @@ class PolicyEngine:
         They depend on the run's seed, the update, the number of earlier calls in this update, and the positions of the
         completions in the batch of all processes, not on the number of processes.
         """
-        trainer = self._trainer
-        seeded = not trainer.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
-        step = trainer.state.global_step
+        step = self._trainer.state.global_step
         self._seeded_calls = self._seeded_calls + 1 if step == self._seeded_step else 0
         self._seeded_step = step
+        return self._seeds_of(step, self._seeded_calls, count)
+
+    def _seeds_of(self, step: int, call: int, count: int) -> list[int] | None:
+        trainer = self._trainer
+        seeded = not trainer.use_vllm if self.args.seeded_rollouts is None else self.args.seeded_rollouts
         first = trainer.accelerator.process_index * count
-        return rollout_seeds([self.args.seed, step, self._seeded_calls], first, count) if seeded else None
+        return rollout_seeds([self.args.seed, step, call], first, count) if seeded else None
+
+    def rollout(
+        self, engine: Engine, callbacks: Sequence[TruncationCallback], speculative: bool
+    ) -> DynamicTruncatedRollout:
+        """Return the rollout of the trainer's completions on an engine."""
+        return DynamicTruncatedRollout(
+            engine,
+            callbacks,
+            self.sampling_params,
+            # TRL's colocated vLLM has a slot for each completion, and a probe beside it would wait for another's.
+            speculative and self.colocated is None,
+            max_in_flight=self.args.max_rollouts_in_flight,
+        )
+
+    def take_ahead(self, request: Request) -> list[Rollout] | None:
+        """Return the rollouts of this request if they have been sampled ahead. Every process must call this."""
+        return None if self.ahead is None else self.ahead.take(request)
+
+    def sample_ahead(
+        self,
+        rows: Rows,
+        options: Mapping[str, Any],
+        tokenize: Callable[[list[Any]], list[list[int]]],
+        status: RunStatus,
+    ) -> None:
+        """
+        Begin to sample the batch after that of `rows`, with the current weights, if there is one.
+
+        `options` are those of [`rollout`]. Every process must call this, when it has the completions of `rows`.
+        """
+        ahead, batches, servers = self.ahead, self.batches, self.servers
+        assert ahead is not None and batches is not None and servers is not None
+        following = batches.after(rows)
+        if following is None or self._is_to_be_compared(following.update):
+            return
+        prompts = tokenize([row["prompt"] for row in following.rows])
+        same_update = following.update == self._seeded_step
+        seeds = self._seeds_of(following.update, self._seeded_calls + 1 if same_update else 0, len(prompts))
+        request = Request(prompts, seeds, **options)
+        self.sync_weights()
+        ahead.start(request, self.rollout(servers, request.callbacks, request.speculative), status)
 
     @contextmanager
     def sampling(self) -> Iterator[Engine]:
@@ -231,10 +286,17 @@ class PolicyEngine:
             finally:
                 self._in_process.drop_prefix_cache()  # the weights are about to change
 
+    def close(self) -> None:
+        """Stop what is sampled in the background."""
+        if self.ahead is not None:
+            self.ahead.cancel()
+
     def sync_weights(self) -> None:
         """Send the policy's weights to vLLM if it has moved since, as TRL's `_generate_single_turn` does."""
         trainer = self._trainer
         if trainer.state.global_step != trainer._last_loaded_step:
+            if self.ahead is not None:
+                self.ahead.settle()
             # In TRL, the first process sends the weights and then requests completions. Here each process requests its
             # own, and must wait until all weights are sent: a forward pass with half of them crashes the server.
             with failing_together():
@@ -246,15 +308,14 @@ class PolicyEngine:
         Compare the servers' log-probabilities with the policy's, every `weight_sync_check_every` updates.
 
         TRL's `output` for a generation holds the policy's if TRL corrects for those of the servers. Raises
-        [`WeightSyncError`] on every process if they differ.
+        [`WeightSyncError`] on every process if they differ. A batch that older weights have sampled is not compared.
         """
-        trainer = self._trainer
-        every, last, step = self.args.weight_sync_check_every, self._weights_checked_at, trainer.state.global_step
-        due = every > 0 and (last is None or step - last >= every)
-        if self.servers is None or not due or "old_per_token_logps" not in output:
+        trainer, model = self._trainer, cast("PreTrainedModel", self._trainer.model)
+        step, is_stale = trainer.state.global_step, model.training and self._staleness > 0
+        is_due = self._comparison_is_due(step, self._weights_checked_at)
+        if self.servers is None or not is_due or is_stale or "old_per_token_logps" not in output:
             return
         self._weights_checked_at = step
-        model = cast("PreTrainedModel", trainer.model)
         with failing_together():
             check_log_probabilities(
                 output["sampling_per_token_logps"],
@@ -265,6 +326,21 @@ class PolicyEngine:
                 tied_embeddings=bool(getattr(model.config, "tie_word_embeddings", False)),
                 urls=self.args.server_urls(),
             )
+
+    @property
+    def _staleness(self) -> int:
+        return 0 if self.ahead is None else self.ahead.staleness
+
+    def _comparison_is_due(self, step: int, last: int | None) -> bool:
+        every = self.args.weight_sync_check_every
+        return every > 0 and (last is None or step - last >= every)
+
+    def _is_to_be_compared(self, update: int) -> bool:
+        """Return whether the batch of a later update must be sampled with its own weights, for [`check_weights`]."""
+        last, step = self._weights_checked_at, self._trainer.state.global_step
+        if self._staleness == 0 and self._comparison_is_due(step, last):
+            last = step  # the batch that has just been sampled is about to be compared
+        return self._comparison_is_due(update, last)
 
     @contextmanager
     def saving_on_outage(self) -> Iterator[None]:

@@ -56,6 +56,10 @@ class RunConfig(GRPOConfig):
         weight_sync_check_every (`int`, *optional*, defaults to `100`):
             The number of updates between two comparisons of the servers' log-probabilities with the policy's. The
             first comparison follows the first synchronisation. `0` turns the comparison off.
+        rollouts_ahead (`int`, *optional*, defaults to `0`):
+            The number of batches that vLLM servers sample while the batch before them is trained on: 0 or 1. With `1`,
+            the weights that sample a batch lack the updates on the one before, for which TRL corrects by importance
+            sampling. Only for `vllm_mode="server"`, and methods that sample a batch at once.
         num_completions_to_log (`int`, *optional*, defaults to `8`):
             The number of completions that trackers show at each logging step: all of them in a table that keeps all
             steps, and the first ones also as pictures. `0` for none. TRL's `log_completions` and its table are
@@ -87,6 +91,10 @@ class RunConfig(GRPOConfig):
     weight_sync_check_every: int = field(
         default=100, metadata={"help": "The number of updates between two checks of the servers' weights; 0 for none."}
     )
+    rollouts_ahead: int = field(
+        default=0,
+        metadata={"help": "The number of batches, 0 or 1, that servers sample while the one before is trained on."},
+    )
     num_completions_to_log: int = field(
         default=8, metadata={"help": "The number of completions that trackers show at each logging step; 0 for none."}
     )
@@ -105,6 +113,23 @@ class RunConfig(GRPOConfig):
                 f"max_rollouts_in_flight: {self.max_rollouts_in_flight} allows no rollouts. Set at least 1, or None."
             )
         self._check_weight_sync()
+        if self.rollouts_ahead != 0:
+            self._check_rollouts_ahead()
+
+    def _check_rollouts_ahead(self) -> None:
+        value = self.rollouts_ahead
+        if value != 1:
+            raise ValueError(f"rollouts_ahead: {value} batches are not supported. Set 1, or 0 for none.")
+        if not self.use_vllm or self.vllm_mode != "server":
+            raise ValueError(
+                f"rollouts_ahead: {value} needs servers, which sample while this process trains. Set use_vllm=True "
+                "and vllm_mode='server', or rollouts_ahead=0."
+            )
+        if not self.vllm_importance_sampling_correction:
+            raise ValueError(
+                "vllm_importance_sampling_correction: False would train on rollouts of older weights, which "
+                f"rollouts_ahead={value} gives, as if they were the policy's. Set it to True, or rollouts_ahead=0."
+            )
 
     def _check_weight_sync(self) -> None:
         if self.weight_sync not in ("nccl", "disk"):

@@ -9,6 +9,7 @@ here, including TRL's own hooks. What any long run needs is an attribute, not in
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -33,12 +34,13 @@ from ..monitor.workspace import Charts
 from ..preferences.records import RolloutRecorder
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
-from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
+from ..rollout import Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, TransformersEngine
 from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
 from ..runtime.policy_engine import PolicyEngine, loading_options
+from ..runtime.rollouts_ahead import Request, RolloutsAhead
 from ..runtime.signal_warnings import SignalWarnings, Symptom
 from ..thoughts import skipped_thoughts
 from ..token_targets import TARGET_COLUMN, validate_targets
@@ -137,6 +139,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 **kwargs,
             )
         self._policy_engine.attach(self)
+        if self.args.rollouts_ahead:
+            self._check_that_it_samples_ahead()
         if reward_funcs is None:
             self._prefer_the_environments_rewards()
         self._recorder = RolloutRecorder(cast("str", self.args.output_dir), self._tokenizer)
@@ -168,6 +172,15 @@ class EfficientReasoningTrainer(GRPOTrainer):
             method that returns such must also set `batch.rows` and `batch.rewards`.
         """
         return None
+
+    def rollout_options(self) -> dict[str, Any]:
+        """
+        Return the arguments of [`run_rollouts`] besides prompts and seeds, with which `sample` calls it for a batch.
+
+        With `rollouts_ahead=1`, the next batch is requested with them. A method that overrides [`sample`] must
+        override this, too, for its rollouts to be sampled ahead: `sample` then finds them ready.
+        """
+        return {}
 
     def reward_columns(self, batch: Batch) -> dict[str, torch.Tensor]:
         """
@@ -243,21 +256,18 @@ class EfficientReasoningTrainer(GRPOTrainer):
         Every process must call this; each may have another number of prompts. The arguments are those of
         [`~step_trl.rollout.DynamicTruncatedRollout`].
         """
-        with self.policy_engine() as engine:
-            asked = self._with_images(engine, prompts)
-            rollout = DynamicTruncatedRollout(
-                engine,
-                callbacks,
-                self.sampling_params,
-                # TRL's colocated vLLM has a slot for each completion, and a probe beside it would wait for another's.
-                speculative and self._policy_engine.colocated is None,
-                max_in_flight=self.args.max_rollouts_in_flight,
-            )
-            with self.status.following(rollout, len(prompts)) as note:
-                rollouts = rollout.run(asked, seeds, note, budgets)
+        ahead = None if budgets else self._policy_engine.take_ahead(Request(prompts, seeds, callbacks, speculative))
+        rollouts = self._run_now(prompts, callbacks, speculative, seeds, budgets) if ahead is None else ahead
         for done, prompt in zip(rollouts, prompts, strict=True):
             done.prompt_ids = prompt
         return rollouts
+
+    def _run_now(self, prompts, callbacks, speculative, seeds, budgets) -> list[Rollout]:
+        with self.policy_engine() as engine:
+            asked = self._with_images(engine, prompts)
+            rollout = self._policy_engine.rollout(engine, callbacks, speculative)
+            with self.status.following(rollout, len(prompts)) as note:
+                return rollout.run(asked, seeds, note, budgets)
 
     def _with_images(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Return prompts with the images of the batch, whose prompts they are if it has images."""
@@ -413,6 +423,18 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 raise ValueError(f"{name}: {self._name} samples completions itself. Leave it out, or use GRPO.")
         self._policy_engine.check_own_rollouts()
 
+    def _check_that_it_samples_ahead(self) -> None:
+        """Refuse a method whose rollouts are not those of [`rollout_options`]."""
+        kinds = type(self).__mro__
+        chooses, samples, describes = (
+            next(kind for kind in kinds if name in vars(kind)) for name in ("choose_rows", "sample", "rollout_options")
+        )
+        if chooses is not EfficientReasoningTrainer or samples is not describes:
+            raise ValueError(
+                f"rollouts_ahead: {self.args.rollouts_ahead} is not supported by {self._name}, which samples in its "
+                "own way. Set rollouts_ahead=0."
+            )
+
     @property
     def _mode(self) -> str:
         """Return the key of `_metrics`, as TRL's hooks compute it."""
@@ -526,6 +548,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             with self._policy_engine.saving_on_outage():
                 return super().train(*args, **kwargs)
         finally:
+            self._policy_engine.close()
             self.monitor.close()
 
     def _generate_and_score_completions(self, inputs):
@@ -556,7 +579,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.batch.prompt_ids, self.batch.image_fields = prompt_ids, multimodal_fields
-        rollouts = self.sample(self.batch) if self.model.training else None
+        if self._policy_engine.ahead is not None:
+            rollouts = self._sample_with_overlap(self.batch, self._policy_engine.ahead)
+        else:
+            rollouts = self.sample(self.batch) if self.model.training else None
         if rollouts is None:
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
@@ -564,6 +590,20 @@ class EfficientReasoningTrainer(GRPOTrainer):
         prompt_ids[:] = [list(rollout.prompt_ids) for rollout in rollouts]
         self.batch.rollouts = None if self.tools else rollouts
         return [rollout.completion_ids for rollout in rollouts], [rollout.logprobs.tolist() for rollout in rollouts]
+
+    def _sample_with_overlap(self, batch: Batch, ahead: RolloutsAhead) -> list[Rollout] | None:
+        """Return training completions, and begin to sample those of the next batch."""
+        if not batch.training:
+            self._policy_engine.sync_weights()  # before TRL does, which would not wait for the batch in the background
+            return None
+        began = time.monotonic()
+        rollouts = self.sample(batch)
+        if rollouts is None:  # TRL would generate, but not in the background
+            rollouts = self.run_rollouts(batch.prompt_ids, seeds=self.seeds(len(batch.prompt_ids)))
+        self.log_metric("rollouts_ahead/waited", time.monotonic() - began)
+        self.log_metric("rollouts_ahead/staleness", ahead.staleness)
+        self._policy_engine.sample_ahead(batch.rows, self.rollout_options(), self.tokenize_prompts, self.status)
+        return rollouts
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         batch = self.batch
@@ -612,6 +652,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
         for name, values in columns.items():
             if name not in self._pending_extra_logs:  # a reward function may have a column with this name
                 self._log_completion_extra(name, values)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches = self._policy_engine.batches
+        source = epoch_iterator if batches is None else batches.of_epoch(epoch_iterator)
+        return super().get_batch_samples(source, num_batches, device)
 
     def _prepare_inputs(self, generation_batch):
         steps_per_generation = cast("int", self.args.steps_per_generation)  # TRL has filled it in

@@ -68,6 +68,13 @@ class EfficientReasoningConfig(RunConfig):
             )
         if self.whole_groups(self):
             self._check_whole_groups()
+        if self.rollouts_ahead:
+            if not self.samples_ahead:
+                raise ValueError(
+                    f"rollouts_ahead: {self.rollouts_ahead} is not supported by this method, whose rollouts need more "
+                    "than one request or the current policy. Set rollouts_ahead=0."
+                )
+            check_own_rollouts(self, ", or set rollouts_ahead=0")
 
     @staticmethod
     def whole_groups(options: Any) -> bool:
@@ -104,6 +111,11 @@ class EfficientReasoningConfig(RunConfig):
     def own_rollouts(self) -> bool:
         """Return whether the trainer samples the training completions itself, instead of TRL."""
         return False
+
+    @property
+    def samples_ahead(self) -> bool:
+        """Return whether the method supports `rollouts_ahead=1`: each completion of a batch is one rollout."""
+        return not self.own_rollouts
 
     def most_sampled_tokens(self, completions: int) -> dict[str, int]:
         """Return the most tokens that a generation batch of `completions` samples, by what they are for."""

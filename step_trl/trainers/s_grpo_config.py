@@ -41,6 +41,10 @@ class SGRPOConfig(StepGRPOConfig):
     def whole_groups(options):
         return True
 
+    @property
+    def samples_ahead(self):
+        return False
+
     def describe(self):
         return ["groups are exits from one thought", *self._describe_reward()]
 

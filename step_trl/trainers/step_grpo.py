@@ -165,14 +165,15 @@ class StepGRPOTrainer(EfficientReasoningTrainer):
     def sample(self, batch):
         if not self._truncates:
             return None
-        rollouts = self.run_rollouts(
-            batch.prompt_ids,
-            self.truncation_callbacks,
-            speculative=self.args.speculative_probing,
-            seeds=self.seeds(len(batch.prompt_ids)),
-        )
+        seeds = self.seeds(len(batch.prompt_ids))
+        rollouts = self.run_rollouts(batch.prompt_ids, seeds=seeds, **self.rollout_options())
         self._log_rollouts(rollouts)
         return rollouts
+
+    def rollout_options(self):
+        if not self._truncates:
+            return {}
+        return {"callbacks": self.truncation_callbacks, "speculative": self.args.speculative_probing}
 
     def reward_columns(self, batch):
         columns = super().reward_columns(batch)

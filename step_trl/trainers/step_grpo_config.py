@@ -153,6 +153,10 @@ class StepGRPOConfig(EfficientReasoningConfig):
     def own_rollouts(self):
         return self.truncated_rollout
 
+    @property
+    def samples_ahead(self):
+        return True
+
     def probe_options(self) -> dict[str, Any]:
         """Return the options of the [`ConfidenceTruncation`] that decides where rollouts stop."""
         names = (*VARIANTS["paper"], "max_probe_tokens", "early_rejection")
