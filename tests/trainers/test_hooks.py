@@ -24,6 +24,7 @@ WITH_ANNOTATIONS = {
     "_get_train_sampler": ["self", "dataset"],
     "_generate_and_score_completions": ["self", "inputs"],
     "_prepare_inputs": ["self", "generation_batch"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
     "_tokenize_prompts": ["self", "prompts"],
     "_get_per_token_logps_and_entropies": [
         "self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy",
