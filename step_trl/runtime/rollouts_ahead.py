@@ -1,16 +1,17 @@
 """
 Overlap of rollouts and updates: while a batch is trained on, vLLM servers sample the next one.
 
-    servers   sample 1 | sample 2 ......... | sample 3 ......... |
-    trainer            | score 1, update 1  | score 2, update 2  |
-                       ^ weights            ^ weights
+    servers   sample 1 | sample 2 .......... | sample 3 .......... |
+    trainer            | score 1, train on 1 | score 2, train on 2 |
+              ^ weights                      ^ weights
 
 Weights are sent between two batches, so that each completion is sampled with one version of them. A batch is sampled
-with those from before the update that it overlaps. TRL corrects for the difference by importance sampling.
+with those from before the updates that it overlaps. TRL corrects for the difference by importance sampling.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -23,6 +24,9 @@ from ..monitor import RunStatus
 from ..rollout import DynamicTruncatedRollout, Rollout, TruncationCallback
 from ..rollout.event_loop import InBackground
 from .ranks import failing_together
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -38,6 +42,9 @@ class Request:
     seeds: Sequence[int] | None
     callbacks: Sequence[TruncationCallback] = ()
     speculative: bool = False
+
+    def __post_init__(self):
+        self.callbacks = list(self.callbacks)
 
 
 class RolloutsAhead:
@@ -87,6 +94,11 @@ class RolloutsAhead:
             running.cancel()
             raise
         if not all(gather_object([self._request == request])):
+            logger.warning(
+                "rollouts_ahead: update %d trains on other prompts, seeds or callbacks than were known before. Its "
+                "batch is sampled again.",
+                self._trainer.state.global_step + 1,
+            )
             return None
         self.staleness = self._trainer.state.global_step - self._sampled_at
         return rollouts

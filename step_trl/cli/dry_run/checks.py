@@ -211,6 +211,7 @@ def check_servers(plan: StagePlan) -> str:
     return (
         f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
         f"log-probabilities, weights by {values.weight_sync}"
+        + ", the next batch is sampled during an update" * (values.rollouts_ahead == 1)
     )
 
 
