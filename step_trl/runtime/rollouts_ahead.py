@@ -95,9 +95,8 @@ class RolloutsAhead:
             raise
         if not all(gather_object([self._request == request])):
             logger.warning(
-                "rollouts_ahead: update %d trains on other prompts, seeds or callbacks than were known before. Its "
-                "batch is sampled again.",
-                self._trainer.state.global_step + 1,
+                "rollouts_ahead: the prompts, seeds or callbacks of a batch are not those with which it was sampled "
+                "ahead. It is sampled again."
             )
             return None
         self.staleness = self._trainer.state.global_step - self._sampled_at

@@ -74,7 +74,7 @@ def test_the_batch_is_taken_once(ahead, engine, status):
 def test_another_request_does_not_get_it(other, ahead, engine, caplog):
     engine.may_sample.set()
     assert ahead.take(other) is None and ahead.staleness == 0
-    assert "update 5 trains on other prompts, seeds or callbacks" in caplog.text
+    assert "It is sampled again" in caplog.text
 
 
 def test_settling_waits_and_keeps_the_batch(ahead, engine):

@@ -202,8 +202,8 @@ def test_a_dry_run_asks_the_server(tmp_path, dry_run, vllm_server):
     status, text = dry_run(*flags(options))
     assert status == 0 and f"{vllm_server.url}: the policy's tokenizer" in text and "KV cache" not in text
     assert "weights by disk" in text
-    status, text = dry_run(*flags(options | {"weight_sync": "nccl"}))
-    assert status == 0 and "weights by nccl" in text
+    status, text = dry_run(*flags(options | {"weight_sync": "nccl", "rollouts_ahead": 1}))
+    assert status == 0 and "weights by nccl, the next batch is sampled during an update" in " ".join(text.split())
 
 
 @pytest.mark.timeout(300)
