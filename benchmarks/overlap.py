@@ -165,7 +165,7 @@ CONTENDERS: dict[str, Callable[..., GRPOTrainer]] = {
 
 def measure(name: str, url: str, args: argparse.Namespace) -> dict[str, float]:
     """Train one contender, and return its [`Clock.quantities`]."""
-    clock = Clock()
+    clock, prompts = Clock(), args.updates * args.completions // NUM_GENERATIONS
     with tempfile.TemporaryDirectory() as folder:
         trainer = CONTENDERS[name](
             url,
@@ -173,7 +173,7 @@ def measure(name: str, url: str, args: argparse.Namespace) -> dict[str, float]:
             folder,
             model=load_model(),
             reward_funcs=math_accuracy_reward,
-            train_dataset=load_dataset("train"),
+            train_dataset=load_dataset("train").select(range(prompts)),
             processing_class=load_tokenizer(),
         )
         clock.watch(trainer)

@@ -208,10 +208,10 @@ def check_servers(plan: StagePlan) -> str:
             wrong.append(str(error))
     if wrong:
         raise ValueError("\n".join(wrong))
+    overlap = ", the next batch is sampled during an update" * (values.rollouts_ahead == 1)
     return (
         f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
-        f"log-probabilities, weights by {values.weight_sync}"
-        + ", the next batch is sampled during an update" * (values.rollouts_ahead == 1)
+        f"log-probabilities, weights by {values.weight_sync}{overlap}"
     )
 
 
