@@ -51,7 +51,7 @@ NAMES = {
     "step": "ours, Step-GRPO",
     "step ahead": "ours, Step-GRPO, rollouts_ahead=1",
 }
-SMALLEST = ("--completions", "32", "--max-tokens", "16", "--updates", "3", "--rounds", "1")  # for tests
+SMALLEST = ("--completions", "8", "--max-tokens", "8", "--updates", "2", "--rounds", "1")  # for tests
 
 
 class TRLGeneration(DiskSyncedGeneration):
@@ -220,7 +220,7 @@ def run_rounds(url: str, args: argparse.Namespace) -> dict[str, list[dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="URL of an idle server on the testbed model; by default, this script starts one")
-    parser.add_argument("--completions", type=int, default=64, help="completions per update, a multiple of 32")
+    parser.add_argument("--completions", type=int, default=64, help="completions per update, a multiple of 8")
     parser.add_argument("--max-tokens", type=int, default=224)
     parser.add_argument("--updates", type=int, default=6, help="updates of each training, at least 2")
     parser.add_argument("--rounds", type=int, default=5)
