@@ -82,8 +82,8 @@ def test_seeded_completions_do_not_depend_on_processes_or_servers(vllm_server, m
 @pytest.fixture(scope="module")
 def unlike_ranks(vllm_server, tmp_path_factory):
     """
-    Two trainings in turn: on rank 1, the first has a small budget and then one plain generation more, and the other a
-    callback that fails.
+    Three trainings in turn: on rank 1, the first has a small budget and then one plain generation more, and the others
+    a callback that fails, in a batch that is sampled ahead and in the first one.
     """
     folder = tmp_path_factory.mktemp("unlike")
     script = Path(__file__).with_name("unlike_ranks.py")
@@ -106,6 +106,16 @@ def test_a_callback_that_fails_on_one_rank_ends_both(unlike_ranks):
     assert "in at_boundary" in second[1]
     assert second[1].rstrip().endswith("ZeroDivisionError: the callback of rank 1")
     assert "RuntimeError: Process 1 failed. ZeroDivisionError: the callback of rank 1" in first[1]
+
+
+def test_a_callback_that_fails_in_the_background_ends_both_when_its_batch_is_needed(unlike_ranks):
+    folder, _ = unlike_ranks
+    (first, first_step), (second, second_step) = (
+        json.loads((folder / f"out.ahead.{rank}.json").read_text()) for rank in (0, 1)
+    )
+    assert second == "ZeroDivisionError: the callback of rank 1"
+    assert first == f"RuntimeError: Process 1 failed. {second}"
+    assert first_step == second_step == 1
 
 
 # A server goes away

@@ -1,5 +1,6 @@
 """Trainings whose server samples the next batch during an update."""
 
+import asyncio
 import threading
 from collections import defaultdict
 
@@ -44,7 +45,10 @@ def on_server(build, vllm_server, mixed_problems):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The calls of engines: how many rollouts have begun, how many run, and how many ran when weights were loaded."""
+    """
+    The calls of engines: how many rollouts have begun, how many run, and both before and after each loading of
+    weights. Each rollout lasts at least `calls["seconds"]`.
+    """
     counts, lock = defaultdict(int), threading.Lock()
     counts["at loads"] = []
     for_rollout, load = VLLMServerEngine.for_rollout, VLLMServerEngine.load_weights
@@ -60,6 +64,7 @@ def calls(monkeypatch):
                 return await manager.__aenter__()
 
             async def __aexit__(self, *error):
+                await asyncio.sleep(counts["seconds"])
                 with lock:
                     counts["running"] -= 1
                 return await manager.__aexit__(*error)
@@ -135,6 +140,18 @@ def test_each_batch_is_sampled_by_the_weights_before_the_last_update(method, on_
         assert number == 0 or difference(output, mine) > 3e-3
     if method == "step_grpo":
         assert sum(logged(trainer, "step_grpo/exit_rate")) > 0
+
+
+def test_an_evaluation_waits_for_the_batch_and_has_the_current_weights(on_server, calls, mixed_problems):
+    calls["seconds"] = 2.0  # longer than an update
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 4}
+    problem = {"eval_dataset": mixed_problems.select(range(1))}
+    trainer = on_server("sas", problem, max_steps=2, max_completion_length=24, **evaluation)
+    trainer.train()
+    # Two batches, then after each update its weights and an evaluation; the first one waits for the second batch.
+    assert calls["at loads"] == [(n, 0, n, 0) for n in (0, 16, 20)]
+    assert all(value < 1e-3 for value in logged(trainer, "eval_sampling/sampling_logp_difference/max"))
+    assert logged(trainer, "rollouts_ahead/staleness") == [0, 1]
 
 
 def completions_of(trainer):

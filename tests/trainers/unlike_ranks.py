@@ -16,20 +16,26 @@ RANK = int(os.environ.get("RANK", 0))
 
 
 class RaisesOnRankOne(TruncationCallback):
+    """Raises an error in the rollouts after the first `fine` ones."""
+
+    def __init__(self, fine: int = 0):
+        self.fine = fine
+
     def positions(self, prompt_ids, max_tokens, seed):
         return (5,)
 
     def at_boundary(self, boundary):
-        if RANK == 1:
+        self.fine -= 1
+        if RANK == 1 and self.fine < 0:
             raise ZeroDivisionError("the callback of rank 1")
         return GoOn()
 
 
-def build(url: str, folder: str, **options) -> StepGRPOTrainer:
+def build(url: str, folder: str, rollouts_ahead: int = 0, **options) -> StepGRPOTrainer:
     config = StepGRPOConfig(
         folder, use_vllm=True, vllm_mode="server", vllm_server_base_url=[url], weight_sync="disk",
         num_generations=4, per_device_train_batch_size=4, max_completion_length=96, seed=3,
-        **SMALL_RUN | {"max_steps": 2},
+        rollouts_ahead=rollouts_ahead, **SMALL_RUN | {"max_steps": 2},
     )  # fmt: skip
     dataset, tokenizer = testbed.load_dataset("hard"), testbed.load_tokenizer()
     return StepGRPOTrainer(
@@ -55,6 +61,12 @@ def main(url: str, path: str) -> None:
     trainer.vllm_generation.generate_together = False  # as with tools
     for _ in range(1 + RANK):
         trainer.vllm_generation.generate([[5, 6, 7]], None, 1)
+    ahead = build(url, f"{path}.ahead", 1, truncation_callbacks=[RaisesOnRankOne(4)])  # in the second batch
+    try:
+        ahead.train()
+    except Exception as error:
+        with open(f"{path}.ahead.{RANK}.json", "w") as file:
+            json.dump([f"{type(error).__name__}: {error}", ahead.state.global_step], file)
     build(url, f"{path}.raise", truncation_callbacks=[RaisesOnRankOne()]).train()
 
 
