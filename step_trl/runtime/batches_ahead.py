@@ -56,15 +56,16 @@ class BatchesAhead:
             pass
         if not self._handed_out:
             return None
-        # `rows` and the other batches that have been handed out are for the current update.
-        later, position = ahead - self._handed_out, ahead - len(self._current)
-        if later < 0:
-            update = state.global_step
-        elif position < 0:
-            update = state.global_step + 1 + later // args.gradient_accumulation_steps
-        else:  # the next epoch begins with an update of its own
-            left = math.ceil((later - position) / args.gradient_accumulation_steps)
-            update = state.global_step + 1 + left + position // args.gradient_accumulation_steps
+        # `rows` and the other batches that have been handed out are for the current update, and `later` is -1 or less
+        # for one of them.
+        per_update, later, position = (
+            args.gradient_accumulation_steps,
+            ahead - self._handed_out,
+            ahead - len(self._current),
+        )
+        update = state.global_step + 1 + later // per_update
+        if position >= 0:  # the next epoch begins with an update of its own
+            update = state.global_step + 1 + math.ceil((later - position) / per_update) + position // per_update
         if update >= state.max_steps:
             return None
         found = self._current[ahead] if position < 0 else self._of_next_epoch(position)
