@@ -19,5 +19,6 @@ TESTS = {
     "test_evaluations_and_trainings_side_by_side", "test_every_answer_is_right_for_its_own_problem_only",
     "test_hostile_input_ends_in_time_and_the_next_call_works",
     "test_script_without_main_guard", "test_segmenters_equal_the_reference",
+    "test_the_folder_loads_in_a_new_process_without_the_package",
     "test_threads_share_the_pool", "test_worker_ends_with_its_parent",
 }  # fmt: skip

@@ -18,7 +18,7 @@ class TrainArguments:
     trainer: str = field(
         metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill', 'sft' or 'dpo'."}
     )
-    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, or 'testbed'."})
+    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, 'testbed' or 'vision-testbed'."})
     dataset_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "The split of the data set."})
     prompt_template: str | None = field(
