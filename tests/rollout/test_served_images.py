@@ -1,60 +1,54 @@
-"""Prompts with images on a vLLM server, compared with the in-process engine."""
+"""Prompts with images on a vLLM server of the visual testbed, compared with the in-process engine."""
 
 import asyncio
 import http.server
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 from llava_on_vllm import install
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from small_runs import SMALL_RUN, every_other
 from trl import prepare_multimodal_messages
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, StepGRPOConfig, StepGRPOTrainer
-from step_trl.evaluation import evaluate
-from step_trl.rollout import AnswerConsistency, DynamicTruncatedRollout, SamplingParams
+from step_trl.evaluation import evaluate, load_benchmark
+from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import PromptImages, TransformersEngine, VLLMServer, VLLMServerEngine
 from step_trl.rollout.engines.served_images import ServedImages
 from step_trl.rollout.engines.vllm_http import EngineError
-
-
-sys.path.append(str(Path(__file__).parents[1] / "trainers"))
-from small_runs import SMALL_RUN, every_other
-from tiny_llava import pictures, save_tiny_llava
+from step_trl.testbed import vision
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_tiny_llava(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def server(folder, tmp_path_factory):
+def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", install(tmp_path_factory.mktemp("plugin")))
         log_file = tmp_path_factory.mktemp("vllm") / "server.log"
-        with VLLMServer(folder, max_model_len=256, log_file=log_file, start_timeout=300) as server:
+        with VLLMServer(vision.MODEL_DIR, max_model_len=1024, log_file=log_file, start_timeout=300) as server:
             yield server
 
 
 @pytest.fixture(scope="module")
-def model(folder):
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def processor(folder):
-    return AutoProcessor.from_pretrained(folder)
+def processor():
+    return vision.load_processor()
 
 
 @pytest.fixture(scope="module")
 def asked(processor):
     """Token ids of questions about one picture and about three, and their images."""
-    rows = [*pictures(3), *pictures(2, images=3)]
+    rows = [row for split in ("easy", "clips") for row in vision.load_dataset(split).select(range(3))]
     messages = [prepare_multimodal_messages(row["prompt"], images=row["images"]) for row in rows]
     rendered = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
     return rendered["input_ids"], PromptImages([row["images"] for row in rows], rendered, processor.image_token_id)
+
+
+@pytest.fixture(scope="module")
+def engines(server, processor):
+    """The engine in process, and that of the server."""
+    return (
+        TransformersEngine(vision.load_model(), processor.tokenizer),
+        VLLMServerEngine(server.url, processor.tokenizer, retry_window=10),
+    )
 
 
 def sample(engine, prompts, **options):
@@ -64,85 +58,75 @@ def sample(engine, prompts, **options):
     return asyncio.run(all_of_them())
 
 
-def test_calls_are_those_of_the_engine_in_process(server, model, processor, asked):
+def test_calls_are_those_of_the_engine_in_process(engines, processor, asked):
     prompts, images = asked
-    engines = [
-        TransformersEngine(model, processor.tokenizer),
-        VLLMServerEngine(server.url, processor.tokenizer, retry_window=10),
-    ]
     asyncio.run(engines[1].check_images(processor))
     shown = [engine.with_images(prompts, images) for engine in engines]
-    assert [len(prompt) for prompt in shown[1]] == [len(ids) - 3 * len(of) for ids, of in zip(prompts, images.images)]
-    whole = sample(engines[0], shown[0], max_tokens=20, temperature=0.0)
-    word = processor.tokenizer.decode(whole[0].token_ids[8])
-    for options in (
-        {},
-        {"stop": [word]},
-        {"abandon": lambda ids, _: len(ids) >= 6},
+    assert [len(prompt) for prompt in shown[1]] == [
+        len(ids) - 8 * len(of) for ids, of in zip(prompts, images.images, strict=True)
+    ]
+    for options, reasons in (
+        ({}, {"length"}),
+        ({"stop": [" north"], "max_tokens": 40}, {"stop", "length"}),
+        ({"abandon": lambda ids, _: len(ids) >= 6}, {"abandoned"}),
+        ({"max_tokens": 400}, {"eos"}),
     ):
-        ours, theirs = (
-            sample(engine, prompt, max_tokens=20, temperature=0.0, **options)
-            for engine, prompt in zip(engines, shown, strict=True)
-        )
+        options = {"max_tokens": 20, "temperature": 0.0} | options
+        ours, theirs = (sample(engine, of, **options) for engine, of in zip(engines, shown, strict=True))
+        assert {one.finish_reason for one in ours} == reasons
         for one, other in zip(ours, theirs, strict=True):
-            common = min(len(one.token_ids), len(other.token_ids))  # a stream is abandoned after a piece of tokens
-            assert common >= 6 or one.finish_reason == "stop"
-            assert one.token_ids[:common] == other.token_ids[:common]
             assert one.finish_reason == other.finish_reason
-            assert one.logprobs[:common] == pytest.approx(other.logprobs[:common], abs=1e-4)
-        assert "abandon" in options or [one.token_ids for one in ours] == [one.token_ids for one in theirs]
-    assert {one.finish_reason for one in sample(engines[1], shown[1], max_tokens=20, temperature=0, stop=[word])} > {
-        "stop"
-    }
+            # A server's call is abandoned after a piece of several tokens.
+            common = 6 if "abandon" in options else len(other.token_ids)
+            assert one.token_ids[:common] == other.token_ids[:common]
+            assert one.logprobs[:common] == pytest.approx(other.logprobs[:common], abs=1e-3)
 
 
-def test_truncated_rollouts_are_those_in_process(server, model, processor, asked):
-    """Probes and a thought that is continued beside them, which are streamed."""
-    prompts, images = asked
+def test_truncated_rollouts_are_those_in_process(engines, processor, asked):
+    """Probes are abandoned, and thoughts continue beside them, so that both are streamed."""
     made = []
-    for engine in (
-        TransformersEngine(model, processor.tokenizer),
-        VLLMServerEngine(server.url, processor.tokenizer, retry_window=10),
-    ):
-        callbacks = [AnswerConsistency(processor.tokenizer, every=5, max_probe_tokens=3)]
-        rollout = DynamicTruncatedRollout(engine, callbacks, SamplingParams(24, 0.0), speculative=True)
-        made.append(rollout.run(engine.with_images(prompts, images)))
+    for engine in engines:
+        callbacks = [ConfidenceTruncation(processor.tokenizer, answer_prompt="\n</think>\n<answer>", threshold=0.98)]
+        rollout = DynamicTruncatedRollout(engine, callbacks, SamplingParams(400, 0.0), speculative=True)
+        made.append(rollout.run(engine.with_images(*asked)))
     for ours, theirs in zip(*made, strict=True):
-        assert ours.completion_ids == theirs.completion_ids
-        assert [probe.token_ids for probe in ours.probes] == [probe.token_ids for probe in theirs.probes] != []
+        assert ours.completion_ids == theirs.completion_ids and ours.truncated == theirs.truncated
+        assert [probe.outcome for probe in ours.probes] == [probe.outcome for probe in theirs.probes] != []
+    assert {rollout.truncated for rollout in made[0]} == {True, False}
 
 
-def test_an_evaluation_on_a_server(server, folder, processor):
-    rows = pictures(4).add_column("grader", ["text"] * 4)
-    engine = VLLMServerEngine(server.url, processor.tokenizer, retry_window=10)
-    options = {"temperature": 0.0, "max_tokens": 12, "require_end_of_thinking": False}
-    on_server = evaluate(engine, {"pictures": rows}, tokenizer=processor, **options)
-    assert on_server["completion"].tolist() == evaluate(folder, {"pictures": rows}, **options)["completion"].tolist()
+def test_an_evaluation_on_a_server(engines, processor):
+    rows = load_benchmark("vision-testbed-easy").select(range(4))
+    options = {"temperature": 0.0, "max_tokens": 200}
+    ours, theirs = (evaluate(engine, {"easy": rows}, tokenizer=processor, **options) for engine in engines)
+    assert ours["completion"].tolist() == theirs["completion"].tolist() and theirs["correct"].any()
     with pytest.raises(ValueError, match="its processor as the tokenizer"):
-        evaluate(engine, {"pictures": rows}, **options)
+        evaluate(engines[1], {"easy": rows}, **options)
 
 
 @pytest.mark.parametrize("method", ["step_grpo", "grpo"])
-def test_trainings_on_a_server(server, folder, processor, tmp_path, method):
+def test_trainings_on_a_server(server, tmp_path, method):
     """Step-GRPO samples itself, and GRPO by TRL's method. The server's log-probabilities are those of the policy."""
     options = SMALL_RUN | {"max_steps": 2, "per_device_train_batch_size": 8, "num_generations": 4, "use_vllm": True}
-    options |= {"vllm_mode": "server", "vllm_server_base_url": server.url, "weight_sync": "disk"}
-    options |= {"max_completion_length": 16, "learning_rate": 1e-2, "weight_sync_check_every": 1, "vllm_server_timeout": 15}
-    trainer_class, config_class, own = (
-        (StepGRPOTrainer, StepGRPOConfig, {"truncation_callbacks": [AnswerConsistency(processor.tokenizer, every=5)]})
+    options |= {"vllm_mode": "server", "vllm_server_base_url": server.url, "vllm_server_timeout": 15}
+    options |= {"weight_sync": "disk", "weight_sync_check_every": 1, "max_completion_length": 100}
+    trainer_class, config_class = (
+        (StepGRPOTrainer, StepGRPOConfig)
         if method == "step_grpo"
-        else (EfficientReasoningTrainer, EfficientReasoningConfig, {})
+        else (EfficientReasoningTrainer, EfficientReasoningConfig)
     )
     trainer = trainer_class(
-        str(folder),
+        vision.load_model(),
         every_other,
-        args=config_class(str(tmp_path), **options),
-        train_dataset=pictures(4, images=2),
-        **own,
+        args=config_class(str(tmp_path), learning_rate=1e-3, **options),
+        train_dataset=vision.load_dataset("clips").select(range(4)),
+        processing_class=vision.load_processor(),
     )
     trainer.train()
     for logs in trainer.state.log_history[:2]:
-        assert logs["grad_norm"] > 0 and logs["sampling/sampling_logp_difference/max"] < 1e-3
+        assert logs["grad_norm"] > 0 and logs["sampling/sampling_logp_difference/max"] < 1e-2
+    if method == "step_grpo":
+        assert any(rollout.probes for rollout in trainer.batch.rollouts)
 
 
 def test_a_server_without_the_endpoint_is_refused(processor, asked):
@@ -164,7 +148,7 @@ def test_a_server_without_the_endpoint_is_refused(processor, asked):
 
 
 def test_equal_images_have_one_id_and_images_are_told_apart():
-    red, blue = ([row["images"][0] for row in pictures(3)][place] for place in (0, 2))
+    red, blue = (Image.new("RGB", (4, 4), colour) for colour in ("red", "blue"))
     served = ServedImages(first=100)
     (one, other) = served.encode([[5, 9, 9, 6, 9, 9], [9, 9, 9, 9]], PromptImages([[red, blue], [red, red]], {}, 9))
     assert one[0] == 5 and one[2] == 6 and len(one) == 4 and one[1] != one[3] and min(one[1], one[3]) >= 100
