@@ -2,15 +2,18 @@
 
 import asyncio
 import http.server
+import json
 import threading
 
 import pytest
 from llava_on_vllm import install
 from PIL import Image
-from small_runs import SMALL_RUN, every_other
+from small_runs import SMALL_RUN, TESTBED_RUN, every_other
 from trl import prepare_multimodal_messages
 
 from step_trl import EfficientReasoningConfig, EfficientReasoningTrainer, StepGRPOConfig, StepGRPOTrainer
+from step_trl.cli.evaluate import run_eval
+from step_trl.cli.main import main
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import PromptImages, TransformersEngine, VLLMServer, VLLMServerEngine
@@ -102,6 +105,21 @@ def test_an_evaluation_on_a_server(engines, processor):
     assert ours["completion"].tolist() == theirs["completion"].tolist() and theirs["correct"].any()
     with pytest.raises(ValueError, match="its processor as the tokenizer"):
         evaluate(engines[1], {"easy": rows}, **options)
+
+
+def test_commands_on_a_server(server, tmp_path, capsys):
+    table = run_eval(
+        "vision-testbed", ["vision-testbed-easy"], tmp_path / "report", engine="vllm", urls=[server.url],
+        limit=2, max_tokens=200, n=1,
+    )  # fmt: skip
+    assert table["tokens"].min() > 20
+    served = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": server.url, "weight_sync": "disk"}
+    options = TESTBED_RUN | served | {"model_name_or_path": "vision-testbed", "dataset": "vision-testbed"}
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(options | {"trainer": "grpo", "output_dir": str(tmp_path / "run")}))
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--config", str(recipe), "--dry-run"])
+    assert "weights by disk, the processor's tokens of images" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("method", ["step_grpo", "grpo"])
