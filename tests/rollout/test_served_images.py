@@ -22,6 +22,9 @@ from step_trl.rollout.engines.vllm_http import EngineError
 from step_trl.testbed import vision
 
 
+pytestmark = [pytest.mark.xdist_group("served images"), pytest.mark.timeout(300)]  # they share a server
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
