@@ -9,7 +9,8 @@ FILES = {
     "test_transformers_engine_models",
     "test_eval_command",
     "test_evaluate", "test_faults", "test_lapo", "test_length_rewards", "test_notebooks", "test_package",
-    "test_peft", "test_real_input", "test_recipes", "test_sas", "test_served_images", "test_vllm_process", "test_step_grpo", "test_study",
+    "test_peft", "test_real_input", "test_recipes", "test_sas", "test_served_images",
+    "test_vllm_process", "test_step_grpo", "test_study",
     "test_terminal", "test_testbed_rollouts", "test_trace", "test_trackers", "test_train", "test_two_ranks",
     "test_vllm", "test_vllm_faults", "test_vllm_server_engine",
 }  # fmt: skip

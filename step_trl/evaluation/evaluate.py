@@ -187,7 +187,7 @@ class _Samples:
         rendered: Any = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        images = PromptImages(self.jobs["images"].tolist(), rendered, cast("Any", self.processor).image_token_id)
+        images = PromptImages.of(self.processor, self.jobs["images"].tolist(), rendered)
         return engine.with_images(rendered["input_ids"], images)
 
     def add(self, place: int, rollout: Rollout) -> None:

@@ -77,8 +77,7 @@ class DiskSyncedGeneration(VLLMGeneration):
     def generate(self, prompts, images, num_generations, profiler=None) -> tuple:
         """Generate plain completions, in the format of TRL's method. Each process requests its own."""
         if images is not None:
-            prompt_images = PromptImages(images, {}, self.processing_class.image_token_id)
-            asked = self.engine.with_images(prompts, prompt_images)
+            asked = self.engine.with_images(prompts, PromptImages.of(self.processing_class, images, {}))
         else:
             asked = prompts
         sampling = SamplingParams(

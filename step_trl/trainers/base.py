@@ -553,7 +553,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
         self.batch.prompt_ids = prompt_ids
         if images is not None:
-            self.batch.images = PromptImages(images, multimodal_fields, self.processing_class.image_token_id)
+            self.batch.images = PromptImages.of(self.processing_class, images, multimodal_fields)
         rollouts = self.sample(self.batch) if self.model.training else None
         if rollouts is None:
             return super()._generate_single_turn(

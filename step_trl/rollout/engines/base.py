@@ -55,6 +55,11 @@ class PromptImages:
     fields: Mapping[str, Any]
     token_id: int
 
+    @classmethod
+    def of(cls, processor: Any, images: Sequence[Sequence[Any] | None], fields: Mapping[str, Any]) -> PromptImages:
+        """Return the images of prompts of a vision-language model's processor, which knows the image token."""
+        return cls(images, fields, processor.image_token_id)
+
 
 class Engine(Protocol):
     """A source of tokens with the policy's `tokenizer`. Cancelling a call stops its sampling."""

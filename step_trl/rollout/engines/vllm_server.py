@@ -363,12 +363,11 @@ class VLLMServerEngine(Engine):
         """
         image = Image.new("RGB", (64, 48), "white")
         message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}
-        rendered: Any = processor.apply_chat_template(
+        rendered: Any = cast("Any", processor).apply_chat_template(
             [[message]], add_generation_prompt=True, tokenize=True, return_dict=True
         )
         (ours,) = rendered["input_ids"]
-        images = PromptImages([[image]], rendered, cast("Any", processor).image_token_id)
-        (prompt,) = self.with_images([ours], images)
+        (prompt,) = self.with_images([ours], PromptImages.of(processor, [[image]], rendered))
         body = self._images.request({"prompt": prompt, "max_tokens": 1} | _FIXED_PARAMETERS)
         assert body is not None
         for server in self._servers:
