@@ -14,7 +14,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import settings
 
+
+# On a busy machine, an example may take any time.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 # Helpers of the tests (`rollout.scripted_engine`) are imported by their path below `tests/`, and the study by its path
 # below `benchmarks/`, by the processes that tests start, too.

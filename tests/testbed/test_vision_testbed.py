@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from testbed_model.traces import Piece
 from testbed_model.vision import traces
@@ -160,7 +160,6 @@ def written(pieces):
     return "".join(piece.text for piece in pieces)
 
 
-@settings(deadline=None)
 @given(SEEDS, DIFFICULTIES)
 def test_thoughts_without_slips_are_right(seed, difficulty):
     problem = a_problem(seed, difficulty)
