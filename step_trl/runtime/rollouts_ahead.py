@@ -51,12 +51,12 @@ class RolloutsAhead:
     """
     At most one batch that is sampled in the background.
 
-    Only the main threads of the processes wait for each other, in the same order: [`start`], [`take`] and [`settle`]
-    are called on every process, and agree.
+    Processes wait for each other only in their main threads: each must call [`start`], [`take`] and [`settle`] in the
+    same order. In the background, a process requests its own completions and nothing else.
 
     Args:
         trainer ([`~trl.GRPOTrainer`]):
-            The trainer, whose metrics say how long it has waited.
+            The trainer, whose current update tells how old weights are.
 
     Attributes:
         staleness (`int`):

@@ -35,7 +35,7 @@ from ..preferences.records import RolloutRecorder
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
 from ..rollout import Rollout, SamplingParams, TruncationCallback
-from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.engines import Engine, PromptImages
 from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
@@ -256,23 +256,22 @@ class EfficientReasoningTrainer(GRPOTrainer):
         Every process must call this; each may have another number of prompts. The arguments are those of
         [`~step_trl.rollout.DynamicTruncatedRollout`].
         """
-        ahead = None if budgets else self._policy_engine.take_ahead(Request(prompts, seeds, callbacks, speculative))
-        rollouts = self._run_now(prompts, callbacks, speculative, seeds, budgets) if ahead is None else ahead
+        rollouts = None
+        if budgets is None:
+            rollouts = self._policy_engine.take_ahead(Request(prompts, seeds, callbacks, speculative))
+        if rollouts is None:
+            rollouts = self._run_now(prompts, callbacks, speculative, seeds, budgets)
         for done, prompt in zip(rollouts, prompts, strict=True):
             done.prompt_ids = prompt
         return rollouts
 
     def _run_now(self, prompts, callbacks, speculative, seeds, budgets) -> list[Rollout]:
         with self.policy_engine() as engine:
-            asked = self._with_images(engine, prompts)
+            images = self.batch.images  # their prompts are those of the batch
+            asked = prompts if images is None else engine.with_images(prompts, images)
             rollout = self._policy_engine.rollout(engine, callbacks, speculative)
             with self.status.following(rollout, len(prompts)) as note:
                 return rollout.run(asked, seeds, note, budgets)
-
-    def _with_images(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Return prompts with the images of the batch, whose prompts they are if it has images."""
-        fields = self.batch.image_fields
-        return engine.with_images(prompts, fields) if isinstance(engine, TransformersEngine) and fields else prompts
 
     @property
     def sampling_params(self) -> SamplingParams:
@@ -578,7 +577,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return output
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        self.batch.prompt_ids, self.batch.image_fields = prompt_ids, multimodal_fields
+        self.batch.prompt_ids = prompt_ids
+        if images is not None:
+            self.batch.images = PromptImages.of(self.processing_class, images, multimodal_fields)
         if self._policy_engine.ahead is not None:
             rollouts = self._sample_with_overlap(self.batch, self._policy_engine.ahead)
         else:
