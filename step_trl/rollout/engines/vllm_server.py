@@ -192,10 +192,10 @@ class VLLMServerEngine(Engine):
         server = self._server_of(prompt_ids)
 
         attempt = partial(self._answer, server, body, stop_set)
-        if abandon is not None:
+        if ahead and self._ahead is not None:
+            attempt = partial(self._continue_stream, server, body, stop_set, self._ahead, abandon)
+        elif abandon is not None:
             attempt = partial(self._until_abandoned, server, body, stop_set, abandon)
-        elif ahead and self._ahead is not None:
-            attempt = partial(self._continue_stream, server, body, stop_set, self._ahead)
 
         async def attempt_with_weights() -> Generation:
             if server.may_have_restarted:
@@ -230,7 +230,12 @@ class VLLMServerEngine(Engine):
         return generation
 
     async def _continue_stream(
-        self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead
+        self,
+        server: Server,
+        body: dict[str, Any],
+        stop_set: int,
+        ahead: SampledAhead,
+        abandon: AbandonRule | None,
     ) -> Generation:
         """Take the next tokens of the rollout's stream, or of a new one if this call does not continue it."""
         opened = ahead.opened if ahead.continues(body) else None
@@ -240,7 +245,7 @@ class VLLMServerEngine(Engine):
                 options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
                 request = self._client.request(server, "POST", "/v1/completions", body | options)
                 await ahead.open(request, body)
-            return await ahead.take(stop_set, body["max_tokens"])
+            return await ahead.take(stop_set, body["max_tokens"], abandon)
         except BaseException as error:
             await ahead.close()
             if opened is not None and isinstance(error, (aiohttp.ClientError, ConnectionLostError)):
