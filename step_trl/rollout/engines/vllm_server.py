@@ -123,6 +123,7 @@ class VLLMServerEngine(Engine):
             )
         self.model = model
         self.max_length = sys.maxsize  # of a prompt and its completion together, once `check` knows
+        self.served_models: list[str] = []  # names of the model on the server, once `check` knows
         self.stream_interval = stream_interval
         self.ahead_interval = ahead_interval
         self.sample_ahead = sample_ahead
@@ -316,8 +317,8 @@ class VLLMServerEngine(Engine):
         Raises:
             [`EngineError`]: names the first mistake and the option to set.
         """
+        await self.health()
         for server in self._servers:
-            await self._get(server, "/health")
             await self._check_model(server, max_length, policy_config)
             if weight_sync is not None:
                 await self._check_weight_sync(server, weight_sync)
@@ -325,11 +326,16 @@ class VLLMServerEngine(Engine):
             await self._check_logprobs(server)
             await self._check_prefix_cache(server)
 
+    async def health(self) -> None:
+        """Return once every server answers. Raises [`EngineUnavailableError`] if one does not."""
+        for server in self._servers:
+            await self._get(server, "/health")
+
     async def _check_model(
         self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
     ) -> None:
         models = json.loads(await self._get(server, "/v1/models"))["data"]
-        names = [model["id"] for model in models]
+        names = self.served_models = [model["id"] for model in models]
         if self.model is not None and self.model not in names:
             raise EngineError(
                 f"model: {server.url} does not serve {self.model!r}, but {', '.join(map(repr, names))}. Set `model` "
