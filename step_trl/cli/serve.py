@@ -14,10 +14,12 @@ from transformers import AutoTokenizer
 
 from ..endpoint import ExitOptions, sampling_defaults, serve_endpoint
 from ..rollout.engines import VLLMServer, VLLMServerEngine
-from .sources import model_source
+from .sources import check_model, model_source
 
 
 API_KEY = "VLLM_API_KEY"  # the environment variable
+# Enough for a connection that the server closed as it was used. Clients should not wait for a server that is down.
+RETRY_SECONDS = 2.0
 
 
 def serve(
@@ -94,6 +96,7 @@ def _serve_endpoint(
     dry_run: bool,
 ) -> int:
     source, api_key = model_source(model), os.environ.get(API_KEY)
+    check_model(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     server: VLLMServer | None = None
@@ -106,8 +109,7 @@ def _serve_endpoint(
         print(f"Endpoint at {address}, before {', '.join(urls)}, {key}: {exits.describe()}")
         return 0
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    # A client can send its request again, while the endpoint cannot sample a part again that was read already.
-    engine = VLLMServerEngine(urls, tokenizer, api_key=api_key, retry_window=0.0)
+    engine = VLLMServerEngine(urls, tokenizer, api_key=api_key, retry_window=RETRY_SECONDS)
 
     def serve_until_end() -> int:
         serving = serve_endpoint(

@@ -41,8 +41,8 @@ class EarlyExitEndpoint:
 
     Args:
         engine ([`~step_trl.rollout.engines.VLLMServerEngine`]):
-            The server, after [`~step_trl.rollout.engines.VLLMServerEngine.check`]. It must not repeat calls
-            (`retry_window=0`), because tokens that a client has read cannot be sampled again.
+            The server, after [`~step_trl.rollout.engines.VLLMServerEngine.check`]. With a short `retry_window`,
+            clients soon learn that it does not answer.
         exits ([`ExitOptions`]):
             When thoughts end, unless a request says otherwise.
         names (`Sequence[str]`, *optional*):

@@ -111,8 +111,8 @@ class DynamicTruncatedRollout:
                 boundary wait until it is decided. `True` ends the completion with what has been sampled so far.
 
         Raises:
-            [`EngineError`]: a call was interrupted after some of its tokens had been passed to `on_tokens`, and the
-                engine repeated it with another result.
+            [`EngineUnavailableError`]: a call was interrupted after some of its tokens had been passed to `on_tokens`,
+                and the engine repeated it with another result.
         """
         budget = self.sampling.max_tokens if budget is None else budget
         return await _RunningRollout(self, prompt_ids, seed, budget, on_tokens).run()
@@ -357,7 +357,7 @@ class _RunningRollout:
             # By position, so that the seed does not depend on earlier calls that were cancelled.
             seed=None if self.seed is None else (self.seed * 1_000_003 + len(path_ids)) % 2**63,
             abandon=None if self.settled is None else self.settled.arrive,
-            ahead=self.owner.speculative and bool(self.owner.callbacks),
+            ahead=self.owner.speculative and (bool(self.owner.callbacks) or self.settled is not None),
         )
         self._count(segment)
         return segment

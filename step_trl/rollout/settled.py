@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from ..steps import TriggerSegmenter
-from .engines import EngineError, Generation
+from .engines import EngineUnavailableError, Generation
 from .records import RolloutBuilder
 
 
@@ -89,4 +89,6 @@ class SettledTokens:
         """Raise an error if a repeated call has sampled other tokens than those that were handed on."""
         count = max(0, self._count - len(self._rollout.completion_ids))
         if list(token_ids[:count]) != self._arrived[:count]:
-            raise EngineError("A call was interrupted after some of its tokens had been handed on. Start it again.")
+            raise EngineUnavailableError(
+                "A call was interrupted after some of its tokens had been handed on. Start the rollout again."
+            )

@@ -7,9 +7,9 @@ import time
 
 import openai
 import pytest
-from endpoint.running import client, running, together
 from rollout.faulty_proxy import FaultyProxy
 from rollout.server_metrics import generated_tokens, open_requests, until
+from running_endpoint import client, running, together
 
 from step_trl import testbed
 from step_trl.endpoint import ExitOptions
@@ -46,7 +46,7 @@ def prompts(tokenizer, conversations):
 
 @pytest.fixture(scope="module")
 def url(vllm_server, tokenizer):
-    engine = VLLMServerEngine(vllm_server.url, tokenizer, retry_window=0)
+    engine = VLLMServerEngine(vllm_server.url, tokenizer, retry_window=2)
     with running(engine, ExitOptions(exit_confidence=0.95), names=["testbed"]) as url:
         yield url
 
@@ -265,7 +265,7 @@ def test_a_client_that_leaves_leaves_nothing_running(url, vllm_server, conversat
 def test_a_server_that_is_gone_is_told(vllm_server, tokenizer, conversations):
     asked = {"model": "testbed", "messages": conversations[0], "max_tokens": 900, "seed": 1}
     with FaultyProxy(vllm_server.url) as proxy:
-        engine = VLLMServerEngine(proxy.url, tokenizer, retry_window=0)
+        engine = VLLMServerEngine(proxy.url, tokenizer, retry_window=1)
         with running(engine, ExitOptions(exit_confidence=0.95), names=["testbed"]) as url:
             whole = client(url).chat.completions.create(**asked)
             stream = client(url).chat.completions.create(**asked | {"temperature": 2.0}, stream=True)

@@ -9,7 +9,7 @@ import urllib.request
 
 import openai
 import pytest
-from endpoint.running import MAX_LENGTH, client, running, without_server
+from running_endpoint import MAX_LENGTH, client, running, without_server
 
 from step_trl import testbed
 from step_trl.endpoint import ExitOptions

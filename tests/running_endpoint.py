@@ -52,7 +52,7 @@ def running(engine: VLLMServerEngine, exits: ExitOptions, **options) -> Iterator
 
 def without_server(tokenizer) -> VLLMServerEngine:
     """Return an engine whose server would never answer."""
-    engine = VLLMServerEngine("http://127.0.0.1:9", tokenizer, retry_window=0)
+    engine = VLLMServerEngine("http://127.0.0.1:9", tokenizer, retry_window=0.1)
     engine.max_length, engine.served_models = MAX_LENGTH, ["served"]
     return engine
 
