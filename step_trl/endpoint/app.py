@@ -18,10 +18,10 @@ from aiohttp import web
 from ..rollout import DynamicTruncatedRollout
 from ..rollout.engines import EngineError, EngineUnavailableError, VLLMServerEngine
 from ..rollout.event_loop import cancel
+from .completions import Completions
 from .errors import RequestError, error_body, shown
 from .exits import ExitOptions
 from .fields import read_body
-from .generation import Generation
 from .prompts import Prompt, PromptReader
 from .requests import ChatRequest, CompletionRequest, Sampling
 from .responses import END_OF_STREAM, ResponseFormat, event
@@ -85,59 +85,61 @@ class EarlyExitEndpoint:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = ChatRequest.read(read_body(await request.read()), self._exits, self._defaults)
         self._check_model(asked.sampling.model)
-        prompt = self._prompts.chat(asked.messages, asked.template_options, asked.sampling.max_tokens)
+        prompt = self._prompts.chat(asked.messages, asked.template_options, asked.sampling)
         return await self._respond(request, "chat", [prompt], asked.sampling)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = CompletionRequest.read(read_body(await request.read()), self._exits, self._defaults)
         self._check_model(asked.sampling.model)
-        prompts = [self._prompts.completion(prompt, asked.sampling.max_tokens) for prompt in asked.prompts]
+        prompts = [self._prompts.completion(prompt, asked.sampling) for prompt in asked.prompts]
         return await self._respond(request, "text", prompts, asked.sampling)
 
     async def _respond(
         self, request: web.Request, kind: Literal["chat", "text"], prompts: Sequence[Prompt], sampling: Sampling
     ) -> web.StreamResponse:
-        generation = Generation(self._rollout, prompts, sampling, self._pieces, separate=kind == "chat")
+        completions = Completions(self._rollout, prompts, sampling, self._pieces, separate=kind == "chat")
         written = ResponseFormat(kind, sampling.model or self._names[0])
         if sampling.stream:
-            return await self._stream(request, generation, written)
-        await generation.run()
-        return web.Response(body=written.whole(generation), content_type="application/json")
+            return await self._stream(request, completions, written)
+        await completions.run()
+        return web.Response(body=written.whole(completions), content_type="application/json")
 
     async def _stream(
-        self, request: web.Request, generation: Generation, written: ResponseFormat
+        self, request: web.Request, completions: Completions, written: ResponseFormat
     ) -> web.StreamResponse:
         """Write text as it comes. The response begins with it, so that an earlier error has a status of its own."""
         texts: asyncio.Queue[bytes | None] = asyncio.Queue()
-        sampling = asyncio.ensure_future(generation.run(lambda *text: texts.put_nowait(written.further(*text))))
+        sampling = asyncio.ensure_future(completions.run(lambda *text: texts.put_nowait(written.further(*text))))
         sampling.add_done_callback(lambda _: texts.put_nowait(None))
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         try:
             if (text := await texts.get()) is None:
                 await sampling  # raises its error
             await response.prepare(request)
-            await response.write(written.opening(generation))
+            await response.write(written.opening(completions))
             while text is not None:
                 ready = text
                 while not texts.empty() and (text := texts.get_nowait()) is not None:
                     ready += text
                 await response.write(ready)
                 text = text and await texts.get()
-            await response.write(await self._closing(sampling, generation, written))
+            await response.write(await self._closing(sampling, completions, written))
         except ConnectionResetError:
             pass  # the client is gone
         finally:
             await cancel(sampling)
         return response
 
-    async def _closing(self, sampling: asyncio.Future[None], generation: Generation, written: ResponseFormat) -> bytes:
+    async def _closing(
+        self, sampling: asyncio.Future[None], completions: Completions, written: ResponseFormat
+    ) -> bytes:
         """Return the last events of a stream: its usage if asked for, or the error that broke it off."""
         try:
             await sampling
         except Exception as error:
             message, status = self._describe(error)
             return event(error_body(message, status))
-        usage = written.usage(generation) if generation.sampling.include_usage else b""
+        usage = written.usage(completions) if completions.sampling.include_usage else b""
         return usage + END_OF_STREAM
 
     async def _list_models(self, request: web.Request) -> web.Response:
@@ -163,8 +165,8 @@ class EarlyExitEndpoint:
     @web.middleware
     async def _authorize(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._api_key is not None and request.path.startswith("/v1/"):
-            given = request.headers.get("Authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self._api_key}".encode()):
+            given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+            if not hmac.compare_digest(given, f"Bearer {self._api_key}".encode()):
                 raise RequestError(
                     None, "No valid API key. Send the endpoint's key as `Authorization: Bearer KEY`.", 401,
                     "invalid_api_key",

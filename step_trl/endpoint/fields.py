@@ -15,7 +15,7 @@ from .errors import RequestError, shown
 # Fields without an effect on what is sampled.
 IGNORED = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls", "request_id", "verbosity",
+    "parallel_tool_calls", "request_id",
 )  # fmt: skip
 # Fields that are not supported, and the values with which they ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -53,6 +53,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "continue_final_message": (False,),
     "add_special_tokens": (),
 }
+_LONGEST_NAME = 80  # characters of a field in a message
 _NO_LOGPROBS = (
     "Tokens that the endpoint writes to end a thought have none. Leave it out, or ask the vLLM server itself."
 )
@@ -166,14 +167,11 @@ class Fields:
             if field in self._taken or field in ignored or value is None:
                 continue
             if field not in unsupported:
-                near = difflib.get_close_matches(field[:_LONGEST_NAME], {*self._taken, *unsupported}, 1)
+                near = difflib.get_close_matches(field[:_LONGEST_NAME], self._taken, 1)
                 remedy = f"Set {near[0]}, or leave it out." if near else "Leave it out."
                 raise RequestError(self.path(field)[:_LONGEST_NAME], f"{shown(value)}: unknown field. {remedy}")
             if not any(value == neutral and type(value) is type(neutral) for neutral in _neutral(field)):
                 raise self.refuse(field, f"is not supported. {REMEDIES.get(field, 'Leave it out.')}")
-
-
-_LONGEST_NAME = 80
 
 
 def _neutral(field: str) -> list[Any]:

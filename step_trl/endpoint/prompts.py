@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,12 +10,13 @@ from transformers import PreTrainedTokenizerBase
 from ..steps import token_bytes
 from ..text import THINK_END, THINK_START
 from .errors import RequestError, shown
+from .requests import Sampling
 
 
 # Whether the prompt has opened the thought, or closed it already, or leaves that to the model.
 Thought = Literal["open", "closed", "none"]
 _DEFAULT_MAX_TOKENS = 16  # of a text completion, as OpenAI's and vLLM's
-_TAIL = 16  # tokens in which the end of a prompt of token ids is looked for
+_TAIL, _TAIL_CHARACTERS = 16, 1000  # at the end of a prompt, where a tag is looked for
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class PromptReader:
         self._longest_token = max(map(len, token_bytes(tokenizer)))
         self._vocab_size = max(tokenizer.get_vocab().values()) + 1
 
-    def chat(self, messages: list[dict[str, str]], options: dict[str, Any], max_tokens: int | None) -> Prompt:
-        """Render a conversation. Without `max_tokens`, its answer may fill the model's context."""
+    def chat(self, messages: list[dict[str, str]], options: dict[str, Any], sampling: Sampling) -> Prompt:
+        """Render a conversation. Without a limit, its answer may fill the model's context."""
         if self._tokenizer.chat_template is None:
             raise RequestError("messages", "the model has no chat template. Use /v1/completions.")
         try:
@@ -55,18 +55,18 @@ class PromptReader:
             )
         except Exception as error:  # a template is a program of the model's, and its input is the client's
             raise RequestError("messages", f"the chat template refuses them: {str(error)[:200]}") from None
-        return self._fit("messages", self._encode("messages", text, special=False), _thought(text), max_tokens)
+        return self._fit("messages", self._encode("messages", text, special=False), text, sampling, None)
 
-    def completion(self, prompt: str | list[int], max_tokens: int | None) -> Prompt:
+    def completion(self, prompt: str | list[int], sampling: Sampling) -> Prompt:
         """Encode a text, or check token ids."""
-        max_tokens = _DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens
         if isinstance(prompt, str):
             ids = self._encode("prompt", prompt, special=True)
-            return self._fit("prompt", ids, _thought(prompt), max_tokens)
+            return self._fit("prompt", ids, prompt, sampling, _DEFAULT_MAX_TOKENS)
         if not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
             outside = next(one for one in prompt if not 0 <= one < self._vocab_size)
             raise RequestError("prompt", f"{shown(outside)} is no token id. Send ids below {self._vocab_size}.")
-        return self._fit("prompt", prompt, _thought(str(self._tokenizer.decode(prompt[-_TAIL:]))), max_tokens)
+        tail = str(self._tokenizer.decode(prompt[-_TAIL:]))
+        return self._fit("prompt", prompt, tail, sampling, _DEFAULT_MAX_TOKENS)
 
     def _encode(self, field: str, text: str, special: bool) -> list[int]:
         if len(text) > self._max_length * self._longest_token:  # known to be too long without encoding it
@@ -76,7 +76,9 @@ class PromptReader:
             )
         return self._tokenizer.encode(text, add_special_tokens=special)
 
-    def _fit(self, field: str, token_ids: Sequence[int], thought: Thought, max_tokens: int | None) -> Prompt:
+    def _fit(
+        self, field: str, token_ids: list[int], text: str, sampling: Sampling, default_max_tokens: int | None
+    ) -> Prompt:
         length, room = len(token_ids), self._max_length - len(token_ids)
         if length == 0:
             raise RequestError(field, "is a prompt without tokens. Send some text.")
@@ -87,16 +89,17 @@ class PromptReader:
                 "Send less.",
                 code="context_length_exceeded",
             )
-        if max_tokens is not None and max_tokens > room:
+        if sampling.max_tokens is not None and sampling.max_tokens > room:
             raise RequestError(
-                "max_tokens",
-                f"{max_tokens} after a prompt of {length} tokens exceeds the model's context of {self._max_length} "
-                f"tokens. Set it to at most {room}.",
+                sampling.max_tokens_field,
+                f"{sampling.max_tokens} after a prompt of {length} tokens exceeds the model's context of "
+                f"{self._max_length} tokens. Set it to at most {room}.",
                 code="context_length_exceeded",
             )
-        return Prompt(list(token_ids), thought, room if max_tokens is None else max_tokens)
+        limit = room if default_max_tokens is None else min(room, default_max_tokens)
+        return Prompt(token_ids, _thought(text), sampling.max_tokens or limit)
 
 
 def _thought(prompt: str) -> Thought:
-    end = prompt[-1000:].rstrip()
+    end = prompt[-_TAIL_CHARACTERS:].rstrip()
     return "open" if end.endswith(THINK_START) else "closed" if end.endswith(THINK_END) else "none"

@@ -29,8 +29,9 @@ class Sampling:
     """
     What both kinds of requests say about sampling.
 
-    `temperature`, `top_p`, `top_k` (0 for off) and `min_p` are those of the policy, `n` is the number of completions
-    per prompt, and completion `i` of a prompt has the seed `seed + i`, as in vLLM.
+    `temperature`, `top_p`, `top_k` (0 for off) and `min_p` are those of the policy. `max_tokens_field` is the field
+    that set `max_tokens`. `n` is the number of completions per prompt, and completion `i` of a prompt has the seed
+    `seed + i`, as in vLLM.
     """
 
     temperature: float
@@ -38,6 +39,7 @@ class Sampling:
     top_k: int
     min_p: float
     max_tokens: int | None
+    max_tokens_field: str
     seed: int | None
     stop: tuple[str, ...]
     n: int
@@ -58,12 +60,15 @@ class Sampling:
         policy = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} | dict(defaults)
         policy |= {name: value for name, value in given.items() if value is not None}
         stream = fields.flag("stream")
+        limits = {name: fields.integer(name, 1, 2**31 - 1) for name in ("max_completion_tokens", "max_tokens")}
+        max_tokens_field = next((name for name, value in limits.items() if value is not None), "max_tokens")
         return cls(
             temperature=float(policy["temperature"]),
             top_p=float(policy["top_p"]),
             top_k=max(0, int(policy["top_k"])),  # vLLM's -1 is off, too
             min_p=float(policy["min_p"]),
-            max_tokens=_max_tokens(fields),
+            max_tokens=limits[max_tokens_field],
+            max_tokens_field=max_tokens_field,
             seed=fields.integer("seed", -(2**63), 2**63 - 1),
             stop=fields.strings("stop", _MOST_STOPS, _LONGEST_STOP),
             n=fields.integer("n", 1, MOST_CHOICES) or 1,
@@ -131,11 +136,6 @@ class CompletionRequest:
 
 def _are_ids(value: Any) -> bool:
     return isinstance(value, list) and all(type(one) is int for one in value)
-
-
-def _max_tokens(fields: Fields) -> int | None:
-    both = [fields.integer(name, 1, 2**31 - 1) for name in ("max_completion_tokens", "max_tokens")]
-    return next((one for one in both if one is not None), None)
 
 
 def _include_usage(fields: Fields, stream: bool) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .generation import Choice, Generation
+from .completions import Choice, Completions
 from .text import Delta
 
 
@@ -41,18 +41,20 @@ class ResponseFormat:
         prefix = "chatcmpl" if self._is_chat else "cmpl"
         self._head = {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, generation: Generation) -> bytes:
+    def whole(self, completions: Completions) -> bytes:
         """Return the body of a response without streaming."""
-        choices = [self._choice(choice) for choice in generation.choices]
-        return _ENCODER.encode({**self._head, "object": self._object, "choices": choices, "usage": generation.usage()})
+        choices = [self._choice(choice) for choice in completions.choices]
+        return _ENCODER.encode(
+            {**self._head, "object": self._object, "choices": choices, "usage": completions.usage()}
+        )
 
-    def opening(self, generation: Generation) -> bytes:
+    def opening(self, completions: Completions) -> bytes:
         """Return the events that open a stream: the role of each chat message."""
         if not self._is_chat:
             return b""
         first = {"role": "assistant", "content": ""}
         return b"".join(self._chunk([{"index": one.index, "delta": first, "finish_reason": None}])
-                        for one in generation.choices)  # fmt: skip
+                        for one in completions.choices)  # fmt: skip
 
     def further(self, choice: Choice, delta: Delta, is_last: bool) -> bytes:
         """Return the event of further text, with the finish reason and the report if it is the last."""
@@ -67,9 +69,9 @@ class ResponseFormat:
             written["early_exit"] = choice.early_exit
         return self._chunk([written])
 
-    def usage(self, generation: Generation) -> bytes:
+    def usage(self, completions: Completions) -> bytes:
         """Return the event with the usage, which has no choices."""
-        return self._chunk([], usage=generation.usage())
+        return self._chunk([], usage=completions.usage())
 
     def _chunk(self, choices: list[dict[str, Any]], **further: Any) -> bytes:
         kind = "chat.completion.chunk" if self._is_chat else "text_completion"

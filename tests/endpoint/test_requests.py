@@ -72,6 +72,7 @@ CHATS = [
     ({"max_tokens": 0}, "max_tokens", "0 is not an integer in range"),
     ({"max_completion_tokens": 1.0}, "max_completion_tokens", "1.0 is not an integer in range"),
     ({"max_tokens": 5000}, "max_tokens", "5000 after a prompt of 13 tokens exceeds the model's context of 1024"),
+    ({"max_completion_tokens": 5000}, "max_completion_tokens", "5000 after a prompt of 13 tokens exceeds"),
     ({"stop": 3}, "stop", "3 is not a string or a list of at most 16"),
     ({"stop": ["a", ""]}, "stop", "has an entry that is not a string of 1 to 128 characters"),
     ({"stop": ["a"] * 17}, "stop", "is not a string or a list of at most 16"),
@@ -204,8 +205,8 @@ def test_models_are_listed(url):
 def test_a_key_is_asked_for(tokenizer):
     with running(without_server(tokenizer), ExitOptions(exit_confidence=0.95), api_key=KEY) as url:
         assert client(url, KEY).models.list().data
-        for wrong in ("other", KEY[:-1], f"{KEY}x", "ключ"):
-            status, told = answer(url, "/completions", TEXT, {"Authorization": f"Bearer {wrong}".encode()})
+        for wrong in (b"other", KEY[:-1].encode(), f"{KEY}x".encode(), "ключ".encode(), b"\xff"):
+            status, told = answer(url, "/completions", TEXT, {"Authorization": b"Bearer " + wrong})
             assert status == 401 and told["error"]["code"] == "invalid_api_key"
             assert KEY not in told["error"]["message"]
         assert answer(url, "/completions", TEXT)[0] == 401

@@ -41,7 +41,7 @@ class Choice:
 OnText = Callable[[Choice, Delta, bool], None]
 
 
-class Generation:
+class Completions:
     """
     All completions of one request.
 
