@@ -63,17 +63,32 @@ class CompletionText:
 
     def add(self, token_ids: Sequence[int]) -> Delta:
         """Add tokens. Returns the text that is certain."""
-        reasoning, content = [], []
-        for token_id in token_ids:
-            if self.stopped:
-                break
-            self.tokens += 1
-            self.reasoning_tokens += self._part == "thought"
-            self._pending += self._decoder.decode(self._pieces[token_id] if token_id < len(self._pieces) else b"")
-            delta = self._advance()
-            reasoning.append(delta.reasoning)
-            content.append(delta.content)
-        return Delta("".join(reasoning), "".join(content))
+        state = self._decoder.getstate()
+        text = self._pending + self._decode(token_ids)
+        wanted = (THINK_END,) if self._part == "thought" else self._stop
+        if self._part != "start" and not self.stopped and not any(one in text for one in wanted):
+            self._count(len(token_ids))
+            self._pending = text
+            return self._advance()
+        # The token in which a part ends counts: one token at a time.
+        self._decoder.setstate(state)
+        deltas = [self._add_one(token_id) for token_id in token_ids]
+        return Delta("".join(delta.reasoning for delta in deltas), "".join(delta.content for delta in deltas))
+
+    def _add_one(self, token_id: int) -> Delta:
+        if self.stopped:
+            return Delta()
+        self._count(1)
+        self._pending += self._decode([token_id])
+        return self._advance()
+
+    def _count(self, tokens: int) -> None:
+        self.tokens += tokens
+        if self._part == "thought":
+            self.reasoning_tokens += tokens
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._decoder.decode(b"".join(self._pieces[i] for i in token_ids if i < len(self._pieces)))
 
     def end(self) -> Delta:
         """Return the text that was held back, as the completion has ended."""
