@@ -67,7 +67,11 @@ def in_parts(tokenizer, record) -> tuple[str, str]:
 def check_report(choice, record):
     report = choice.early_exit
     assert report["exited"] == record.truncated and report["probes"] == len(record.probes)
-    assert report["probe_tokens"] == sum(len(probe.token_ids) for probe in record.probes)
+    # How many tokens of an abandoned probe are read depends on when they arrive.
+    complete = [len(probe.token_ids) for probe in record.probes if probe.outcome != "abandoned"]
+    assert report["probe_tokens"] >= sum(complete) + len(record.probes) - len(complete)
+    if len(complete) == len(record.probes):
+        assert report["probe_tokens"] == sum(complete)
     if record.truncated:
         assert report["by"] == "exit_confidence" and report["confidence"] == record.probes[-1].confidence > 0.95
         assert report["position"] == record.probes[-1].position == record.injected.index(True)
