@@ -40,7 +40,8 @@ def distributions(tmp_path_factory):
 @package
 def test_wheel_contains_the_testbed(distributions):
     names = zipfile.ZipFile(distributions[1]).namelist()
-    for name in ("data/train.jsonl", "data/unseen.jsonl", "model/model.safetensors", "model/tokenizer.json"):
+    model = ("model/model.safetensors", "model/tokenizer.json")
+    for name in ("data/train.jsonl", "data/unseen.jsonl", *model, *(f"vision/{file}" for file in model)):
         assert f"step_trl/testbed/{name}" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"step_trl"}
 

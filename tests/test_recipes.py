@@ -63,6 +63,7 @@ SMALLEST_STAGES = {"distill": SMALLEST_SAMPLING | {"n": 2}, "sft": SMALLEST_SAMP
 SMALLEST_BASE = SMALL_RUN | {
     name: TESTBED_RUN[name] for name in ("model_name_or_path", "dtype", "dataset", "dataset_split")
 }
+SMALLEST_VISION = SMALLEST_BASE | {"model_name_or_path": "vision-testbed", "dataset": "vision-testbed"}
 
 
 @pytest.mark.parametrize("path", MIXED, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -75,7 +76,8 @@ def test_stages_of_different_kinds_train(path, tmp_path):
         for stage in fields["stages"]
     ]
     smallest = tmp_path / "smallest.yaml"
-    smallest.write_text(json.dumps(fields | SMALLEST_BASE | {"output_dir": str(tmp_path / "run")}))
+    base = SMALLEST_VISION if fields["dataset"] == "vision-testbed" else SMALLEST_BASE
+    smallest.write_text(json.dumps(fields | base | {"output_dir": str(tmp_path / "run")}))
     folder = run_train(["--config", str(smallest)])
     assert folder.name == f"stage-{len(fields['stages'])}"
     for stage in folder.parent.glob("stage-*"):

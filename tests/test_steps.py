@@ -347,7 +347,7 @@ def batches(draw):
     return rows, masks
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=2_000)
 @given(st.binary(max_size=14))
 @example(bytes(range(len(FRAGMENTS))))
 def test_segmenters_equal_the_reference(triggers, delimiters, draws):
@@ -367,7 +367,7 @@ def test_segmenters_equal_the_reference(triggers, delimiters, draws):
         assert {start for start, _ in spans} <= {0, *segmenter.boundaries(ids)}
 
 
-@settings(max_examples=1_000, deadline=None)
+@settings(max_examples=1_000)
 @given(batches())
 def test_batches_equal_the_reference(triggers, delimiters, batch):
     rows, masks = batch

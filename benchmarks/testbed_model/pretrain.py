@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ WORDINGS = (
     "How much is {}?",
 )
 IGNORE = -100
+Inputs = tuple[dict[str, torch.Tensor], torch.Tensor]  # of the model, and labels
 
 
 @dataclass(frozen=True)
@@ -181,29 +182,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, pieces: list[Piece]) -> tuple[lis
     return encoding.input_ids, labels
 
 
+def in_batches(rows: Iterable[tuple], tokens: int, rng: random.Random) -> list[list[tuple]]:
+    """Return rows, which begin with their token ids, in batches of about `tokens` tokens and of similar length."""
+    found: list[list[tuple]] = [[]]
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if (len(found[-1]) + 1) * len(row[0]) > tokens:
+            found.append([])
+        found[-1].append(row)
+    rng.shuffle(found)
+    return found
+
+
+def padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    """Return rows of numbers as a tensor, padded on the right."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
+
+
 def batches(
     tokenizer: PreTrainedTokenizerBase, example: Callable[[], list[Piece]], tokens: int, rng: random.Random
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield right-padded batches of about `tokens` tokens, of examples of similar length: input ids and labels."""
+) -> Iterator[Inputs]:
+    """Yield batches of about `tokens` tokens, of examples of similar length."""
     while True:
-        pool = sorted((encode(tokenizer, example()) for _ in range(512)), key=lambda row: len(row[0]))
-        found: list[list] = [[]]
-        for row in pool:
-            if (len(found[-1]) + 1) * len(row[0]) > tokens:
-                found.append([])
-            found[-1].append(row)
-        rng.shuffle(found)
-        for rows in found:
-            width = max(len(ids) for ids, _ in rows)
-            yield (
-                torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows]),
-                torch.tensor([labels + [IGNORE] * (width - len(labels)) for _, labels in rows]),
-            )
+        for rows in in_batches((encode(tokenizer, example()) for _ in range(512)), tokens, rng):
+            ids, labels = zip(*rows)
+            yield {"input_ids": padded(ids, 0)}, padded(labels, IGNORE)
 
 
 def train(
     model: PreTrainedModel,
-    examples: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    examples: Iterator[Inputs],
     updates: int,
     learning_rate: float,
     name: str,
@@ -215,14 +223,14 @@ def train(
     for update in range(1, updates + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, update / 50, 3 * (updates + 1 - update) / updates)
-        input_ids, labels = next(examples)
-        logits = model(input_ids=input_ids).logits[:, :-1]
+        inputs, labels = next(examples)
+        logits = model(**inputs).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seen += input_ids.numel()
+        seen += labels.numel()
         total_loss += loss.item()
         if update % 50 == 0:
             speed = seen / (time.monotonic() - started)

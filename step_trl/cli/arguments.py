@@ -8,6 +8,7 @@ from typing import ClassVar
 from transformers import SchedulerType
 from trl import DPOConfig, SFTConfig
 
+from ..evaluation.graders import GRADERS
 from ..runtime.run_config import check_precision, drop_pin_memory
 
 
@@ -18,7 +19,7 @@ class TrainArguments:
     trainer: str = field(
         metadata={"help": "The method, such as 'grpo', 'step_grpo' or 'sas', or 'distill', 'sft' or 'dpo'."}
     )
-    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, or 'testbed'."})
+    dataset: str = field(metadata={"help": "A name on the Hub, a folder, a file, 'testbed' or 'vision-testbed'."})
     dataset_name: str | None = field(default=None, metadata={"help": "The configuration of the data set."})
     dataset_split: str = field(default="train", metadata={"help": "The split of the data set."})
     prompt_template: str | None = field(
@@ -101,8 +102,18 @@ class DistillArguments(SamplingArguments):
     n: int = field(default=4, metadata={"help": "The number of samples per problem."})
     per_problem: int = field(default=1, metadata={"help": "The maximum number of completions to keep per problem."})
     confidence: float = field(
-        default=0.95, metadata={"help": "A thought ends when the confidence of an induced answer exceeds this."}
+        default=0.95,
+        metadata={"help": "A thought ends when the confidence of an induced answer exceeds this; never with 1.0."},
     )
+    grader: str = field(
+        default="math",
+        metadata={"help": "How completions are graded: 'math', 'choice', 'text', or 'block' for <answer> tags."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.grader not in GRADERS:
+            raise ValueError(f"grader: {self.grader!r} is not known. Set one of {', '.join(map(repr, GRADERS))}.")
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -71,16 +72,19 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
     rows, processor = load_rows(arguments), load_processor(name)
+    callbacks = [ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)]
+    if arguments.confidence >= 1:  # no probe could end a thought
+        callbacks = []
     figures: list[Any] = [None]
     if PartialState().is_main_process:
         samples = sample_rows(
             name,
-            rows,
+            with_grader(rows, arguments.grader),
             arguments,
             output_dir,
             n=arguments.n,
             seeds=range(config.seed * arguments.n, (config.seed + 1) * arguments.n),
-            callbacks=[ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)],
+            callbacks=callbacks,
             require_end_of_thinking=arguments.require_end_of_thinking,
         )
         figures = [keep(samples, arguments.per_problem, output_dir, arguments.thought_dropout, config.seed)]
@@ -88,6 +92,11 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
     kept = pd.read_parquet(output_dir / "kept.parquet")
     fine_tune(name, training_rows(examples_of(kept, rows), processor), processor, config, model)
     return figures[0]
+
+
+def with_grader(rows: datasets.Dataset, grader: str) -> datasets.Dataset:
+    """Return rows that say how they are graded."""
+    return rows if "grader" in rows.column_names else rows.add_column("grader", [grader] * len(rows))
 
 
 def keep(

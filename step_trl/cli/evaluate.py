@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
+from transformers import AutoProcessor, AutoTokenizer
 
 from ..data import rewrite_prompts
 from ..evaluation import evaluate, load_benchmark, read_samples, summarize
@@ -68,6 +68,7 @@ def sample(
             source_of_tokens,
             problems,
             n=n,
+            tokenizer=AutoProcessor.from_pretrained(model) if engine != "transformers" else None,
             max_tokens=max_tokens,
             name=None if engine == "transformers" else name_of(model),
             on_sample=lambda rollout: bar.update(),

@@ -17,11 +17,13 @@ from ..data import load_problems, open_source, rewrite_prompts
 from ..preferences import read_rollouts, thin_easy_prompts
 from ..preferences.records import ROLLOUTS
 from ..rollout.engines.adapters import is_adapter
+from ..testbed import vision
 from ..token_targets import add_token_targets
 from .arguments import SamplingArguments, SFTArguments, TrainArguments
 
 
-TESTBED = "testbed"
+TESTBED, VISION_TESTBED = "testbed", "vision-testbed"
+MODELS = {TESTBED: testbed.MODEL_DIR, VISION_TESTBED: vision.MODEL_DIR}
 
 
 def load_rows(arguments: TrainArguments) -> datasets.Dataset:
@@ -32,8 +34,9 @@ def load_rows(arguments: TrainArguments) -> datasets.Dataset:
 
 
 def _load_problems(arguments: TrainArguments) -> datasets.Dataset:
-    if arguments.dataset == TESTBED:
-        rows = testbed.load_dataset(arguments.dataset_split)
+    if arguments.dataset in (TESTBED, VISION_TESTBED):
+        module = testbed if arguments.dataset == TESTBED else vision
+        rows = module.load_dataset(arguments.dataset_split)
         rows = rewrite_prompts(rows, arguments.prompt_template, arguments.system_prompt)
     else:
         rows = load_problems(
@@ -53,8 +56,10 @@ def _load_problems(arguments: TrainArguments) -> datasets.Dataset:
 
 def load_examples(arguments: SFTArguments) -> datasets.Dataset:
     """Return the rows of a recipe as published: they have completions."""
-    if arguments.dataset == TESTBED:
-        raise ValueError("dataset: 'testbed' has no completions. Set reverse_thinking, or trainer 'distill'.")
+    if arguments.dataset in MODELS:
+        raise ValueError(
+            f"dataset: {arguments.dataset!r} has no completions. Set reverse_thinking, or trainer 'distill'."
+        )
     rows = open_source(arguments.dataset, arguments.dataset_split, arguments.dataset_name)
     return rows if arguments.limit is None else rows.take(min(arguments.limit, len(rows)))
 
@@ -108,10 +113,10 @@ def load_stage_rows(arguments: TrainArguments, folder: Path) -> datasets.Dataset
 
 
 def model_source(name: str | None) -> str:
-    """Return the model's folder or name on the Hub. For `"testbed"`, it is the folder of the testbed model."""
+    """Return the model's folder or name on the Hub. `"testbed"` and `"vision-testbed"` are embedded models."""
     if name is None:
         raise ValueError("model_name_or_path: not set. Set a folder, a name on the Hub, or 'testbed'.")
-    return str(testbed.MODEL_DIR) if name == TESTBED else name
+    return str(MODELS.get(name, name))
 
 
 def check_model(name: str, **options: Any) -> None:

@@ -18,6 +18,7 @@ import datasets
 
 from .. import testbed
 from ..data import FILE_FORMATS, clean_answer, read_gsm8k
+from ..testbed import vision
 
 
 MATH_PROMPT = "{question}\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -127,8 +128,12 @@ PUBLISHED: dict[str, Published] = {
     "mmlu": Published("cais/mmlu", "test", ("question", "choices", "answer"), read_mmlu, "choice", ("all",), size=500),
     "bbh": Published("lukaemon/bbh", "test", ("input", "target"), grader="text", configs=BBH_TASKS),
 }
-_TESTBED = "testbed-"
-BENCHMARKS = (*PUBLISHED, *(_TESTBED + split for split in testbed.EVALUATION_SPLITS))
+_TESTBED, _VISION = "testbed-", "vision-testbed-"
+BENCHMARKS = (
+    *PUBLISHED,
+    *(_TESTBED + split for split in testbed.EVALUATION_SPLITS),
+    *(_VISION + split for split in vision.EVALUATION_SPLITS),
+)
 
 
 def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Dataset:
@@ -148,11 +153,11 @@ def load_benchmark(name: str, source: str | Path | None = None) -> datasets.Data
     """
     if name not in BENCHMARKS:
         raise ValueError(f"name: {name!r} is not a known benchmark. Choose from {', '.join(BENCHMARKS)}.")
-    if name.startswith(_TESTBED):
-        rows = testbed.load_dataset(name.removeprefix(_TESTBED))
-        return rows.add_column("problem", [str(place) for place in range(len(rows))]).add_column(
-            "grader", ["math"] * len(rows)
-        )
+    for prefix, module, grader in ((_TESTBED, testbed, "math"), (_VISION, vision, "block")):
+        if name.startswith(prefix):
+            rows = module.load_dataset(name.removeprefix(prefix))
+            rows = rows.add_column("problem", [str(place) for place in range(len(rows))])
+            return rows.add_column("grader", [grader] * len(rows))
     published = PUBLISHED[name]
     several = len(published.configs) > 1
     rows = [

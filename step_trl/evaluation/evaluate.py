@@ -19,7 +19,7 @@ from trl.trainer.utils import create_model_from_path
 
 from ..preferences.records import images_key
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
-from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.engines import Engine, PromptImages, TransformersEngine
 from ..rollout.engines.adapters import is_adapter
 from ..steps import TriggerSegmenter
 from ..text import TRIGGERS, tokenizer_of
@@ -68,7 +68,7 @@ def evaluate(
             Names for [`load_benchmark`], or a mapping from names to rows with `prompt` (messages) and `solution`, and
             optionally `problem` (an id, by default the index), `images` (a list), `grader` (by default `"math"`) and
             `target_tokens` (the length that the prompt asks for, see
-            [`~step_trl.token_targets.add_token_targets`]). Images need a model in process.
+            [`~step_trl.token_targets.add_token_targets`]).
         tokenizer ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
             A tokenizer with a chat template, or the processor of a vision-language model. Required for a model that is
             already loaded.
@@ -175,10 +175,10 @@ class _Samples:
                 "list[list[int]]",
                 self.tokenizer.apply_chat_template(prompts, add_generation_prompt=True, return_dict=False),
             )
-        if not (isinstance(self.processor, ProcessorMixin) and isinstance(engine, TransformersEngine)):
+        if not isinstance(self.processor, ProcessorMixin):
             raise ValueError(
-                "benchmarks: their problems have images, which need a vision-language model in process. Pass its "
-                "folder, or the model and its processor as the tokenizer."
+                "benchmarks: their problems have images, which need a vision-language model. Pass its folder, or the "
+                "model or its engine, and its processor as the tokenizer."
             )
         messages = [
             prepare_multimodal_messages(prompt, images=images)
@@ -187,7 +187,8 @@ class _Samples:
         rendered: Any = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )
-        return engine.with_images(rendered["input_ids"], rendered)
+        images = PromptImages.of(self.processor, self.jobs["images"].tolist(), rendered)
+        return engine.with_images(rendered["input_ids"], images)
 
     def add(self, place: int, rollout: Rollout) -> None:
         self.waiting[place] = rollout

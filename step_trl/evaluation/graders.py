@@ -15,6 +15,7 @@ from ..rewards.correctness import answer_text, grade_all, think_answer_accuracy_
 from ..text import last_boxed
 
 
+GRADERS = ("math", "choice", "text", "block")
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf|boldsymbol)\s*\{([^{}]*)\}")
 _AFTER_PHRASE = re.compile(r"answer\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
 # `B`, `(B)`, `B. Seven`, `B) because`, but not `Because`, `A or B`, `(A) or (B)`.

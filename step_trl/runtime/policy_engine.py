@@ -138,8 +138,7 @@ class PolicyEngine:
         """
         Refuse what rollouts with [`sampling`] do not support. Trainers with their own rollouts call this.
 
-        `with_images` says that the trainer passes the images of its prompts to the engine, which is possible in
-        process.
+        `with_images` says that the trainer passes the images of its prompts to the engine.
         """
         trainer = self._trainer
         if isinstance(trainer.processing_class, ProcessorMixin):
@@ -148,11 +147,14 @@ class PolicyEngine:
                     "processing_class: the rollouts of this method are for text models, but this is multimodal. Use a "
                     "text model, or a method that samples with images: GRPO, SAS, or Step-GRPO."
                 )
-            if trainer.use_vllm:
+            if trainer.use_vllm and self.servers is None:
                 raise ValueError(
-                    "use_vllm: truncated rollouts with images are only supported in process. Set use_vllm=False, or "
-                    "sample with TRL: GRPO, SAS, or Step-GRPO with truncated_rollout=False."
+                    "vllm_mode: truncated rollouts with images are not supported by vLLM in this process. Set "
+                    "vllm_mode='server' or use_vllm=False, or sample with TRL: GRPO, SAS, or Step-GRPO with "
+                    "truncated_rollout=False."
                 )
+            if self.servers is not None:
+                run_to_end(self.servers.check_images(trainer.processing_class))
         if not trainer.use_vllm:
             check_rollouts_in_process(
                 trainer._dist.zero_stage, trainer._dist.fsdp_version, self.args.ds3_gather_for_generation
@@ -239,6 +241,8 @@ class PolicyEngine:
             # own, and must wait until all weights are sent: a forward pass with half of them crashes the server.
             with failing_together():
                 trainer.vllm_generation.sync_weights()
+                if self.servers is not None and trainer._is_vlm and trainer.accelerator.is_main_process:
+                    run_to_end(self.servers.forget_images())
             trainer._last_loaded_step = trainer.state.global_step
 
     def check_weights(self, output: Mapping[str, torch.Tensor]) -> None:

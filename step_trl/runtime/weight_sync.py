@@ -20,7 +20,7 @@ from trl.generation.vllm_generation import VLLMGeneration
 
 from ..files import atomic_write
 from ..rollout.dynamic import DynamicTruncatedRollout
-from ..rollout.engines import VLLMServerEngine
+from ..rollout.engines import PromptImages, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.records import SamplingParams
 from .ranks import failing_together
@@ -77,12 +77,14 @@ class DiskSyncedGeneration(VLLMGeneration):
     def generate(self, prompts, images, num_generations, profiler=None) -> tuple:
         """Generate plain completions, in the format of TRL's method. Each process requests its own."""
         if images is not None:
-            raise ValueError("images: are not supported by weight_sync='disk'. Use weight_sync='nccl'.")
+            asked = self.engine.with_images(prompts, PromptImages.of(self.processing_class, images, {}))
+        else:
+            asked = prompts
         sampling = SamplingParams(
             self.max_completion_length, self.temperature, self.top_p, self.top_k or 0, self.min_p or 0.0
         )
         with failing_together() if self.generate_together else nullcontext():
-            rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(prompts)
+            rollouts = DynamicTruncatedRollout(self.engine, [], sampling).run(asked)
         logprobs = [[[logprob] for logprob in rollout.logprobs] for rollout in rollouts]
         return prompts, [rollout.completion_ids for rollout in rollouts], logprobs, None
 

@@ -34,7 +34,7 @@ from ..preferences.records import RolloutRecorder
 from ..rewards import math_accuracy_reward
 from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
 from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
-from ..rollout.engines import Engine, TransformersEngine
+from ..rollout.engines import Engine, PromptImages
 from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
@@ -244,7 +244,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         [`~step_trl.rollout.DynamicTruncatedRollout`].
         """
         with self.policy_engine() as engine:
-            asked = self._with_images(engine, prompts)
+            images = self.batch.images  # their prompts are those of the batch
+            asked = prompts if images is None else engine.with_images(prompts, images)
             rollout = DynamicTruncatedRollout(
                 engine,
                 callbacks,
@@ -258,11 +259,6 @@ class EfficientReasoningTrainer(GRPOTrainer):
         for done, prompt in zip(rollouts, prompts, strict=True):
             done.prompt_ids = prompt
         return rollouts
-
-    def _with_images(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Return prompts with the images of the batch, whose prompts they are if it has images."""
-        fields = self.batch.image_fields
-        return engine.with_images(prompts, fields) if isinstance(engine, TransformersEngine) and fields else prompts
 
     @property
     def sampling_params(self) -> SamplingParams:
@@ -555,7 +551,9 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return output
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False):
-        self.batch.prompt_ids, self.batch.image_fields = prompt_ids, multimodal_fields
+        self.batch.prompt_ids = prompt_ids
+        if images is not None:
+            self.batch.images = PromptImages.of(self.processing_class, images, multimodal_fields)
         rollouts = self.sample(self.batch) if self.model.training else None
         if rollouts is None:
             return super()._generate_single_turn(

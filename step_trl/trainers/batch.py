@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..rollout import Rollout
+from ..rollout.engines import PromptImages
 
 
 @dataclass
@@ -31,8 +32,8 @@ class Batch:
         prompt_ids (`list[list[int]]`):
             The token ids of the prompts, from `sample` on. With tools, those of this turn. After `sample`, those of
             its rollouts.
-        image_fields (`Mapping[str, Any]`):
-            What the processor has made of the images of the prompts, `pixel_values` among it. Empty without images.
+        images ([`~step_trl.rollout.engines.PromptImages`], *optional*):
+            The images of the prompts, from `sample` on, if they have any.
         rollouts (`list[Rollout]`, *optional*):
             The result of `sample`; `None` if TRL generated the completions, and with tools.
         rewards (`list[list[float]]`, *optional*):
@@ -57,7 +58,7 @@ class Batch:
     num_generations: int
     training: bool
     prompt_ids: list[list[int]] = field(default_factory=list)
-    image_fields: Mapping[str, Any] = field(default_factory=dict)
+    images: PromptImages | None = None
     rollouts: list[Rollout] | None = None
     rewards: list[list[float]] | None = None
     completions: list[Any] = field(default_factory=list)

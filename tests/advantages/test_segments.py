@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from step_trl.advantages import moments, segment_advantages, segment_boundaries, thin_boundaries, whiten
@@ -64,7 +64,6 @@ def test_the_threshold_itself_is_certain():
     assert uncertain_tokens(probabilities.log()).tolist() == [False, True]
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_advantages_equal_the_reference(data):
     length = data.draw(st.integers(1, 12))

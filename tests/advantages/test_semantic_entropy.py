@@ -212,7 +212,7 @@ def reference(clusters, logps, num_generations, entropy):
     return result
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.data(),
     st.integers(1, 8),
@@ -229,7 +229,7 @@ def test_entropies_equal_the_reference(data, num_generations, groups, estimator,
     assert found.tolist() == pytest.approx(expected, abs=1e-9 if estimator == "likelihood" else 1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.lists(st.sampled_from(["a", "b", "c", None]), min_size=4, max_size=4), max_size=3))
 def test_clusters_equal_the_reference(groups):
     clusters = cluster_answers([answer for group in groups for answer in group], 4).view(-1, 4).tolist()

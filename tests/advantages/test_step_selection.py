@@ -214,7 +214,7 @@ def rows(draw):
     return [NAN if step < 0 else logp for logp, step in zip(logps, steps)], steps
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(rows(), st.booleans(), st.integers(-4, 4)), min_size=1, max_size=4),
     st.integers(1, 99).map(lambda percent: f"{percent / 100:.2f}"),

@@ -1,5 +1,7 @@
 """DEER+SFT on the testbed."""
 
+import json
+
 import pandas as pd
 import pytest
 from safetensors.torch import load_file
@@ -11,6 +13,7 @@ from step_trl.cli.arguments import DistillArguments, FineTuningConfig
 from step_trl.cli.distill import distill, keep, keep_short, statistics
 from step_trl.cli.fine_tuning import examples_of, training_rows
 from step_trl.rollout.engines import vllm_process
+from step_trl.testbed import vision
 
 
 SAMPLES = pd.DataFrame(
@@ -94,6 +97,19 @@ def test_a_model_learns_from_its_short_completions(tmp_path, capsys):
     files = sorted((tmp_path / "run" / "samples").glob("*.parquet"))
     assert run() == figures
     assert sorted((tmp_path / "run" / "samples").glob("*.parquet")) == files
+
+
+def test_answers_in_blocks_are_graded_as_such(tmp_path):
+    """Math accuracy would find none. With confidence 1.0, there are no probes."""
+    recipe = {"limit": 8, "n": 1, "max_tokens": 200, "grader": "block", "confidence": 1.0}
+    arguments = DistillArguments("distill", "vision-testbed", dataset_split="easy", **recipe)
+    model = ModelConfig(str(vision.MODEL_DIR), dtype="float32")
+    figures = distill(arguments, model, FineTuningConfig(str(tmp_path / "run"), **SMALL_RUN))
+    assert figures["accuracy"] > 0.2 and figures["exit rate kept"] == 0
+    settings = json.loads((tmp_path / "run" / "samples" / "settings.json").read_text())
+    assert settings["callbacks"] == []
+    with pytest.raises(ValueError, match=r"grader: 'colour' is not known. Set one of 'math', 'choice'"):
+        DistillArguments("distill", "testbed", grader="colour")
 
 
 def test_nothing_to_learn_from(tmp_path):

@@ -87,7 +87,7 @@ def test_a_group_of_four():
     torch.testing.assert_close(gradient[:, 0], double(-0.75, 0.25, 0.25, 0.25))  # minus Dr.GRPO's advantages
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.booleans(), min_size=2, max_size=40), st.integers(1, 3))
 def test_gradients_of_the_first_update_are_grpo_s(correct, length):
     assume(any(correct) and not all(correct))
@@ -111,7 +111,7 @@ def closed_form(ratio, correct, rate, eps, negative_weight, omega):
     return value, weight * negative_weight * rate / (1 - rate) * ratio / max(proxy, eps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.tuples(st.floats(0.05, 20), st.booleans(), st.floats(0.001, 0.999)),

@@ -145,7 +145,7 @@ def test_latex_is_read_as_it_is_typeset(text, typeset):
     ).map("".join),
     st.integers(-20, 20).map(str) | st.sampled_from(["012", "-0", "1,000", "12%", "twelve"]),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_integers_get_the_verdict_of_math_verify(text, solution):
     fast = compare_integers(text, solution)
     if fast is not None:
@@ -156,7 +156,7 @@ def test_integers_get_the_verdict_of_math_verify(text, solution):
 
 
 @given(st.integers(-(10**15) + 1, 10**15 - 1), st.integers(-2, 2))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_integers_of_any_size_are_decided_without_a_worker(solution, difference):
     number = max(-(10**15) + 1, min(10**15 - 1, solution + difference))
     fast = compare_integers(rf"So it is \boxed{{{number}}}.", str(solution))

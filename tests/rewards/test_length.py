@@ -187,7 +187,7 @@ def test_top_ratio_is_checked(top_ratio):
         grpo_lambda_reward(torch.ones(2), torch.ones(2), 2, top_ratio=top_ratio)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.integers(1, 5), st.integers(1, 8), st.integers(1, 100))
 def test_equal_the_references(data, num_generations, groups, percent):
     size = num_generations * groups

@@ -60,7 +60,7 @@ def test_arguments_are_checked():
         step_efficiency_reward(torch.ones(3), torch.ones(3), 2)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), st.floats(0, 2), st.sampled_from(["correct", "all"]))
 def test_equals_the_reference(data, num_generations, groups, beta, baseline):
     size = num_generations * groups

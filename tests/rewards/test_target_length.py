@@ -16,7 +16,7 @@ def test_soft_overlong_by_hand():
     assert soft_overlong_reward(torch.tensor([75]), 100, 50).tolist() == [-0.5]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=8), st.integers(5, 200), st.data())
 def test_soft_overlong_is_piecewise_linear(lengths, limit, data):
     cache = data.draw(st.none() | st.integers(1, limit))
@@ -49,7 +49,7 @@ def test_there_is_a_target_for_each(reward):
         reward(torch.ones(3), torch.ones(3), torch.ones(2))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 9000), st.booleans(), st.integers(1, 9000)), min_size=1, max_size=8))
 def test_equal_plain_loops(rows):
     tensors = [torch.tensor(column) for column in zip(*rows, strict=True)]

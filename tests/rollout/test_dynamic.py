@@ -188,7 +188,7 @@ def check_invariants(engine, record, max_tokens):
 
 
 @given(st.sampled_from(sorted(VARIANTS)), st.integers(1, 90), st.integers(1, 12), st.integers(0, 50), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_no_exit_without_room_for_its_answer(tokenizer, variant, budget, longest, salt, speculative):
     options = VARIANTS[variant] | {"exit_margin": 0, "skip_probe_tokens": 0, "max_probe_tokens": longest}
     callback = build(tokenizer, options | {"threshold": 0.8})

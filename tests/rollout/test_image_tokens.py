@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import prepare_multimodal_messages
 
 from step_trl.evaluation import evaluate
-from step_trl.rollout.engines import TransformersEngine
+from step_trl.rollout.engines import PromptImages, TransformersEngine
 
 
 sys.path.append(str(Path(__file__).parents[1] / "trainers"))
@@ -45,6 +45,10 @@ def asked(processor):
     return padded, processor.apply_chat_template(messages, **options)["input_ids"]
 
 
+def shown(fields):
+    return PromptImages([], fields, -1)  # in process, the images are in the processor's fields
+
+
 def sample(engine, prompts, **options):
     async def all_of_them():
         return await asyncio.gather(*(engine.generate(prompt, **options) for prompt in prompts))
@@ -55,7 +59,7 @@ def sample(engine, prompts, **options):
 def test_the_engine_sees_what_generate_sees(model, processor, asked):
     padded, prompts = asked
     engine = TransformersEngine(model, processor.tokenizer)
-    found = sample(engine, engine.with_images(prompts, padded), max_tokens=20, temperature=0.0)
+    found = sample(engine, engine.with_images(prompts, shown(padded)), max_tokens=20, temperature=0.0)
     assert len({tuple(one.token_ids) for one in found}) == len(prompts)
     images = iter(padded["pixel_values"].split([1, 1, 1, 3, 3]))
     for one, prompt in zip(found, prompts, strict=True):
@@ -67,7 +71,7 @@ def test_the_engine_sees_what_generate_sees(model, processor, asked):
 def test_log_probabilities_are_those_of_a_forward_pass_with_pixels(model, processor, asked):
     padded, prompts = asked
     engine = TransformersEngine(model, processor.tokenizer)
-    (first, *_) = sample(engine, engine.with_images(prompts, padded)[:1], max_tokens=30, seed=0)
+    (first, *_) = sample(engine, engine.with_images(prompts, shown(padded))[:1], max_tokens=30, seed=0)
     ids = torch.tensor([[*prompts[0], *first.token_ids]])
     with torch.no_grad():
         logits = model(input_ids=ids, pixel_values=padded["pixel_values"][:1]).logits
@@ -80,7 +84,7 @@ def test_equal_images_share_their_ids_and_prefixes(model, processor, asked):
     padded, prompts = asked
     engine = TransformersEngine(model, processor.tokenizer)
     pixels = padded["pixel_values"][[0, 0, 1]]
-    one, same, other = engine.with_images([prompts[0]] * 3, {"pixel_values": pixels})
+    one, same, other = engine.with_images([prompts[0]] * 3, shown({"pixel_values": pixels}))
     assert one == same != other and len(one) == len(prompts[0])
     sample(engine, [one], max_tokens=1)
     sample(engine, [same], max_tokens=1)
@@ -90,12 +94,12 @@ def test_equal_images_share_their_ids_and_prefixes(model, processor, asked):
     assert engine.stats.reused_tokens == len(one) - 1 + text
     # Features belong to the weights.
     engine.drop_prefix_cache()
-    assert engine.with_images([prompts[0]], {"pixel_values": pixels[2:]})[0] == one
+    assert engine.with_images([prompts[0]], shown({"pixel_values": pixels[2:]}))[0] == one
 
 
 def test_prompts_without_images_do_not_change(model, processor):
     engine = TransformersEngine(model, processor.tokenizer)
-    assert engine.with_images([[5, 6], [7]], {}) == [[5, 6], [7]]
+    assert engine.with_images([[5, 6], [7]], shown({})) == [[5, 6], [7]]
 
 
 def test_what_is_refused(model, processor, asked):
@@ -103,11 +107,11 @@ def test_what_is_refused(model, processor, asked):
     engine = TransformersEngine(model, processor.tokenizer)
     for pixels in (padded["pixel_values"], padded["pixel_values"][:0]):
         with pytest.raises(ValueError, match="images: the prompts have not as many image tokens"):
-            engine.with_images(prompts[:1], {"pixel_values": pixels})
+            engine.with_images(prompts[:1], shown({"pixel_values": pixels}))
     qwen, qwen_processor = tiny_vlm()
     engine = TransformersEngine(qwen, qwen_processor.tokenizer)
     with pytest.raises(ValueError, match="images: TransformersEngine does not support those of 'qwen2_vl'"):
-        engine.with_images([[1]], {"pixel_values": torch.zeros(1, 3, 4, 4)})
+        engine.with_images([[1]], shown({"pixel_values": torch.zeros(1, 3, 4, 4)}))
 
 
 def test_an_evaluation_sees_the_pictures(folder, model, processor, tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from accelerate.utils import clear_environment
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoProcessor, PretrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import ModelConfig
 from trl.import_utils import is_vllm_available
@@ -24,6 +24,7 @@ from ...rewards.length_rewards import TARGETS_IN_ROWS
 from ...rollout.engines import VLLMServerEngine
 from ...rollout.event_loop import run_to_end
 from ...runtime.run_config import server_urls
+from ...text import tokenizer_of
 from ...token_targets import validate_targets
 from ...trainers import METHODS
 from ..arguments import TrainArguments
@@ -147,13 +148,14 @@ def describe_rollouts(plan: StagePlan) -> str:
 def check_model(plan: StagePlan) -> str:
     if plan.earlier:  # it starts from the model of the stage before
         first = plan.earlier[0]
-        plan.model_config, plan.tokenizer = first.model_config, first.tokenizer
+        plan.model_config, plan.processor, plan.tokenizer = first.model_config, first.processor, first.tokenizer
         return f"that of stage {plan.number - 1}"
     model = plan.dataclass_of(ModelConfig)
     source = model_source(model.model_name_or_path)
     loading = {"revision": model.model_revision, "trust_remote_code": plan.values.trust_remote_code}
     plan.model_config = AutoConfig.from_pretrained(source, **loading)
-    plan.tokenizer = AutoTokenizer.from_pretrained(source, **loading)
+    plan.processor = AutoProcessor.from_pretrained(source, **loading)
+    plan.tokenizer = tokenizer_of(plan.processor)
     context = _context(plan.model_config)
     return f"{model.model_name_or_path}: {plan.model_config.model_type}, {model.dtype}, context of {context:,} tokens"
 
@@ -197,6 +199,7 @@ def check_servers(plan: StagePlan) -> str:
     # Use the fields, not a configuration, so that servers are checked even if another field is wrong.
     urls = server_urls(values.vllm_server_base_url, values.vllm_server_host, values.vllm_server_port)
     longest, wrong = (plan.longest_prompt or 1) + values.max_completion_length, []
+    images = plan.rows is not None and {"image", "images"} & {*plan.rows.column_names}
     for url in urls:
         engine = VLLMServerEngine(
             url, plan.tokenizer, api_key=os.environ.get("VLLM_API_KEY"), retry_window=SERVER_SECONDS
@@ -204,13 +207,15 @@ def check_servers(plan: StagePlan) -> str:
         check = engine.check(max_length=longest, policy_config=plan.model_config, weight_sync=values.weight_sync)
         try:
             run_to_end(check)
+            if images:
+                run_to_end(engine.check_images(plan.processor))
         except Exception as error:  # still check the other servers
             wrong.append(str(error))
     if wrong:
         raise ValueError("\n".join(wrong))
     return (
         f"{', '.join(urls)}: the policy's tokenizer and size, a context of {longest:,} tokens, processed "
-        f"log-probabilities, weights by {values.weight_sync}"
+        f"log-probabilities, weights by {values.weight_sync}" + ", the processor's tokens of images" * bool(images)
     )
 
 

@@ -26,7 +26,8 @@ class StagePlan:
             The lines of the plan, by check.
         failures (`list[str]`):
             Messages about everything that is wrong.
-        values, config, batches, rows, model_config, tokenizer, longest_prompt, longest_row, memory_is_known:
+        values, config, batches, rows, model_config, processor, tokenizer, longest_prompt, longest_row,
+        memory_is_known:
             The results of the checks, each `None` until its check has passed. Checks that need it are left out then.
     """
 
@@ -43,6 +44,7 @@ class StagePlan:
     batches: Any = None
     rows: Any = None
     model_config: Any = None
+    processor: Any = None
     tokenizer: Any = None
     longest_prompt: Any = None
     longest_row: Any = None

@@ -1,6 +1,6 @@
 """Engines: the sources of tokens."""
 
-from .base import AbandonRule, Engine, Generation
+from .base import AbandonRule, Engine, Generation, PromptImages
 from .scheduler import EngineStats
 from .transformers import TransformersEngine
 from .vllm_colocated import VLLMColocatedEngine
@@ -16,6 +16,7 @@ __all__ = [
     "EngineStats",
     "EngineUnavailableError",
     "Generation",
+    "PromptImages",
     "TransformersEngine",
     "VLLMColocatedEngine",
     "VLLMServer",

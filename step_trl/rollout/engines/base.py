@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +35,30 @@ class Generation:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: Literal["eos", "stop", "length", "abandoned"]
+
+
+@dataclass(frozen=True)
+class PromptImages:
+    """
+    The images of some prompts.
+
+    Attributes:
+        images (`Sequence[Sequence[PIL.Image.Image] | None]`):
+            The images of each prompt.
+        fields (`Mapping[str, Any]`):
+            What the processor returns for all of them beside token ids, such as `pixel_values`.
+        token_id (`int`):
+            The id of the image token, which the prompts have in the places of images.
+    """
+
+    images: Sequence[Sequence[Any] | None]
+    fields: Mapping[str, Any]
+    token_id: int
+
+    @classmethod
+    def of(cls, processor: Any, images: Sequence[Sequence[Any] | None], fields: Mapping[str, Any]) -> PromptImages:
+        """Return the images of prompts of a vision-language model's processor, which knows the image token."""
+        return cls(images, fields, processor.image_token_id)
 
 
 class Engine(Protocol):
@@ -81,6 +105,24 @@ class Engine(Protocol):
                 once and use these tokens for that call, ignoring its `seed`.
         """
         ...
+
+    def with_images(self, prompts: Sequence[Sequence[int]], images: PromptImages) -> list[list[int]]:
+        """
+        Return prompts for this engine in which images have ids of their own. They are valid until the next call.
+
+        Args:
+            prompts (`Sequence[Sequence[int]]`):
+                Token ids, as the processor returns them.
+            images ([`PromptImages`]):
+                The images of the prompts.
+
+        Raises:
+            `ValueError`: If the engine or its model does not support images.
+        """
+        raise ValueError(
+            f"images: {type(self).__name__} does not support them. Sample in process, or on vLLM servers with "
+            "vllm_mode='server'."
+        )
 
     @asynccontextmanager
     async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[Engine]:

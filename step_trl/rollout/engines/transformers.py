@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
+from .base import (
+    SETTLING_TURNS,
+    AbandonRule,
+    Engine,
+    Generation,
+    PromptImages,
+    check_call,
+    check_length,
+    let_others_run,
+)
 from .image_tokens import ImageTokens
 from .model_runner import make_model_runner
 from .row_table import RowTable
@@ -134,24 +142,15 @@ class TransformersEngine(Engine):
         self._rows.clear()
         self._images.clear()
 
-    def with_images(self, prompts: Sequence[Sequence[int]], fields: Mapping[str, Any]) -> list[list[int]]:
+    def with_images(self, prompts: Sequence[Sequence[int]], images: PromptImages) -> list[list[int]]:
         """
         Return prompts for this engine in which the patches of images have ids of their own.
 
-        They are valid until the prefix cache is dropped.
-
-        Args:
-            prompts (`Sequence[Sequence[int]]`):
-                Token ids, with an image token for each patch.
-            fields (`Mapping[str, Any]`):
-                What the processor returns beside the token ids, `pixel_values` among it, for all images in the order
-                of the prompts. Without it, the prompts do not change.
-
-        Raises:
-            `ValueError`: If the model does more with images than to embed them in the places of image tokens.
+        They are valid until the prefix cache is dropped. Without `pixel_values` among the images' fields, the prompts
+        do not change. A model that does more with images than to embed them in the places of image tokens is refused.
         """
         with _evaluating(self.model):
-            return self._images.encode(prompts, fields)
+            return self._images.encode(prompts, images.fields)
 
     async def _work(self) -> None:
         """Run steps while there are requests. The model returns to its own mode before the last caller wakes."""

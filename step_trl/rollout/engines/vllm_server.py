@@ -1,5 +1,6 @@
 """
-Engine over vLLM servers: token ids in, token ids and log-probabilities out, via `/v1/completions`.
+Engine over vLLM servers: token ids in, token ids and log-probabilities out, via `/v1/completions`. Prompts with images
+go to `/inference/v1/generate`, which takes both token ids and images.
 
 A plain call is one request, and the server checks its stop strings. A call with an `abandon` rule is streamed. Calls
 with `ahead` share one streamed request whose stop strings are checked here, so that a thought that continues beside
@@ -20,17 +21,19 @@ import ssl
 import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from PIL import Image
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
-from .base import AbandonRule, Engine, Generation, check_call
+from .base import AbandonRule, Engine, Generation, PromptImages, check_call
+from .served_images import TOKENS_PATH, ServedImages
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
 from .vllm_http import ConnectionLostError, EngineError, NotFoundError, Server, VLLMHTTPClient
@@ -130,7 +133,9 @@ class VLLMServerEngine(Engine):
         self.tokenizer = tokenizer
         self._servers = tuple(Server(_clean_url(url)) for url in urls)
         # The additional id stands for those that the model has and the tokenizer lacks.
-        self._stop_strings = StopStrings(tokenizer, max(tokenizer.get_vocab().values()) + 2)
+        vocab_size = max(tokenizer.get_vocab().values()) + 2
+        self._stop_strings = StopStrings(tokenizer, vocab_size)
+        self._images = ServedImages(vocab_size)
         self._ahead: SampledAhead | None = None
         self._restoring: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Lock] = {}
         self._client = VLLMHTTPClient(
@@ -145,6 +150,10 @@ class VLLMServerEngine(Engine):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({[server.url for server in self._servers]}, model={self.model!r})"
 
+    def with_images(self, prompts: Sequence[Sequence[int]], images: PromptImages) -> list[list[int]]:
+        """Return prompts with an id for each image, see [`Engine.with_images`]. The server processes the images."""
+        return self._images.encode(prompts, images)
+
     @asynccontextmanager
     async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[VLLMServerEngine]:
         """Yield the engine on the one server that serves all completions of this prompt."""
@@ -153,7 +162,8 @@ class VLLMServerEngine(Engine):
         if not self.sample_ahead:
             yield engine
             return
-        engine._ahead = SampledAhead(self._stop_strings, await self._client.streams())
+        streams = await self._client.streams()
+        engine._ahead = SampledAhead(self._stop_strings, self.tokenizer.eos_token_id, streams)
         try:
             yield engine
         finally:
@@ -207,8 +217,8 @@ class VLLMServerEngine(Engine):
 
     async def _answer(self, server: Server, body: dict[str, Any], stop_set: int) -> Generation:
         sampled = Sampled(self._stop_strings, stop_set)
-        async with self._client.request(server, "POST", "/v1/completions", body) as response:
-            generation = sampled.add(read_choice(await response.read()))
+        async with self._sampling_request(server, body) as response:
+            generation = sampled.add(read_choice(await response.read(), self.tokenizer.eos_token_id))
         if generation is None:
             raise ConnectionLostError("an incomplete answer")
         return generation
@@ -219,8 +229,8 @@ class VLLMServerEngine(Engine):
         sampled, generation = Sampled(self._stop_strings, stop_set), None
         options = {"stream": True, "stream_interval": self.stream_interval}
         async with (
-            self._client.request(server, "POST", "/v1/completions", body | options) as response,
-            aclosing(read_pieces(response)) as pieces,
+            self._sampling_request(server, body | options) as response,
+            aclosing(read_pieces(response, self.tokenizer.eos_token_id)) as pieces,
         ):
             async for piece in pieces:
                 generation = sampled.add(piece)
@@ -244,14 +254,24 @@ class VLLMServerEngine(Engine):
             if opened is None:
                 await ahead.close()
                 options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
-                request = self._client.request(server, "POST", "/v1/completions", body | options)
-                await ahead.open(request, body)
+                await ahead.open(self._sampling_request(server, body | options), body)
             return await ahead.take(stop_set, body["max_tokens"], abandon)
         except BaseException as error:
             await ahead.close()
             if opened is not None and isinstance(error, (aiohttp.ClientError, ConnectionLostError)):
                 raise ConnectionLostError(f"{type(error).__name__}: {error}", opened) from error
             raise
+
+    @asynccontextmanager
+    async def _sampling_request(self, server: Server, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send the request for a completion, or for tokens if its prompt has images."""
+        with_images = self._images.request(body)
+        path = "/v1/completions" if with_images is None else TOKENS_PATH
+        try:
+            async with self._client.request(server, "POST", path, with_images or body) as response:
+                yield response
+        except NotFoundError as error:
+            raise error if with_images is None else self._no_images(server, error) from None
 
     async def load_weights(self, folder: str | Path) -> None:
         """
@@ -276,7 +296,21 @@ class VLLMServerEngine(Engine):
                     f"{error} A server has the endpoints that load weights only with VLLM_SERVER_DEV_MODE=1 in its "
                     "environment. `step-trl serve` sets it for servers that listen on 127.0.0.1."
                 ) from None
+        await self._forget_images(server)
         server.started, server.may_have_restarted = started, False
+
+    async def forget_images(self) -> None:
+        """Make every server forget the features of images, which belong to earlier weights. No call may be running."""
+        await asyncio.gather(
+            *(self._retrying(server, partial(self._forget_images, server)) for server in self._servers)
+        )
+
+    async def _forget_images(self, server: Server) -> None:
+        # Weights that are loaded clear the workers' cache but not the scheduler's, and the next image that both had
+        # would end the server with "Encoder cache miss". Older versions have neither the cache nor the endpoint.
+        with suppress(NotFoundError):
+            async with self._client.request(server, "POST", "/reset_encoder_cache") as response:
+                await response.read()
 
     async def _start_of(self, server: Server) -> str | None:
         """Start time of the server's process, from the metrics that the Prometheus client adds to vLLM's."""
@@ -330,6 +364,34 @@ class VLLMServerEngine(Engine):
         """Return once every server answers. Raises [`EngineUnavailableError`] if one does not."""
         for server in self._servers:
             await self._get(server, "/health")
+
+    async def check_images(self, processor: ProcessorMixin) -> None:
+        """
+        Check that every server makes the same tokens of an image as the policy's `processor`.
+
+        Raises:
+            [`EngineError`]: names the difference and the remedy.
+        """
+        image = Image.new("RGB", (64, 48), "white")
+        message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}
+        rendered: Any = cast("Any", processor).apply_chat_template(
+            [[message]], add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        (ours,) = rendered["input_ids"]
+        (prompt,) = self.with_images([ours], PromptImages.of(processor, [[image]], rendered))
+        body = self._images.request({"prompt": prompt, "max_tokens": 1} | _FIXED_PARAMETERS)
+        assert body is not None
+        for server in self._servers:
+            try:
+                answer = await self._get(server, TOKENS_PATH, body | {"return_token_ids": True})
+            except NotFoundError as error:
+                raise self._no_images(server, error) from None
+            theirs = json.loads(answer)["prompt_token_ids"]
+            if theirs != list(ours):
+                raise EngineError(
+                    f"images: {server.url} makes {len(theirs)} tokens of a prompt with an image, and the policy's "
+                    f"processor {len(ours)}, or others. Serve the trained model with its processor's files."
+                )
 
     async def _check_model(
         self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
@@ -435,6 +497,13 @@ class VLLMServerEngine(Engine):
         command, environment = server_command(self.model or "MODEL", port=address.port or 8000, cpu=cpu)
         command[0] = "python"  # of the server's machine
         return f"Start a server by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
+
+    @staticmethod
+    def _no_images(server: Server, error: NotFoundError) -> EngineError:
+        return EngineError(
+            f"images: {server.url} lacks {TOKENS_PATH} ({error}). From vLLM 0.30 on, start it with "
+            "--enable-scale-out, as `step-trl serve` does."
+        )
 
     def _server_of(self, prompt_ids: Sequence[int]) -> Server:
         if len(self._servers) == 1:
