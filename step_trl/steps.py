@@ -248,6 +248,7 @@ class TriggerSegmenter(Segmenter):
         # twice as slow.
         whole_words = b"|".join(word + b"(?<![A-Za-z]" + word + b")" for word in words)
         super().__init__(tokenizer, re.compile(b"(?:" + whole_words + b")(?![A-Za-z])"))
+        self._starts = {word[:end] for word in (one.encode() for one in triggers) for end in range(1, len(word))}
 
     def occurrences(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """
@@ -255,6 +256,21 @@ class TriggerSegmenter(Segmenter):
         of its trigger, and the boundary. `token_ids[:start]` is the text before the trigger.
         """
         return list(zip(*self._find(token_ids), strict=True))
+
+    def unfinished(self, token_ids: Sequence[int]) -> int:
+        """
+        Return the index of the first token with a character of a trigger that further tokens may complete, or the
+        number of tokens if there is none.
+        """
+        longest = max(map(len, self._starts), default=0)
+        offset = max(0, len(token_ids) - longest)  # a token with text has at least one byte
+        row = np.asarray(token_ids[offset:], dtype=np.int64).reshape(1, -1)
+        text = self._table.join(row, np.ones_like(row, dtype=bool))
+        data = text.data.removesuffix(_ROW_END)
+        for length in range(min(longest, len(data)), 0, -1):
+            if data[-length:] in self._starts:
+                return offset + int(np.searchsorted(text.ends, len(data) - length, side="right"))
+        return len(token_ids)
 
 
 class DelimiterSegmenter(Segmenter):

@@ -12,7 +12,7 @@ FILES = {
     "test_peft", "test_real_input", "test_recipes", "test_sas", "test_served_images",
     "test_vllm_process", "test_step_grpo", "test_study",
     "test_terminal", "test_testbed_rollouts", "test_trace", "test_trackers", "test_train", "test_two_ranks",
-    "test_vllm", "test_vllm_faults", "test_vllm_server_engine",
+    "test_serve", "test_vllm", "test_vllm_faults", "test_vllm_server_engine",
 }  # fmt: skip
 TESTS = {
     "test_a_group_is_exits_from_one_thought", "test_a_killed_run_goes_on",

@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from rooms of lower rows, and from its own.
 LAYERS = (
     {"cli"},
-    {"evaluation", "report", "trainers"},
+    {"evaluation", "report", "trainers", "endpoint"},
     {"monitor", "runtime"},
     {"preferences"},
     {"rollout", "rewards", "advantages", "losses"},

@@ -48,6 +48,7 @@ PUBLIC = (
     "",
     ".rewards",
     ".rollout",
+    ".endpoint",
     ".evaluation",
     ".monitor",
     ".report",
@@ -428,7 +429,7 @@ def parsed_only(monkeypatch):
                 if values.use_vllm and values.vllm_mode == "server":
                     seen.completions.append((values.model_name_or_path, values.max_completion_length))
 
-    def read_server(model, host, port, max_model_len, extra_arguments):
+    def read_server(model, host, port, max_model_len, extra_arguments, dry_run, urls, **exits):
         from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 

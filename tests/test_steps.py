@@ -241,6 +241,26 @@ def test_merges_across_blank_lines_and_triggers_in_pieces():
     assert segmenter.occurrences(ids) == [(2, 5)]
 
 
+@pytest.mark.parametrize(
+    ("tokens", "start"),
+    [
+        ([], 0),
+        (["a", "."], 2),
+        (["a", "Wait"], 2),
+        (["a", "W"], 1),
+        (["W", "a"], 0),
+        (["W", "a", "."], 3),
+        (["a", ", Wa"], 1),
+        (["W", "W"], 1),
+        (["W", "Alt", "ern"], 1),
+        (["."] * 40 + ["Alternativel"], 40),
+        (["Alternativel", "<|im_end|>"], 2),
+    ],
+)
+def test_what_may_become_a_trigger(triggers, tokens, start):
+    assert triggers.unfinished(crafted_ids(*tokens)) == start
+
+
 def test_own_triggers_and_delimiters():
     tokenizer = small_tokenizers.in_pieces()
     segmenter = TriggerSegmenter(tokenizer, ("Wait", "Wait a moment", "Hmm…", "Doch"))

@@ -207,11 +207,29 @@ def add_serve(commands: Commands) -> None:
 
         return serve(**options, extra_arguments=further)
 
-    server = add_command(commands, "serve", run, "start a vLLM server for rollouts; further arguments go to vLLM")
+    server = add_command(
+        commands, "serve", run, "start a vLLM server for rollouts, or an OpenAI endpoint with early exits before it"
+    )
+    server.description = (
+        "Further arguments go to vLLM. An option about exits adds the endpoint: docs/how-to/endpoint.md."
+    )
     server.add_argument("model", help="a folder, a name on the Hub, or 'testbed'")
     server.add_argument("--host", default="127.0.0.1", help="address to listen on, by default for this machine only")
     server.add_argument("--port", type=int, default=8000, help="by default %(default)s")
     server.add_argument("--max-model-len", type=int, help="maximum number of tokens of prompt and completion together")
+    server.add_argument(
+        "--exit-confidence", type=float, metavar="CONFIDENCE",
+        help="end a thought when the confidence of an induced answer exceeds this, such as 0.95 (DEER)",
+    )  # fmt: skip
+    server.add_argument(
+        "--exit-consistency", type=int, metavar="N",
+        help="end a thought when N induced answers in a row are equal (Dynasor)",
+    )  # fmt: skip
+    server.add_argument("--thinking-token-budget", type=int, metavar="N", help="end a thought after N tokens")
+    server.add_argument(
+        "--urls", nargs="+", help="URLs of running vLLM servers for the endpoint, instead of one of its own"
+    )
+    server.add_argument("--dry-run", action="store_true", help="only print what would be started")
 
 
 def add_study(commands: Commands) -> None:

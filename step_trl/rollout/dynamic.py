@@ -8,6 +8,7 @@ probe runs, the thought may continue (speculative probing). A probe that leads t
 from __future__ import annotations
 
 import asyncio
+import copy
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 
@@ -16,6 +17,7 @@ from ..text import THINK_END
 from .engines import Engine, Generation
 from .event_loop import InBackground, cancel, gather, rare_garbage_collections, run_to_end
 from .records import Rollout, RolloutBuilder, SamplingParams
+from .settled import OnTokens, SettledTokens
 from .truncation import Boundary, Decision, Exit, GoOn, Outcome, Probe, ProbeRecord, TruncationCallback
 
 
@@ -68,12 +70,52 @@ class DynamicTruncatedRollout:
         self.speculative = speculative
         self.max_in_flight = max_in_flight
         self.sampled_tokens = 0
-        self.segmenters = [
-            TriggerSegmenter(engine.tokenizer, callback.triggers) if callback.triggers else None
-            for callback in self.callbacks
-        ]
+        self._segmenters: dict[tuple[str, ...], TriggerSegmenter] = {}
+        self.segmenters = self._segmenters_of(self.callbacks)
         self.think_end = DelimiterSegmenter(engine.tokenizer, THINK_END)
         self.shared_ids: dict[int, int] = {}  # see RolloutBuilder.build
+
+    def _segmenters_of(self, callbacks: Sequence[TruncationCallback]) -> list[TriggerSegmenter | None]:
+        for triggers in {tuple(callback.triggers) for callback in callbacks} - {(), *self._segmenters}:
+            self._segmenters[triggers] = TriggerSegmenter(self.engine.tokenizer, triggers)
+        return [self._segmenters.get(tuple(callback.triggers)) for callback in callbacks]
+
+    def with_options(
+        self, callbacks: Sequence[TruncationCallback], sampling: SamplingParams
+    ) -> DynamicTruncatedRollout:
+        """
+        Return this rollout with other callbacks and another sampling.
+
+        Both share the segmenters of triggers, which take long to build for a large vocabulary.
+        """
+        other = copy.copy(self)
+        other.callbacks, other.sampling, other.sampled_tokens = list(callbacks), sampling, 0
+        other.segmenters = self._segmenters_of(other.callbacks)
+        return other
+
+    async def sample(
+        self,
+        prompt_ids: Sequence[int],
+        seed: int | None = None,
+        budget: int | None = None,
+        on_tokens: OnTokens | None = None,
+    ) -> Rollout:
+        """
+        Sample one completion in the running event loop. Cancelling it stops all of its sampling.
+
+        Args:
+            prompt_ids (`Sequence[int]`), seed (`int`, *optional*), budget (`int`, *optional*):
+                As in [`run`], which samples the same completion.
+            on_tokens (`Callable[[list[int]], bool | None]`, *optional*):
+                Called with the next tokens of the completion as soon as they are certain to stay in it. Tokens after a
+                boundary wait until it is decided. `True` ends the completion with what has been sampled so far.
+
+        Raises:
+            [`EngineUnavailableError`]: a call was interrupted after some of its tokens had been passed to `on_tokens`,
+                and the engine repeated it with another result.
+        """
+        budget = self.sampling.max_tokens if budget is None else budget
+        return await _RunningRollout(self, prompt_ids, seed, budget, on_tokens).run()
 
     def run(
         self,
@@ -177,11 +219,19 @@ class _BoundaryDetector:
 class _RunningRollout:
     """Samples one rollout: segments of the thought, and at their boundaries the probes and the exit."""
 
-    def __init__(self, owner: DynamicTruncatedRollout, prompt_ids: Sequence[int], seed: int | None, budget: int):
+    def __init__(
+        self,
+        owner: DynamicTruncatedRollout,
+        prompt_ids: Sequence[int],
+        seed: int | None,
+        budget: int,
+        on_tokens: OnTokens | None = None,
+    ):
         self.owner = owner
         self.engine = owner.engine
         self.prompt = array("q", prompt_ids)
         self.rollout = RolloutBuilder(prompt_ids)
+        self.settled = None if on_tokens is None else SettledTokens(self.rollout, on_tokens)
         self.seed = seed
         self.budget = budget
         self.detectors = [
@@ -195,13 +245,23 @@ class _RunningRollout:
 
     async def run(self) -> Rollout:
         async with self.owner.engine.for_rollout(self.rollout.prompt_ids) as self.engine:
+            self._settle()
             segment: Generation | None = await self._sample()
             while segment is not None:
-                self.rollout.append(segment)
-                if self.rollout.ended or self.remaining == 0:
+                self._append(segment)
+                if self.rollout.ended or self.remaining == 0 or self._stopped:
                     break
                 segment = await self._next_segment(self._detect_boundaries(len(segment.token_ids)))
+        if self.settled is not None:
+            self.settled.end()
         return self.rollout.build(self.owner.shared_ids)
+
+    @property
+    def _stopped(self) -> bool:
+        return self.settled is not None and self.settled.stopped
+
+    def _append(self, segment: Generation, greedy: bool = False) -> None:
+        (self.rollout if self.settled is None else self.settled).append(segment, greedy)
 
     def _detect_boundaries(self, new_tokens: int) -> list[tuple[_BoundaryDetector, Boundary]]:
         """Find the boundaries at the end of the path. There are none once the thought has ended."""
@@ -213,6 +273,8 @@ class _RunningRollout:
 
     async def _next_segment(self, boundaries: list[tuple[_BoundaryDetector, Boundary]]) -> Generation | None:
         """Ask the callbacks. Returns the next segment of the thought, or `None` if the rollout has ended."""
+        if self.settled is not None and boundaries:
+            self.settled.await_decision(min(boundary.trigger_start for _, boundary in boundaries))
         decisions: list[tuple[_BoundaryDetector, Boundary, Decision]] = []
         for detector, boundary in boundaries:
             decision = detector.callback.at_boundary(boundary)
@@ -238,13 +300,24 @@ class _RunningRollout:
                         await self._discard(following)
                         await self._exit(boundary, exit_, (decision, answer))
                         return None
+            self._settle()
         except BaseException:
             await cancel(following)
             raise
-        return await (following or self._sample())
+        if self._stopped and following is None:
+            return None
+        return await (following or self._sample())  # what goes on beside its probe ends with its next tokens
+
+    def _settle(self) -> None:
+        """Let go of the tokens that waited for a decision. Only triggers of later boundaries may be cut off."""
+        if self.settled is not None:
+            self.settled.segmenters = [one.segmenter for one in self.detectors if one.segmenter is not None]
+            self.settled.go_on()
 
     async def _discard(self, following: asyncio.Future[Generation] | None) -> None:
         await cancel(following)
+        if self.settled is not None:
+            self.settled.discard()
         if following is not None and not following.cancelled() and following.exception() is None:
             self.rollout.discarded_tokens += len(following.result().token_ids)  # it ended before its probe
 
@@ -280,8 +353,9 @@ class _RunningRollout:
         elif probed is not None:
             rollout.discarded_tokens += len(probed[1].token_ids)
         rollout.inject(closing[: self.remaining])
-        if self.remaining:
-            rollout.append(await self._sample(greedy), greedy)
+        self._settle()
+        if self.remaining and not self._stopped:
+            self._append(await self._sample(greedy), greedy)
 
     async def _sample(self, greedy: bool = False) -> Generation:
         """Continue the path up to the next possible boundary."""
@@ -298,7 +372,8 @@ class _RunningRollout:
             min_p=sampling.min_p,
             # By position, so that the seed does not depend on earlier calls that were cancelled.
             seed=None if self.seed is None else (self.seed * 1_000_003 + len(path_ids)) % 2**63,
-            ahead=self.owner.speculative and bool(self.owner.callbacks),
+            abandon=None if self.settled is None else self.settled.arrive,
+            ahead=self.owner.speculative and (bool(self.owner.callbacks) or self.settled is not None),
         )
         self._count(segment)
         return segment

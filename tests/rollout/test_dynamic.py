@@ -15,7 +15,15 @@ from rollout.scripted_engine import ScriptedEngine
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, GoOn, SamplingParams, TruncationCallback
+from step_trl.rollout import (
+    ConfidenceTruncation,
+    DynamicTruncatedRollout,
+    GoOn,
+    SamplingParams,
+    TokenBudget,
+    TruncationCallback,
+)
+from step_trl.rollout.engines import EngineError
 from step_trl.steps import TriggerSegmenter
 
 
@@ -341,3 +349,109 @@ def test_no_more_rollouts_at_once_than_asked_for(tokenizer, limit):
     assert limited == everything
     with pytest.raises(ValueError, match="max_in_flight: 0 lets no rollout begin"):
         roll_out(0)
+
+
+# Tokens that are read while a rollout runs
+
+
+def sample_all(rollout, prompts, on_tokens):
+    async def together():
+        return await asyncio.gather(
+            *(rollout.sample(prompt, on_tokens=on_tokens(i)) for i, prompt in enumerate(prompts))
+        )
+
+    return asyncio.run(together())
+
+
+@pytest.mark.parametrize("speculative", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tokens_that_are_read_early_are_those_of_the_rollout(tokenizer, variant, speculative):
+    """No token is taken back, none is missing, and reading changes nothing."""
+    early = 0
+    for salt in range(6):
+        engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt, certain=0.8)
+        callbacks = [build(tokenizer, VARIANTS[variant]), TokenBudget(tokenizer, 40)]
+        rollout = DynamicTruncatedRollout(engine, callbacks, SamplingParams(60), speculative)
+        prompts = [tokenizer.encode(f"{salt}.{i}") for i in range(20)]
+        expected = rollout.run(prompts)
+        read = [[] for _ in prompts]
+        records = sample_all(rollout, prompts, lambda i, read=read: read[i].append)
+        for record, same, pieces in zip(records, expected, read, strict=True):
+            assert list(itertools.chain(*pieces)) == record.completion_ids == same.completion_ids
+            assert (record.truncated, record.probes) == (same.truncated, same.probes)
+            early += len(pieces) > len(record.probes) + 3
+        assert engine.running == 0
+    assert early > 30
+
+
+class Watching(ConfidenceTruncation):
+    """Notes how many tokens have been read when a probe is answered."""
+
+    def after_probe(self, boundary, probe, answer):
+        self.seen.append((len(self.read), boundary.trigger_start, len(boundary.path_ids)))
+        return super().after_probe(boundary, probe, answer)
+
+
+def test_tokens_after_an_undecided_boundary_wait(tokenizer):
+    callback = Watching(tokenizer, answer_prompt=PAPER_PROMPT, max_probe_tokens=5, threshold=0.9, keep_trigger=False)
+    callback.seen, ahead = [], 0
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=3, certain=0.8)
+    rollout = DynamicTruncatedRollout(engine, [callback], SamplingParams(60))
+    for i in range(40):
+        callback.read, callback.seen = [], []
+        (record,) = sample_all(rollout, [tokenizer.encode(str(i))], lambda _: callback.read.extend)
+        assert all(read == trigger_start for read, trigger_start, _ in callback.seen)
+        ahead += len(callback.seen)
+        assert callback.read == record.completion_ids
+    assert ahead > 40
+
+
+def test_the_reader_may_end_a_rollout(tokenizer):
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer), salt=7, certain=0.8)
+    rollout = DynamicTruncatedRollout(engine, [build(tokenizer, {})], SamplingParams(60))
+    prompts = [tokenizer.encode(str(i)) for i in range(40)]
+    wholes = rollout.run(prompts)
+    shorter = 0
+    for whole, prompt in zip(wholes, prompts, strict=True):
+        read = []
+
+        def until_enough(tokens, read=read):
+            assert len(read) < 10
+            read += tokens
+            return len(read) >= 10
+
+        (record,) = sample_all(rollout, [prompt], lambda _, until_enough=until_enough: until_enough)
+        assert read == whole.completion_ids[: len(read)] and len(read) >= min(10, len(whole.completion_ids))
+        assert read == record.completion_ids[: len(read)]
+        shorter += len(record.completion_ids) < len(whole.completion_ids)
+        assert engine.running == 0
+    assert shorter > 10
+
+
+def test_a_repeated_call_with_other_tokens_is_an_error(tokenizer):
+    """Its first tokens have been read, and cannot be taken back."""
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
+    generate = engine.generate
+    a, b = tokenizer.encode("ab")
+
+    async def repeated(prompt_ids, *, abandon=None, **options):
+        abandon([a, b], [0.0, 0.0])
+        return await generate([*prompt_ids, b], abandon=abandon, **options)
+
+    engine.generate = repeated
+    rollout = DynamicTruncatedRollout(engine, [], SamplingParams(20))
+    with pytest.raises(EngineError, match="interrupted after some of its tokens had been handed on"):
+        sample_all(rollout, [tokenizer.encode("1")], lambda _: lambda tokens: None)
+
+
+def test_other_options_share_the_tables_of_triggers(tokenizer):
+    engine = ScriptedEngine(tokenizer, piece_ids(tokenizer))
+    rollout = DynamicTruncatedRollout(engine, [build(tokenizer, {})])
+    callbacks = [TokenBudget(tokenizer, 5), build(tokenizer, {"threshold": 0.5})]
+    other = rollout.with_options(callbacks, SamplingParams(30))
+    assert other.segmenters == [None, rollout.segmenters[0]]
+    prompts = [tokenizer.encode(str(i)) for i in range(20)]
+    expected = DynamicTruncatedRollout(engine, callbacks, SamplingParams(30)).run(prompts)
+    assert [r.completion_ids for r in other.run(prompts)] == [r.completion_ids for r in expected]
+    assert rollout.sampled_tokens == 0 < other.sampled_tokens
+    assert rollout.sampling == SamplingParams()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import aiohttp
 import msgspec
 
-from .base import Generation
+from .base import AbandonRule, Generation
 from .stop_strings import StopStrings
 from .vllm_http import ConnectionLostError
 
@@ -155,8 +155,8 @@ class SampledAhead:
         self._length, self._last = len(body["prompt"]), list(body["prompt"])
         self._token_ids, self._logprobs, self._reason = [], [], None
 
-    async def take(self, stop_set: int, max_tokens: int) -> Generation:
-        """Return the next tokens, up to a stop string, to EOS, or to `max_tokens`."""
+    async def take(self, stop_set: int, max_tokens: int, abandon: AbandonRule | None = None) -> Generation:
+        """Return the next tokens, up to a stop string, to EOS, to `max_tokens`, or to where they are abandoned."""
         searched = 0
         while True:
             count = len(self._token_ids)
@@ -168,6 +168,8 @@ class SampledAhead:
             if count >= max_tokens:
                 return self._hand_out(max_tokens, "length")
             searched = count
+            if count and abandon is not None and abandon(self._token_ids, self._logprobs):
+                return self._hand_out(count, "abandoned")
             await self._read()
 
     async def close(self) -> None:
@@ -200,7 +202,7 @@ class SampledAhead:
         self._logprobs += piece.logprobs.values()
         self._reason = piece.reason
 
-    def _hand_out(self, end: int, reason: Literal["eos", "stop", "length"]) -> Generation:
+    def _hand_out(self, end: int, reason: Literal["eos", "stop", "length", "abandoned"]) -> Generation:
         taken = Generation(self._token_ids[:end], self._logprobs[:end], reason)
         del self._token_ids[:end], self._logprobs[:end]
         self._length, self._last = self._length + end, taken.token_ids

@@ -213,6 +213,10 @@ class VLLMServer:
             raise RuntimeError("The server is not running. Call start() first.")
         return self._process.wait()
 
+    def poll(self) -> int | None:
+        """Return the exit status of a server that has ended by itself, `None` while it runs."""
+        return None if self._process is None else self._process.poll()
+
     def stop(self) -> None:
         """End the server and all of its processes. No effect if it is not running."""
         process, self._process = self._process, None

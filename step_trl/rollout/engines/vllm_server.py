@@ -126,6 +126,7 @@ class VLLMServerEngine(Engine):
             )
         self.model = model
         self.max_length = sys.maxsize  # of a prompt and its completion together, once `check` knows
+        self.served_models: list[str] = []  # names of the model on the server, once `check` knows
         self.stream_interval = stream_interval
         self.ahead_interval = ahead_interval
         self.sample_ahead = sample_ahead
@@ -202,10 +203,10 @@ class VLLMServerEngine(Engine):
         server = self._server_of(prompt_ids)
 
         attempt = partial(self._answer, server, body, stop_set)
-        if abandon is not None:
+        if ahead and self._ahead is not None:
+            attempt = partial(self._continue_stream, server, body, stop_set, self._ahead, abandon)
+        elif abandon is not None:
             attempt = partial(self._until_abandoned, server, body, stop_set, abandon)
-        elif ahead and self._ahead is not None:
-            attempt = partial(self._continue_stream, server, body, stop_set, self._ahead)
 
         async def attempt_with_weights() -> Generation:
             if server.may_have_restarted:
@@ -240,7 +241,12 @@ class VLLMServerEngine(Engine):
         return generation
 
     async def _continue_stream(
-        self, server: Server, body: dict[str, Any], stop_set: int, ahead: SampledAhead
+        self,
+        server: Server,
+        body: dict[str, Any],
+        stop_set: int,
+        ahead: SampledAhead,
+        abandon: AbandonRule | None,
     ) -> Generation:
         """Take the next tokens of the rollout's stream, or of a new one if this call does not continue it."""
         opened = ahead.opened if ahead.continues(body) else None
@@ -249,7 +255,7 @@ class VLLMServerEngine(Engine):
                 await ahead.close()
                 options = {"stream": True, "stream_interval": self.ahead_interval, "stop": []}
                 await ahead.open(self._sampling_request(server, body | options), body)
-            return await ahead.take(stop_set, body["max_tokens"])
+            return await ahead.take(stop_set, body["max_tokens"], abandon)
         except BaseException as error:
             await ahead.close()
             if opened is not None and isinstance(error, (aiohttp.ClientError, ConnectionLostError)):
@@ -345,14 +351,19 @@ class VLLMServerEngine(Engine):
         Raises:
             [`EngineError`]: names the first mistake and the option to set.
         """
+        await self.health()
         for server in self._servers:
-            await self._get(server, "/health")
             await self._check_model(server, max_length, policy_config)
             if weight_sync is not None:
                 await self._check_weight_sync(server, weight_sync)
             await self._check_tokenizer(server)
             await self._check_logprobs(server)
             await self._check_prefix_cache(server)
+
+    async def health(self) -> None:
+        """Return once every server answers. Raises [`EngineUnavailableError`] if one does not."""
+        for server in self._servers:
+            await self._get(server, "/health")
 
     async def check_images(self, processor: ProcessorMixin) -> None:
         """
@@ -386,7 +397,7 @@ class VLLMServerEngine(Engine):
         self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
     ) -> None:
         models = json.loads(await self._get(server, "/v1/models"))["data"]
-        names = [model["id"] for model in models]
+        names = self.served_models = [model["id"] for model in models]
         if self.model is not None and self.model not in names:
             raise EngineError(
                 f"model: {server.url} does not serve {self.model!r}, but {', '.join(map(repr, names))}. Set `model` "
