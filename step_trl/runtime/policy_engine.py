@@ -303,8 +303,9 @@ class PolicyEngine:
             # own, and must wait until all weights are sent: a forward pass with half of them crashes the server.
             with failing_together():
                 trainer.vllm_generation.sync_weights()
-                if self.servers is not None and trainer._is_vlm and trainer.accelerator.is_main_process:
-                    run_to_end(self.servers.forget_images())
+                by_nccl = None if self._by_disk else self.servers  # over the disk, the engine has done this
+                if by_nccl is not None and trainer._is_vlm and trainer.accelerator.is_main_process:
+                    run_to_end(by_nccl.forget_images())
             trainer._last_loaded_step = trainer.state.global_step
 
     def check_weights(self, output: Mapping[str, torch.Tensor]) -> None:
