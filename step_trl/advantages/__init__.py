@@ -1,5 +1,13 @@
 """How the methods change the advantages of a group, as functions of tensors."""
 
+from .efficiency_balance import (
+    Signal,
+    batch_signal,
+    correctness_share,
+    group_advantages,
+    length_efficiency,
+    length_targets,
+)
 from .ragged import prompt_weights, ragged_advantages
 from .segments import moments, segment_advantages, segment_boundaries, thin_boundaries, whiten
 from .semantic_entropy import answer_clusters, cluster_answers, seed_advantages, seed_scale, semantic_entropy
@@ -8,9 +16,15 @@ from .tree import edge_advantages, tree_values
 
 
 __all__ = [
+    "Signal",
     "answer_clusters",
+    "batch_signal",
     "cluster_answers",
+    "correctness_share",
     "edge_advantages",
+    "group_advantages",
+    "length_efficiency",
+    "length_targets",
     "moments",
     "prompt_weights",
     "ragged_advantages",

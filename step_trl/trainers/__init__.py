@@ -8,6 +8,8 @@ from .gvm import GVMTrainer
 from .gvm_config import GVMConfig
 from .lapo import LAPOTrainer
 from .lapo_config import LAPOConfig
+from .lead import LEADTrainer
+from .lead_config import LEADConfig
 from .nft import NFTTrainer
 from .nft_config import NFTConfig
 from .s_grpo import SGRPOTrainer
@@ -34,6 +36,7 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "spo": (SPOTrainer, SPOConfig),
     "critique_grpo": (CritiqueGRPOTrainer, CritiqueGRPOConfig),
     "gvm": (GVMTrainer, GVMConfig),
+    "lead": (LEADTrainer, LEADConfig),
 }
 
 __all__ = [
@@ -46,6 +49,8 @@ __all__ = [
     "GVMTrainer",
     "LAPOConfig",
     "LAPOTrainer",
+    "LEADConfig",
+    "LEADTrainer",
     "NFTConfig",
     "NFTTrainer",
     "SASConfig",
