@@ -37,8 +37,8 @@ def test_a_recipe_trains(path, tmp_path):
     fields = load_recipe(path)
     smallest = DISTILL_RUN if fields["trainer"] == "distill" else TESTBED_RUN
     overrides = smallest | {"output_dir": tmp_path / "run"}
-    if "token_targets" in fields:
-        overrides["token_targets"] = [20, 40]
+    lengths = {"token_targets": [20, 40], "shortest_target": 8}
+    overrides |= {name: lengths[name] for name in lengths.keys() & fields.keys()}
     recipe, stages, rest = read_recipe(["--config", str(path), *flags(overrides)])
     for stage in stages:
         meant = recipe | stage
