@@ -1,5 +1,6 @@
 """How the methods change the advantages of a group, as functions of tensors."""
 
+from .batch_normalised import centred_rewards
 from .efficiency_balance import (
     Signal,
     batch_signal,
@@ -19,6 +20,7 @@ __all__ = [
     "Signal",
     "answer_clusters",
     "batch_signal",
+    "centred_rewards",
     "cluster_answers",
     "correctness_share",
     "edge_advantages",

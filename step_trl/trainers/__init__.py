@@ -4,6 +4,8 @@ from .base import EfficientReasoningTrainer
 from .base_config import EfficientReasoningConfig
 from .critique_grpo import CritiqueGRPOTrainer
 from .critique_grpo_config import CritiqueGRPOConfig
+from .dler import DLERTrainer
+from .dler_config import DLERConfig
 from .gvm import GVMTrainer
 from .gvm_config import GVMConfig
 from .lapo import LAPOTrainer
@@ -37,12 +39,15 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "critique_grpo": (CritiqueGRPOTrainer, CritiqueGRPOConfig),
     "gvm": (GVMTrainer, GVMConfig),
     "lead": (LEADTrainer, LEADConfig),
+    "dler": (DLERTrainer, DLERConfig),
 }
 
 __all__ = [
     "METHODS",
     "CritiqueGRPOConfig",
     "CritiqueGRPOTrainer",
+    "DLERConfig",
+    "DLERTrainer",
     "EfficientReasoningConfig",
     "EfficientReasoningTrainer",
     "GVMConfig",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..advantages import moments, whiten
 from ..rollout import Rollout
 from ..rollout.engines import PromptImages
 
@@ -81,6 +82,16 @@ class Batch:
     def local(self, gathered: torch.Tensor) -> torch.Tensor:
         """Return this process's part `(B, ...)` of a gathered tensor."""
         return gathered.chunk(self.accelerator.num_processes)[self.accelerator.process_index]
+
+    def whiten(self, advantages: torch.Tensor) -> torch.Tensor:
+        """
+        Whiten advantages `(B,)` over the tokens in the loss of all processes, so that long completions count more.
+
+        Call this only in `credit`, and on every process.
+        """
+        mask = loss_mask(self.inputs)
+        local = moments(advantages[:, None].expand_as(mask), mask)
+        return whiten(advantages, self.accelerator.reduce(local, reduction="sum"))
 
     def exclude(self, mask: torch.Tensor) -> None:
         """

@@ -13,19 +13,14 @@ from __future__ import annotations
 import textwrap
 from typing import Any, ClassVar
 
-import torch
-
 from ..advantages import (
     batch_signal,
     correctness_share,
     group_advantages,
     length_efficiency,
     length_targets,
-    moments,
-    whiten,
 )
 from .base import EfficientReasoningTrainer
-from .batch import Batch, loss_mask
 from .lead_config import LEADConfig
 
 
@@ -100,16 +95,10 @@ class LEADTrainer(EfficientReasoningTrainer):
         values = {"balance": weight, "share": share, "target": targets.mean().item(), "efficiency": of_length.mean}
         for name, value in values.items():
             self.log_metric(f"lead/{name}", value)
-        return self._whiten(batch.local(both.to(advantages)), batch).masked_fill(batch.local(batch.unscorable), 0)
+        return batch.whiten(batch.local(both.to(advantages))).masked_fill(batch.local(batch.unscorable), 0)
 
     def method_state(self) -> dict[str, Any]:
         return {"balance": self._balance}
 
     def load_method_state(self, state):
         self._balance = state["balance"]
-
-    def _whiten(self, advantages: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Whiten advantages `(B,)` over the tokens of all processes, so that long completions count more."""
-        mask = loss_mask(batch.inputs)
-        local = moments(advantages[:, None].expand_as(mask), mask)
-        return whiten(advantages, self.accelerator.reduce(local, reduction="sum"))
