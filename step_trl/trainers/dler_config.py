@@ -18,8 +18,8 @@ class DLERConfig(EfficientReasoningConfig):
 
     Args:
         stop_factor (`float`, *optional*, defaults to `0.1`):
-            The factor on the reward of a completion that was cut off. A negative reward would become less bad by it, so
-            reward functions should not return any.
+            The factor on the reward of a completion that was cut off. Reward functions should not return negative
+            values, which it would make less bad.
         correct_bonus (`float`, *optional*, defaults to `0.1`):
             What is added to the advantage of a completion whose reward is at least 1.
         drop_equal_groups (`bool`, *optional*, defaults to `True`):
