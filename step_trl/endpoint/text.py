@@ -96,8 +96,13 @@ class CompletionText:
             return Delta()
         self._pending += self._decoder.decode(b"", final=True)
         self._skip_newlines()
-        rest, self._pending = self._pending, ""
-        return Delta(reasoning=rest) if self._part == "thought" else Delta(content=rest)
+        if self._part == "thought":
+            rest, self._pending = self._pending, ""
+            return Delta(reasoning=rest)
+        self._part = "answer"  # also of a completion that is all white space, which may be a stop string
+        taken = self._take_answer()
+        rest, self._pending = "" if self.stopped else self._pending, ""
+        return Delta(content=taken + rest)
 
     def _advance(self) -> Delta:
         if self._part == "start":

@@ -42,7 +42,7 @@ class LEADTrainer(EfficientReasoningTrainer):
 
     trainer = LEADTrainer(
         load_model(),
-        args=LEADConfig("lead", shortest_target=50, max_completion_length=400, bf16=False),
+        args=LEADConfig("lead", max_completion_length=400, bf16=False),
         train_dataset=load_dataset("train"),
         processing_class=load_tokenizer(),
     )
@@ -85,7 +85,7 @@ class LEADTrainer(EfficientReasoningTrainer):
             return advantages
         args, size = self.args, batch.num_generations
         lengths = batch.gather([len(ids) for ids in batch.completion_ids]).float()
-        targets = length_targets(lengths, batch.correct, size, args.shortest_target, args.most_tokens)
+        targets = length_targets(lengths, batch.correct, size, args.least_tokens, args.most_tokens)
         efficiency = length_efficiency(lengths, targets)
         of_length = batch_signal(efficiency, batch.correct, size)
         share = correctness_share(batch_signal(batch.correct.float(), ~batch.unscorable, size), of_length)

@@ -15,9 +15,9 @@ class LEADConfig(EfficientReasoningConfig):
     [`~trl.GRPOConfig`].
 
     Args:
-        shortest_target (`int`, *optional*, defaults to `1000`):
-            The least number of tokens that completions are compared with. The paper's value is for completions of
-            8,000 tokens; set less for short tasks.
+        shortest_target (`int`, *optional*):
+            The least number of tokens that completions are compared with. By default an eighth of the longest, as the
+            paper's 1,000 of 8,000.
         longest_target (`int`, *optional*):
             The largest number, which groups without a correct completion are compared with. By default
             `max_completion_length`.
@@ -28,8 +28,11 @@ class LEADConfig(EfficientReasoningConfig):
             The least weight of correctness in the advantages.
     """
 
-    shortest_target: int = field(
-        default=1000, metadata={"help": "The least number of tokens that completions are compared with."}
+    shortest_target: int | None = field(
+        default=None,
+        metadata={
+            "help": "The least number of tokens that completions are compared with, by default 1/8 of the largest."
+        },
     )
     longest_target: int | None = field(
         default=None, metadata={"help": "The largest number, by default max_completion_length."}
@@ -47,9 +50,9 @@ class LEADConfig(EfficientReasoningConfig):
         for name in ("initial_balance", "balance_decay", "least_balance"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} is not between 0 and 1. Set, for example, 0.5.")
-        if not 1 <= self.shortest_target <= self.most_tokens:
+        if not 1 <= self.least_tokens <= self.most_tokens:
             raise ValueError(
-                f"shortest_target: {self.shortest_target} is not between 1 and the longest target of "
+                f"shortest_target: {self.least_tokens} is not between 1 and the longest target of "
                 f"{self.most_tokens} tokens. Set less, such as the shortest length at which the model can answer."
             )
         for name, default in (("length_reward", None), ("scale_rewards", "group")):
@@ -60,12 +63,17 @@ class LEADConfig(EfficientReasoningConfig):
                 )
 
     @property
+    def least_tokens(self) -> int:
+        """Return the least length that completions are compared with."""
+        return max(1, self.most_tokens // 8) if self.shortest_target is None else self.shortest_target
+
+    @property
     def most_tokens(self) -> int:
         """Return the largest length that completions are compared with."""
         return cast("int", self.max_completion_length) if self.longest_target is None else self.longest_target
 
     def describe(self):
-        span = f"{self.shortest_target:,} to {self.most_tokens:,} tokens"
+        span = f"{self.least_tokens:,} to {self.most_tokens:,} tokens"
         return [
             *super().describe(),
             f"correctness balanced with the distance from the length of correct ones ({span})",

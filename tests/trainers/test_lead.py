@@ -55,7 +55,7 @@ def test_an_evaluation_has_groups_of_one(build, mixed_problems):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "shortest_target: 1000 is not between 1 and the longest target of 512 tokens"),
+        ({"shortest_target": 1000}, "shortest_target: 1000 is not between 1 and the longest target of 512 tokens"),
         ({"shortest_target": 0}, "shortest_target: 0 is not between"),
         ({"shortest_target": 50, "longest_target": 40}, "shortest_target: 50 is not between 1 and .* 40 tokens"),
         ({"shortest_target": 50, "balance_decay": 1.5}, "balance_decay: 1.5 is not between 0 and 1"),
