@@ -56,12 +56,13 @@ def measure(model: Path, problems: int, save_to: Path) -> pd.DataFrame:
 
 
 def table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of each arm and set, and their standard deviations between seeds."""
+    """Return the means of each arm and set, and of all sets, and their standard deviations between seeds."""
     rows: dict[str, dict[str, str]] = {}
     for arm, part in samples.groupby("arm", sort=False):
         row = rows[str(arm)] = {"seeds": str(part["seed"].nunique())}
-        for split in vision.EVALUATION_SPLITS:
-            by_seed = part[part["benchmark"] == split].groupby("seed")[["correct", "tokens", "skipped"]].mean()
+        sets = {split: part[part["benchmark"] == split] for split in vision.EVALUATION_SPLITS} | {"all": part}
+        for split, chosen in sets.items():
+            by_seed = chosen.groupby("seed")[["correct", "tokens", "skipped"]].mean()
             for name, (column, scale, digits) in MEASURES.items():
                 spread = f" ± {scale * by_seed[column].std():.{digits}f}" if len(by_seed) > 1 else ""
                 row[f"{split}: {name}"] = f"{scale * by_seed[column].mean():.{digits}f}{spread}"
