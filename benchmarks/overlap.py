@@ -124,18 +124,11 @@ def options(args: argparse.Namespace, folder: str) -> dict[str, Any]:
 def build_trls(url: str, args: argparse.Namespace, folder: str, **arguments: Any) -> GRPOTrainer:
     trainer = GRPOTrainer(args=GRPOConfig(**options(args, folder)), **arguments)
     trainer.use_vllm, trainer._last_loaded_step = True, -1
-    trainer.vllm_generation = TRLGeneration(
+    trainer.vllm_generation = TRLGeneration.of(
+        trainer,
         engine=VLLMServerEngine(url, trainer.processing_class),
         folder=Path(folder) / "weight_sync",
         server_base_url=url,
-        model=trainer.model,
-        accelerator=trainer.accelerator,
-        processing_class=trainer.processing_class,
-        temperature=trainer.temperature,
-        top_p=trainer.top_p,
-        top_k=trainer.top_k,
-        min_p=trainer.min_p,
-        max_completion_length=args.max_tokens,
     )
     return trainer
 

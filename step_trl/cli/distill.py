@@ -72,9 +72,8 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
     rows, processor = load_rows(arguments), load_processor(name)
-    callbacks = [ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)]
-    if arguments.confidence >= 1:  # no probe could end a thought
-        callbacks = []
+    truncation = ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)
+    callbacks = [] if arguments.confidence >= 1 else [truncation]  # with 1, no probe could end a thought
     figures: list[Any] = [None]
     if PartialState().is_main_process:
         samples = sample_rows(

@@ -58,11 +58,8 @@ class BatchesAhead:
             return None
         # `rows` and the other batches that have been handed out are for the current update, and `later` is -1 or less
         # for one of them.
-        per_update, later, position = (
-            args.gradient_accumulation_steps,
-            ahead - self._handed_out,
-            ahead - len(self._current),
-        )
+        per_update = args.gradient_accumulation_steps
+        later, position = ahead - self._handed_out, ahead - len(self._current)
         update = state.global_step + 1 + later // per_update
         if position >= 0:  # the next epoch begins with an update of its own
             update = state.global_step + 1 + math.ceil((later - position) / per_update) + position // per_update

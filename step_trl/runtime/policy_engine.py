@@ -128,18 +128,11 @@ class PolicyEngine:
         if self.servers is not None and self._by_disk:
             trainer.use_vllm = True
             trainer._last_loaded_step = -1  # as in TRL: no weights have been sent yet
-            trainer.vllm_generation = DiskSyncedGeneration(
+            trainer.vllm_generation = DiskSyncedGeneration.of(
+                trainer,
                 engine=self.servers,
                 folder=self.args.weight_sync_dir or os.path.join(cast("str", self.args.output_dir), "weight_sync"),
                 generate_together=not trainer.tools,
-                model=trainer.model,
-                accelerator=trainer.accelerator,
-                processing_class=trainer.processing_class,
-                temperature=trainer.temperature,
-                top_p=trainer.top_p,
-                top_k=trainer.top_k,
-                min_p=trainer.min_p,
-                max_completion_length=trainer.max_completion_length,
             )
         if self.args.rollouts_ahead:
             check_rollouts_ahead(trainer, self.args.weight_sync_check_every)

@@ -12,10 +12,11 @@ import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from trl import GRPOTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 
 from ..files import atomic_write
@@ -24,6 +25,10 @@ from ..rollout.engines import PromptImages, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.records import SamplingParams
 from .ranks import failing_together
+
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class WeightSyncError(RuntimeError):
@@ -43,6 +48,13 @@ class DiskSyncedGeneration(VLLMGeneration):
         self.generate_together = generate_together
         self.folder = Path(folder).resolve()
         super().__init__(mode="server", **kwargs)
+
+    @classmethod
+    def of(cls, trainer: GRPOTrainer, **kwargs: Any) -> Self:
+        """Return the generation of a trainer's model with its sampling parameters. `kwargs` are further arguments."""
+        names = ("model", "accelerator", "processing_class", "temperature", "top_p", "top_k", "min_p")
+        own = {name: getattr(trainer, name) for name in (*names, "max_completion_length")}
+        return cls(**own, **kwargs)
 
     def _init_vllm(self) -> None:
         """Do nothing: there is no client and no communicator to set up."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .loading import load_quietly
 from .problems import DATA_DIR, EVALUATION_SPLITS, SPLITS, read_problems
 
 
@@ -24,15 +25,8 @@ __all__ = ["DATA_DIR", "EVALUATION_SPLITS", "MODEL_DIR", "load_dataset", "load_m
 def load_model() -> PreTrainedModel:
     """Load the testbed model: Qwen3 architecture, float32, on the CPU."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    has_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # loading takes a millisecond
-    try:
-        return AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype="float32")
-    finally:
-        if has_bars:
-            logging.enable_progress_bar()
+    return load_quietly(AutoModelForCausalLM, MODEL_DIR)
 
 
 def load_tokenizer() -> PreTrainedTokenizerBase:

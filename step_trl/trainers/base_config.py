@@ -11,6 +11,16 @@ from ..rewards.length_rewards import check_length_reward
 from ..runtime.run_config import RunConfig
 
 
+def check_own_advantages(args: EfficientReasoningConfig, name: str) -> None:
+    """Refuse options of advantages, for a method `name` that computes advantages of its own."""
+    for field_name, default in (("length_reward", None), ("scale_rewards", "group")):
+        if getattr(args, field_name) != default:
+            raise ValueError(
+                f"{field_name}: {getattr(args, field_name)!r} has no effect, since {name} has advantages of its own. "
+                "Leave it out."
+            )
+
+
 @dataclass
 class EfficientReasoningConfig(RunConfig):
     r"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base_config import EfficientReasoningConfig
+from .base_config import EfficientReasoningConfig, check_own_advantages
 
 
 @dataclass
@@ -45,12 +45,7 @@ class DLERConfig(EfficientReasoningConfig):
             raise ValueError(f"stop_factor: {self.stop_factor} is not between 0 and 1. Set the paper's 0.1.")
         if self.correct_bonus < 0:
             raise ValueError(f"correct_bonus: {self.correct_bonus} is negative. Set 0 for none.")
-        for name, default in (("length_reward", None), ("scale_rewards", "group")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r} has no effect, since DLER has advantages of its own. Leave it "
-                    "out."
-                )
+        check_own_advantages(self, "DLER")
 
     def describe(self):
         groups = ", groups with equal rewards left out" * self.drop_equal_groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import cast
 
-from .base_config import EfficientReasoningConfig
+from .base_config import EfficientReasoningConfig, check_own_advantages
 
 
 @dataclass
@@ -55,12 +55,7 @@ class LEADConfig(EfficientReasoningConfig):
                 f"shortest_target: {self.least_tokens} is not between 1 and the longest target of "
                 f"{self.most_tokens} tokens. Set less, such as the shortest length at which the model can answer."
             )
-        for name, default in (("length_reward", None), ("scale_rewards", "group")):
-            if getattr(self, name) != default:
-                raise ValueError(
-                    f"{name}: {getattr(self, name)!r} has no effect, since LEAD has advantages of its own. Leave it "
-                    "out."
-                )
+        check_own_advantages(self, "LEAD")
 
     @property
     def least_tokens(self) -> int:

@@ -12,7 +12,6 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    Qwen3Config,
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -95,22 +94,8 @@ def build_model(size: Size, tokenizer: PreTrainedTokenizerFast) -> LlavaForCondi
         patch_size=CELL,
         projection_dim=size.vision_hidden_size,
     )
-    text = Qwen3Config(
-        architectures=["Qwen3ForCausalLM"],
-        vocab_size=len(tokenizer),
-        hidden_size=size.hidden_size,
-        intermediate_size=3 * size.hidden_size,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.heads,
-        head_dim=size.hidden_size // size.heads,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,  # vLLM's CPU server keeps a stale lm_head of tied ones after a weight reload
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+    architectures = {"architectures": ["Qwen3ForCausalLM"]}
+    text = pretrain.text_config(size.hidden_size, size.layers, size.heads, tokenizer, **architectures)
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,

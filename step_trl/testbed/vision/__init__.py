@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..loading import load_quietly
 from .problems import EVALUATION_SPLITS, SPLITS, draw_problems
 from .scenes import draw
 
@@ -27,15 +28,8 @@ __all__ = ["EVALUATION_SPLITS", "MODEL_DIR", "SPLITS", "load_dataset", "load_mod
 def load_model() -> PreTrainedModel:
     """Load the visual testbed's model: LLaVA architecture, float32, on the CPU."""
     from transformers import AutoModelForImageTextToText
-    from transformers.utils import logging
 
-    has_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # loading takes a millisecond
-    try:
-        return AutoModelForImageTextToText.from_pretrained(MODEL_DIR, dtype="float32")
-    finally:
-        if has_bars:
-            logging.enable_progress_bar()
+    return load_quietly(AutoModelForImageTextToText, MODEL_DIR)
 
 
 def load_processor() -> ProcessorMixin:
