@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -25,10 +25,6 @@ from ..rollout.engines import PromptImages, VLLMServerEngine
 from ..rollout.event_loop import run_to_end
 from ..rollout.records import SamplingParams
 from .ranks import failing_together
-
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class WeightSyncError(RuntimeError):
@@ -50,7 +46,7 @@ class DiskSyncedGeneration(VLLMGeneration):
         super().__init__(mode="server", **kwargs)
 
     @classmethod
-    def of(cls, trainer: GRPOTrainer, **kwargs: Any) -> Self:
+    def of(cls, trainer: GRPOTrainer, **kwargs: Any) -> DiskSyncedGeneration:
         """Return the generation of a trainer's model with its sampling parameters. `kwargs` are further arguments."""
         names = ("model", "accelerator", "processing_class", "temperature", "top_p", "top_k", "min_p")
         own = {name: getattr(trainer, name) for name in (*names, "max_completion_length")}
