@@ -65,7 +65,14 @@ _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
 _THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
 THOUGHT_TABLES = {_THINK_OR_NOT, _VERIFIED}  # tables about what thoughts are skipped or contradict their answers
-METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables that compare all methods, and their own arms
+METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, and their own arms
+# One arm for each choice that a user has, all after as many updates from the vanilla model. Left out: parts of a
+# method, sweeps, cold starts, and models that are told a number of tokens.
+COMPARED = (
+    *("grpo", "grpo-short", "dr-grpo", "step-grpo", "step-grpo-released", "sas", "step-grpo+sas"),
+    *("grpo-lp", "grpo-sop", "grpo-lambda", "train-efficiently", "lapo-d", "s-grpo", "deer-sft"),
+    *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "ton", "veripo-grpo-2"),
+)
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}
 _DR_GRPO = _SHORT | {"loss_type": "dr_grpo", "scale_rewards": "none"}

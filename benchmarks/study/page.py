@@ -12,6 +12,7 @@ from step_trl.report.tables import to_markdown
 from step_trl.testbed import EVALUATION_SPLITS
 
 from .arms import ARMS, METHODS, SHORT_CONTEXT, THOUGHT_TABLES, Arm
+from .budgets import budget_lines, compared
 from .claims import choice_lines, claim_lines, order_table
 from .pictures import draw
 from .records import PHASES, Records
@@ -29,6 +30,7 @@ _MEASURES = {
 }
 
 _CAPTIONS = {
+    "budgets": "All methods at three budgets. A dashed line joins the arms on the Pareto front.",
     "accuracy": "Accuracy against tokens: large markers are the means over the four sets, small ones the sets.",
     "steps": "Left: what steps are for, as shares of all steps. Right: the tokens of a step.",
     "training": "The first training of each arm: pale lines are updates, bold lines moving averages.",
@@ -75,6 +77,8 @@ def write_page(records: Records, page: Path, max_steps: int, old: Mapping[str, s
     if choices := choice_lines(results):
         told = "Each line compares another choice with the one that all other arms make:"
         lines += ["## Choices", "", told, "", *choices, ""]
+    if len(compared(results)) > 1:
+        lines += ["## All methods at three budgets", "", *budget_lines(results), ""]
     for title in dict.fromkeys(table for arm in done for table in arm.tables):
         members = [arm for arm in done if title in arm.tables]
         lines += [f"## {title}", "", _overall_table(results, tables, members), ""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -10,10 +11,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from step_trl.evaluation import composition
-from step_trl.report import plot_accuracy_against_tokens, plot_composition, plot_semantic_density, plot_training
-from step_trl.report.figures import COLORS, STYLE
+from step_trl.report import (
+    pareto_front,
+    plot_accuracy_against_tokens,
+    plot_composition,
+    plot_semantic_density,
+    plot_training,
+)
+from step_trl.report.figures import COLORS, MARKERS, STYLE
 
 from .arms import METHODS, Arm
+from .budgets import BUDGETS, compared, points_at
 from .records import CURVES
 from .results import Results
 from .run import VANILLA
@@ -33,6 +41,8 @@ def draw(results: Results, tables: Mapping[str, pd.DataFrame], arms: Sequence[Ar
         main = [arm.name for arm in arms if arm.name in MAIN]
         if any(set(METHODS) & set(arm.tables) for arm in arms):
             figures["accuracy"] = _accuracy(tables, arms)
+        if len(compared(results)) > 1:
+            figures["budgets"] = _budgets(results)
         if known := [name for name in main if results.trainings(name, "redundancy")]:
             figures["steps"] = _steps(results, [VANILLA, *known])
         if known := [name for name in main if results.history(name)]:
@@ -52,6 +62,22 @@ def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure
         names = [VANILLA, *(arm.name for arm in arms if title in arm.tables)]
         plot_accuracy_against_tokens(axes, {name: tables[name] for name in names})
         axes.set_title(title)
+    return figure
+
+
+def _budgets(results: Results) -> Figure:
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, budget in zip(figure.subplots(1, len(BUDGETS)), BUDGETS, strict=True):
+        points = points_at(results, budget)
+        front = zip(*(points[name] for name in pareto_front(points)), strict=True)
+        axes.plot(*front, "--", color="#999999", linewidth=1, label="Pareto front")
+        for (color, marker), (name, (tokens, accuracy)) in zip(
+            zip(cycle(COLORS), cycle(MARKERS), strict=False), points.items(), strict=False
+        ):
+            axes.scatter(tokens, accuracy, s=36, color=color, marker=marker, label=results.marked(name))
+        axes.set(title=f"at most {budget} tokens", xlabel="mean tokens per completion")
+    figure.axes[0].set_ylabel("accuracy")
+    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     return figure
 
 

@@ -70,6 +70,16 @@ class Results:
         """Return [`~step_trl.evaluation.summarize`] of an arm, relative to the vanilla model."""
         return summarize(self.samples[name], self.samples[VANILLA], resamples=RESAMPLES)
 
+    def at_budget(self, name: str, tokens: int) -> pd.Series:
+        """
+        Return overall accuracy and tokens of an arm if completions end after `tokens` tokens.
+
+        Sampling goes from left to right, so that these are its completions cut off there. What is cut off is wrong.
+        """
+        rows = self.samples[name]
+        correct = rows["correct"] & (rows["tokens"] <= tokens)
+        return _overall(rows.assign(correct=correct, tokens=rows["tokens"].clip(upper=tokens)))
+
     def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
         """Return the standard deviation of an arm's mean between trainings, NaN for one training."""
         return float(self._means(name, measure, benchmark).std())

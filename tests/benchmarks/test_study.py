@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from markdown_tables import unpadded
 from study import prompted, run
-from study.arms import ARMS, Arm, jobs
+from study.arms import ARMS, COMPARED, Arm, jobs
 from study.claims import CHOICES, CLAIMS, verdict
 from study.page import write_page
 from study.pictures import draw
@@ -67,6 +67,7 @@ def test_claims_are_about_arms():
     names = {arm.name for arm in ARMS} | {run.VANILLA}
     assert all({claim.left, claim.right} <= names for claim in CLAIMS)
     assert all(set(arms) <= names for _, *arms in CHOICES)
+    assert set(COMPARED) <= names
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,12 @@ def test_a_study_is_run_once_and_makes_its_page(small, tmp_path, monkeypatch):
     assert ("longer" in row) == (found.low > 0) and ("shorter" in row) == (found.high < 0)
     assert {path.name for path in page.iterdir()} == {
         *("README.md", "summary.csv", "samples.parquet", "updates.parquet", "study.json"),
-        *("accuracy.png", "steps.png", "training.png"),
+        *("accuracy.png", "budgets.png", "steps.png", "training.png"),
     }
+    assert f"| sas | 2 | {100 * results.at_budget('sas', 128)['accuracy']:.1f} |" in text
+    cut = [(row.benchmark, row.correct and row.tokens <= 40, min(row.tokens, 40)) for row in samples.itertuples()]
+    means = pd.DataFrame(cut, columns=["benchmark", "accuracy", "tokens"]).groupby("benchmark").mean().mean()
+    assert results.at_budget("sas", 40).to_dict() == pytest.approx(means.to_dict())
     raw = pd.read_parquet(page / "samples.parquet")
     means = raw[raw["arm"] == "sas"].astype({"correct": float}).groupby("benchmark")[["correct", "tokens"]].mean()
     overall = pd.read_csv(page / "summary.csv").set_index(["arm", "benchmark"]).loc[("sas", "overall")]
