@@ -11,39 +11,36 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import Sampler
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import GRPOTrainer, is_conversational
 from trl.chat_template_utils import parse_response
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import get_config_model_id
 
-from ..data import validate_prompt_lengths, validate_rows
 from ..losses import uncertain_tokens
 from ..monitor import Monitor, RunStatus, TrackerCallback
 from ..monitor.trace import Trace
 from ..monitor.workspace import Charts
 from ..preferences.records import RolloutRecorder
-from ..rewards import math_accuracy_reward
-from ..rewards.length_rewards import TARGETS_IN_ROWS, length_term
+from ..rewards.length_rewards import length_term
 from ..rollout import Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, PromptImages
 from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
-from ..runtime.policy_engine import PolicyEngine, loading_options
+from ..runtime.policy_engine import PolicyEngine
 from ..runtime.rollouts_ahead import Request, RolloutsAhead
 from ..runtime.signal_warnings import SignalWarnings, Symptom
 from ..thoughts import skipped_thoughts
-from ..token_targets import TARGET_COLUMN, validate_targets
+from ..token_targets import TARGET_COLUMN
+from .arguments import check_datasets, checked_args, datasets_by_name, default_reward, no_reward_yet, own_list
 from .base_config import EfficientReasoningConfig
 from .batch import Batch
 
@@ -122,20 +119,20 @@ class EfficientReasoningTrainer(GRPOTrainer):
         reward_processing_classes=None,
         **kwargs,
     ):
-        args = self._checked_args(model, args, has_reward_funcs=reward_funcs is not None)
+        args = checked_args(type(self), self.config_class, model, args, has_reward_funcs=reward_funcs is not None)
         if kwargs.get("environment_factory") is None:  # otherwise the environment owns the prompts
-            datasets = _by_name(train_dataset, eval_dataset)
-            self._check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
+            datasets = datasets_by_name(train_dataset, eval_dataset)
+            check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
         self._policy_engine = PolicyEngine(args, model, processing_class)
         with self._policy_engine.hidden_from_trl():
             super().__init__(
                 model,
-                _default_reward(args) if reward_funcs is None else _own_list(reward_funcs),
+                default_reward(args) if reward_funcs is None else own_list(reward_funcs),
                 args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
-                reward_processing_classes=_own_list(reward_processing_classes),
+                reward_processing_classes=own_list(reward_processing_classes),
                 **kwargs,
             )
         self._policy_engine.attach(self)
@@ -397,7 +394,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     def _add_reward_column(self, name: str, weight: float) -> None:
         """Add a column that [`reward_columns`] fills in."""
         self.reward_func_names.append(name)
-        self.reward_funcs.append(_no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
+        self.reward_funcs.append(no_reward_yet)  # type: ignore[arg-type]  # TRL's type has no list of None alone
         self.reward_processing_classes.append(None)  # type: ignore[arg-type]  # as TRL's own for functions
         self.reward_weights = torch.cat([self.reward_weights, self.reward_weights.new_tensor([weight])])
 
@@ -468,40 +465,6 @@ class EfficientReasoningTrainer(GRPOTrainer):
         return [row.get(TARGET_COLUMN, 0) for row in batch.rows]
 
     # Before the training.
-
-    def _checked_args(self, model, args, *, has_reward_funcs: bool) -> EfficientReasoningConfig:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            args = self.config_class(f"{name.split('/')[-1]}-{self._name}")
-        elif not isinstance(args, self.config_class):
-            raise TypeError(
-                f"args: a {type(args).__name__} is not a {self.config_class.__name__}. Give {type(self).__name__} a "
-                f"{self.config_class.__name__}, which has all fields of GRPOConfig."
-            )
-        if has_reward_funcs and args.require_end_of_thinking != type(args).require_end_of_thinking:
-            raise ValueError(
-                f"require_end_of_thinking: {args.require_end_of_thinking} is only for the default reward, but there "
-                "are reward_funcs. Leave it out, or give functools.partial(math_accuracy_reward, "
-                f"require_end_of_thinking={args.require_end_of_thinking}) as the first of them."
-            )
-        return args
-
-    def _check_datasets(
-        self, model, args, datasets: dict[str, Any], processing_class, *, needs_solution: bool
-    ) -> None:
-        """Raise an error for unusable rows before a model is loaded. The keys of `datasets` are names for messages."""
-        loading = loading_options(args)
-        config = AutoConfig.from_pretrained(model, **loading) if isinstance(model, str) else model.config
-        context = getattr(config.get_text_config(), "max_position_embeddings", None)
-        tokenizer = processing_class
-        if tokenizer is None and isinstance(model, str):
-            tokenizer = AutoTokenizer.from_pretrained(model, **loading)
-        for name, dataset in datasets.items():
-            validate_rows(dataset, needs_solution=needs_solution, name=name)
-            if context is not None and isinstance(tokenizer, PreTrainedTokenizerBase):
-                validate_prompt_lengths(dataset, tokenizer, context, args.max_completion_length, name=name)
-            if args.length_reward in TARGETS_IN_ROWS:
-                validate_targets(dataset, args.length_reward, name=name)
 
     def _prefer_the_environments_rewards(self) -> None:
         """Drop the default reward if TRL has added rewards of environments, which have a column per class."""
@@ -727,24 +690,3 @@ def _keep_kl_to_sampled_tokens(inputs: dict[str, Any], logps: torch.Tensor) -> N
     if "sampling_per_token_logps" in inputs and "ref_per_token_logps" in inputs:
         sampled = ~inputs["sampling_per_token_logps"].isnan()
         inputs["ref_per_token_logps"] = torch.where(sampled, inputs["ref_per_token_logps"], logps)
-
-
-def _own_list(values: Any) -> Any:
-    """Return a copy of a list, so that adding columns does not change the caller's list."""
-    return list(values) if isinstance(values, list) else values
-
-
-def _no_reward_yet(completions, **kwargs) -> list[None]:
-    """Return `None` for each completion, so that TRL warns if no other function has scored it."""
-    return [None] * len(completions)
-
-
-def _default_reward(args: EfficientReasoningConfig) -> Callable[..., Any]:
-    return partial(math_accuracy_reward, require_end_of_thinking=args.require_end_of_thinking)
-
-
-def _by_name(train_dataset, eval_dataset) -> dict[str, Any]:
-    """Return the given data sets by their names in messages."""
-    datasets = {"train_dataset": train_dataset}
-    datasets |= eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
-    return {name: dataset for name, dataset in datasets.items() if dataset is not None}
