@@ -111,7 +111,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
         if not model.exists():
             with atomic_write(model) as partial:
                 began = time.perf_counter()
-                phases = _make_model(arm, seed, partial, max_steps, start, recorded_rollouts(arm, seed, folder))
+                phases = make_model(arm, seed, partial, max_steps, start, recorded_rollouts(arm, seed, folder))
                 seconds = time.perf_counter() - began
                 (partial / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
         asked = arm.targets and (sum(arm.targets) // 2,) * 2
@@ -132,8 +132,8 @@ def recorded_rollouts(arm: Arm, seed: int, folder: Path) -> Path | None:
     return None if start is None else folder / start.name / str(seed) / "model"
 
 
-def _make_model(
-    arm: Arm, seed: int, folder: Path, max_steps: int, start: Path, rollouts: Path | None
+def make_model(
+    arm: Arm, seed: int, folder: Path, max_steps: int, start: Path, rollouts: Path | None = None
 ) -> list[dict[str, float]]:
     """Train an arm into `folder`. Return the seconds of the phases of each update, none without rollouts."""
     if arm.method == "distill":
@@ -184,10 +184,12 @@ def evaluate_model(
     system_prompt: str | None = None,
     targets: tuple[int, int] | None = None,
     at_most: bool = False,
+    problems: range | None = None,
 ) -> pd.DataFrame:
     """Sample a model on the testbed's evaluation sets, except for samples that already exist."""
+    problems = range(PROBLEMS) if problems is None else problems
     benchmarks = {
-        name: with_prompts(load_benchmark(f"testbed-{name}").select(range(PROBLEMS)), system_prompt, targets, at_most)
+        name: with_prompts(load_benchmark(f"testbed-{name}").select(problems), system_prompt, targets, at_most)
         for name in testbed.EVALUATION_SPLITS
     }
     return evaluate(model, benchmarks, n=samples, save_to=save_to, **EVALUATION)

@@ -21,6 +21,7 @@ from ..advantages import (
     length_targets,
 )
 from .base import EfficientReasoningTrainer
+from .batch import Batch
 from .lead_config import LEADConfig
 
 
@@ -80,11 +81,15 @@ class LEADTrainer(EfficientReasoningTrainer):
         super().__init__(*args, **kwargs)
         self._balance = self.args.initial_balance
 
+    def lengths(self, batch: Batch) -> list[int]:
+        """Return the length of each of this process's completions, by default in tokens."""
+        return [len(ids) for ids in batch.completion_ids]
+
     def credit(self, batch, advantages):
         if not batch.training:  # evaluation may have groups of one
             return advantages
         args, size = self.args, batch.num_generations
-        lengths = batch.gather([len(ids) for ids in batch.completion_ids]).float()
+        lengths = batch.gather(self.lengths(batch)).float()
         targets = length_targets(lengths, batch.correct, size, args.least_tokens, args.most_tokens)
         efficiency = length_efficiency(lengths, targets)
         of_length = batch_signal(efficiency, batch.correct, size)

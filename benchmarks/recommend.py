@@ -1,0 +1,144 @@
+"""
+Look for a recipe that is better than both papers' methods.
+
+    python benchmarks/recommend.py [--output-dir runs/recommend] [--seeds 10 11] [--arms NAME ...]
+
+Protocol, written down before the first training:
+
+1. Candidates are the arms below. All make 40 updates of 64 completions with the demo's learning rate and schedule, as
+   every arm of the study.
+2. They are trained with seeds 10 and 11, and evaluated on the last 128 problems of each evaluation set, 4 samples
+   each. The study's final table uses seeds 0 to 4 and the first 128 problems.
+3. The winner has the fewest tokens among the candidates that are at least as accurate as SAS here. Without one, no
+   recipe is recommended.
+4. The winner becomes an arm of the study with 5 seeds. It is recommended if it is at least as accurate as SAS with at
+   most 85 tokens, and if the intervals set it apart from both papers' methods.
+
+The output folder keeps models and samples; what it has is not made again. Several processes share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from study import run
+from study.arms import SHORT_CONTEXT, Arm
+
+from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
+from step_trl.files import atomic_write
+from step_trl.report.tables import to_markdown
+from step_trl.rollout import ConfidenceTruncation
+from step_trl.steps import TriggerSegmenter
+from step_trl.trainers import METHODS
+
+
+SMALLEST = ("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1")  # for tests
+HELD_OUT = 128  # the first problem of each set that the study does not use
+
+
+class PositiveInjectedTrainer(StepGRPOTrainer):
+    """Step-GRPO that learns from injected tokens only where the advantage is positive."""
+
+    def credit(self, batch, advantages):
+        if "sampling_per_token_logps" in batch.inputs:
+            injected = batch.inputs["sampling_per_token_logps"].isnan()
+            batch.exclude(injected & (advantages <= 0).unsqueeze(1))
+        return super().credit(batch, advantages)
+
+
+class StepLEADTrainer(LEADTrainer):
+    """LEAD with semantic steps in place of tokens."""
+
+    def lengths(self, batch):
+        segmenter = TriggerSegmenter(self.processing_class)
+        return [1 + segmenter.count(ids) for ids in batch.completion_ids]
+
+
+METHODS |= {
+    "positive_injected": (PositiveInjectedTrainer, StepGRPOConfig),
+    "lead_steps": (StepLEADTrainer, LEADConfig),
+}
+
+_SHORT: dict[str, Any] = {"max_completion_length": SHORT_CONTEXT}
+_SURE = {"confidence_threshold": 0.99}
+_RELEASED = ConfidenceTruncation.released()
+_POSITIVE = {"advantage_selection": {"selection": "correct", "failed_step_advantage": 0.0}}
+_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer
+CANDIDATES = (
+    Arm("sas", "sas"),
+    Arm("step-grpo-released", "step_grpo", _RELEASED),
+    Arm("sure", "step_grpo", _SURE),
+    Arm("sure-short", "step_grpo", _SURE | _SHORT),
+    Arm("released-short", "step_grpo", _RELEASED | _SHORT),
+    Arm("released-sure", "step_grpo", _RELEASED | _SURE),
+    Arm("released-selection-short", "step_grpo", _RELEASED | _SHORT | _POSITIVE),
+    Arm("sure-selection-short", "step_grpo", _SURE | _SHORT | _POSITIVE),
+    Arm("sure-positive-injected", "positive_injected", _SURE | _SHORT),
+    Arm("steps-selection", "step_grpo", {"truncated_rollout": False} | _SHORT | _CLOSED | _POSITIVE),
+    Arm("sas-train-efficiently", "sas", {"length_reward": "train_efficiently"}),
+    Arm("sas-lambda", "sas", {"length_reward": "grpo_lambda"}),
+    Arm("sas-cut-off-spared", "sas", {"mask_truncated_completions": True}),
+    Arm("lead", "lead", _SHORT | _CLOSED),
+    Arm("lead-steps", "lead_steps", {"shortest_target": 1, "longest_target": 8} | _SHORT | _CLOSED),
+)  # fmt: skip
+
+
+def run_candidate(arm: Arm, seed: int, folder: Path, updates: int, problems: range) -> pd.DataFrame:
+    """Train a candidate with one seed, unless this has been done, and return its samples of the held-out problems."""
+    own = folder / arm.name / str(seed)
+    own.mkdir(parents=True, exist_ok=True)
+    with FileLock(own / "lock", timeout=0):
+        model = own / "model"
+        if not model.exists():
+            with atomic_write(model) as partial:
+                run.make_model(arm, seed, partial, updates, testbed.MODEL_DIR)
+        return run.evaluate_model(model, own / "samples", problems=problems)
+
+
+def table(samples: dict[str, list[pd.DataFrame]]) -> str:
+    """Return accuracy and tokens of each candidate as a Markdown table, from the most accurate to the least."""
+    rows = {}
+    for name, parts in samples.items():
+        seeds = pd.DataFrame([part.groupby("benchmark")[["correct", "tokens"]].mean().mean() for part in parts])
+        accuracy, tokens = 100 * seeds["correct"], seeds["tokens"]
+        rows[name] = {
+            "seeds": len(seeds),
+            "accuracy, %": accuracy.mean(),
+            "tokens": tokens.mean(),
+            "accuracy of each": ", ".join(f"{value:.1f}" for value in accuracy),
+            "tokens of each": ", ".join(f"{value:.0f}" for value in tokens),
+        }
+    frame = pd.DataFrame.from_dict(rows, orient="index").sort_values("accuracy, %", ascending=False)
+    return to_markdown(frame.round({"accuracy, %": 1, "tokens": 0}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output-dir", type=Path, default=Path("runs/recommend"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11])
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in CANDIDATES], help="by default, all")
+    parser.add_argument("--updates", type=int, default=40)
+    parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
+    options = parser.parse_args()
+    problems = range(HELD_OUT, HELD_OUT + options.problems)
+    samples: dict[str, list[pd.DataFrame]] = {}
+    for seed in options.seeds:
+        for arm in CANDIDATES:
+            if options.arms and arm.name not in options.arms:
+                continue
+            print(f"{arm.name}, seed {seed}", flush=True)
+            try:
+                found = run_candidate(arm, seed, options.output_dir, options.updates, problems)
+            except Timeout:
+                print("under way in another process", flush=True)
+                continue
+            samples.setdefault(arm.name, []).append(found)
+    print(table(samples))
+
+
+if __name__ == "__main__":
+    main()
