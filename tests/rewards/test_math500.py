@@ -1,5 +1,5 @@
 r"""
-MATH-500's own answers and solutions are right for their problems, and wrong for others.
+MATH-500 is loaded as published, and its own answers and solutions are right for their problems, and wrong for others.
 
 The data set is no part of the package: it lies beside the repository, in `../shared/data/math500.jsonl`.
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from step_trl.data import load_problems
+from step_trl.evaluation import load_benchmark
 from step_trl.evaluation.graders import grade
 
 
@@ -22,6 +24,18 @@ def rows():
     rows = [json.loads(line) for line in FILE.read_text().splitlines()]
     assert len(rows) == 500
     return rows
+
+
+def test_it_is_a_benchmark_and_a_training_set(rows, tmp_path):
+    """A training set is loaded by column, and this one has an answer beside the solution."""
+    (tmp_path / "test.jsonl").symlink_to(FILE)
+    benchmark, problems = load_benchmark("math500", tmp_path), load_problems(tmp_path, split="test")
+    answers = [row["answer"] for row in rows]
+    assert benchmark["solution"] == problems["solution"] == answers
+    assert benchmark["problem"] == [row["unique_id"] for row in rows]
+    for loaded in (benchmark, problems):
+        asked = [prompt[-1]["content"] for prompt in loaded["prompt"]]
+        assert all(row["problem"] in question for row, question in zip(rows, asked, strict=True))
 
 
 def boxed(row):
