@@ -32,7 +32,7 @@ from transformers import (
 
 from step_trl.testbed.problems import EVALUATION_SPLITS, SPLITS, Split, generate, parse_expression, read_problems
 
-from .traces import TRIGGERS, Piece, SlipRates, TraceWriter, cut_at_trigger, drill, with_answer
+from .traces import DRILL_TOTALS, TRIGGERS, Piece, SlipRates, TraceWriter, cut_at_trigger, drill, with_answer
 
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -134,15 +134,26 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
 class Corpus:
     """An endless source of training examples, as pieces, without any evaluation problem."""
 
+    drill_totals: tuple[int, ...] = DRILL_TOTALS
+
     def __init__(self, seed: int):
-        taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}
-        train = SPLITS["train"]
-        self.problems = generate(Split(train.generator, 0, 10_000_000 + seed, train.options), taken)
-        one_digit = train.options | {"max_terms": 9, "max_digits": 1}
-        self.easy_problems = generate(Split(train.generator, 0, 20_000_000 + seed, one_digit), taken)
+        self.problems, self.easy_problems = self.sources(seed)
         self.rng = random.Random(seed)
         self.writer = TraceWriter(self.rng)
         self.sure_writer = TraceWriter(self.rng, SlipRates(0, 0, 0))
+
+    def sources(self, seed: int) -> tuple[Iterator[dict], Iterator[dict]]:
+        """Return the endless problems, and the easy ones, which have one-digit numbers."""
+        taken = {row["expression"] for split in EVALUATION_SPLITS for row in read_problems(split)}
+        train = SPLITS["train"]
+        one_digit = train.options | {"max_terms": 9, "max_digits": 1}
+        return (
+            generate(Split(train.generator, 0, 10_000_000 + seed, train.options), taken),
+            generate(Split(train.generator, 0, 20_000_000 + seed, one_digit), taken),
+        )
+
+    def drill(self) -> list[Piece]:
+        return drill(self.rng, totals=self.drill_totals)
 
     def problem(self, easy: bool = False) -> tuple[str, list[int]]:
         """Return the prompt up to the open thought, and the terms to add. An easy problem has one-digit numbers."""
@@ -154,7 +165,7 @@ class Corpus:
     def one_pass(self, easy: bool = False) -> list[Piece]:
         """Return one correct pass over a problem or, now and then, a drill."""
         if self.rng.random() < 0.1:
-            return drill(self.rng)
+            return self.drill()
         prompt, terms = self.problem(easy)
         writer = self.sure_writer
         write = self.rng.choices((writer.pairs, writer.single, writer.parts, writer.reorder), (5, 2, 2, 1))[0]
@@ -163,6 +174,10 @@ class Corpus:
     def mixed(self) -> list[Piece]:
         """Return a trace or a single pass."""
         return self.scripted_trace() if self.rng.random() < 0.5 else self.one_pass()
+
+    def texts(self, count: int) -> list[str]:
+        """Return whole traces, for a tokenizer to be trained on."""
+        return ["".join(piece.text for piece in self.scripted_trace()) for _ in range(count)]
 
     def scripted_trace(self) -> list[Piece]:
         prompt, terms = self.problem()
@@ -208,13 +223,35 @@ def padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, example: Callable[[], list[Piece]], tokens: int, rng: random.Random
+    tokenizer: PreTrainedTokenizerBase,
+    example: Callable[[], list[Piece]],
+    tokens: int,
+    rng: random.Random,
+    drawn_at_once: int = 512,
 ) -> Iterator[Inputs]:
-    """Yield batches of about `tokens` tokens, of examples of similar length."""
+    """Yield batches of about `tokens` tokens, of examples of similar length among those that are drawn at once."""
     while True:
-        for rows in in_batches((encode(tokenizer, example()) for _ in range(512)), tokens, rng):
+        for rows in in_batches((encode(tokenizer, example()) for _ in range(drawn_at_once)), tokens, rng):
             ids, labels = zip(*rows)
             yield {"input_ids": padded(ids, 0)}, padded(labels, IGNORE)
+
+
+def loss_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy of the next tokens that have labels."""
+    logits = model(**inputs).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
+
+
+def step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Update the weights with the gradient of a loss."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def make_optimizer(model: PreTrainedModel, learning_rate: float, **options: Any) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98), **options)
 
 
 def train(
@@ -225,19 +262,15 @@ def train(
     name: str,
 ) -> None:
     """Train with AdamW, a short warm-up, and a linear decay over the last third."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = make_optimizer(model, learning_rate)
     model.train()
     started, seen, total_loss = time.monotonic(), 0, 0.0
     for update in range(1, updates + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, update / 50, 3 * (updates + 1 - update) / updates)
         inputs, labels = next(examples)
-        logits = model(**inputs).logits[:, :-1]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(model, inputs, labels)
+        step(model, optimizer, loss)
         seen += labels.numel()
         total_loss += loss.item()
         if update % 50 == 0:
@@ -251,15 +284,13 @@ def pretrain(recipe: Recipe, output: Path) -> None:
     """Run all stages, and save the model and the tokenizer to `output`."""
     torch.manual_seed(recipe.seed)
     corpus = Corpus(recipe.seed)
-    tokenizer = train_tokenizer(
-        ["".join(piece.text for piece in corpus.scripted_trace()) for _ in range(3_000)], recipe.vocab_size
-    )
+    tokenizer = train_tokenizer(corpus.texts(3_000), recipe.vocab_size)
     tokenizer.save_pretrained(output)
     model = build_model(recipe, tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens", flush=True)
 
     for name, example, updates, tokens in (
-        ("drill", partial(drill, corpus.rng), recipe.drill_updates, recipe.drill_tokens),
+        ("drill", corpus.drill, recipe.drill_updates, recipe.drill_tokens),
         ("easy passes", partial(corpus.one_pass, easy=True), recipe.easy_pass_updates, recipe.pass_tokens),
         ("passes", corpus.one_pass, recipe.pass_updates, recipe.pass_tokens),
         ("traces", corpus.mixed, recipe.trace_updates, recipe.trace_tokens),

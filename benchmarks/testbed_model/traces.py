@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from step_trl.testbed.problems import never_negative
@@ -33,6 +34,7 @@ OPENINGS = {
     "reorder": ("Alternatively, add first and then subtract.", "Alternatively, do the additions first."),
 }
 TRIGGERS = "Wait|Alternatively"
+DRILL_TOTALS = (120, 450)
 ANSWER_PROMPT = "\n</think>\n\nThe final answer is"
 
 
@@ -145,14 +147,18 @@ def cut_at_trigger(thought: list[Piece], terms: list[int], rng: random.Random) -
     return [Piece(prompt, trained=False), Piece(answer)]
 
 
-def drill(rng: random.Random, lines: int = 12) -> list[Piece]:
-    """Return unrelated lines of the kinds that traces consist of. Only the results are trained on."""
+def drill(rng: random.Random, lines: int = 12, totals: Sequence[int] = DRILL_TOTALS) -> list[Piece]:
+    """
+    Return unrelated lines of the kinds that traces consist of. Only the results are trained on.
+
+    The first number of a line is at most one of the `totals`, drawn for each line.
+    """
     pieces: list[Piece] = []
     while len(pieces) < 2 * lines:
         term = rng.randint(0, 99)
         if rng.random() < 0.4:
             term = rng.choice(split_by_digit(term))
-        numbers = [rng.randint(0, rng.choice((120, 450))), rng.choice((1, -1)) * term]
+        numbers = [rng.randint(0, rng.choice(totals)), rng.choice((1, -1)) * term]
         if never_negative(numbers):
             pieces += [Piece(f"{written_sum(numbers)} =", trained=False), Piece(f" {sum(numbers)}.\n\n")]
     return pieces
