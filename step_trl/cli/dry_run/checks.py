@@ -222,10 +222,15 @@ def check_servers(plan: StagePlan) -> str:
 
 
 def check_memory(plan: StagePlan) -> str:
+    return compare(plan, workload(plan))
+
+
+def workload(plan: StagePlan) -> Workload:
+    """Return what a process computes and stores, from the results of the other checks."""
     values, config, batches = plan.values, plan.config, plan.batches
     generated = batches.generation // batches.processes
     at_once = min(generated, config.max_rollouts_in_flight or generated) if config.own_rollouts else generated
-    work = Workload(
+    return Workload(
         plan.dataclass_of(ModelConfig),
         plan.layout,
         max_length=plan.longest_prompt + values.max_completion_length,
@@ -238,7 +243,6 @@ def check_memory(plan: StagePlan) -> str:
         vllm_share=values.vllm_gpu_memory_utilization * (values.use_vllm and values.vllm_mode == "colocate"),
         **training_options(plan),
     )
-    return compare(plan, work)
 
 
 def training_options(plan: StagePlan) -> dict[str, Any]:
