@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from .. import testbed
@@ -104,7 +105,10 @@ def run_demo(
     set_aside(output_dir)
     output_dir.mkdir(parents=True)
     tokenizer, train_dataset = testbed.load_tokenizer(), testbed.load_dataset("train")
-    samples = {"vanilla": evaluate_testbed(testbed.load_model(), tokenizer, "vanilla", range(problems))}
+    vanilla: Any = testbed.load_model()
+    if torch.cuda.is_available() and not options.get("use_cpu"):
+        vanilla.cuda()  # where the trainers put their models, so that all are evaluated in the same way
+    samples = {"vanilla": evaluate_testbed(vanilla, tokenizer, "vanilla", range(problems))}
     histories = {}
     for name, trainer_class, config in (
         ("step_grpo", StepGRPOTrainer, step_grpo_config),
