@@ -50,11 +50,11 @@ def with_generate(model, max_tokens: int) -> Contender:
 
     def run(prompts: list[list[int]]) -> int:
         width = max(map(len, prompts))
-        input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+        input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=model.device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
         with torch.no_grad():
             output = model.generate(input_ids, attention_mask=mask, generation_config=config)
-        return output[:, width:].numel()
+        return output[:, width:].cpu().numel()  # a GPU is done when its tokens are here
 
     return run
 
@@ -74,9 +74,11 @@ def with_generate_batch(model, max_tokens: int, batch_size: int) -> Contender:
     return run
 
 
-def with_engine(model, tokenizer, max_tokens: int, call_tokens: int | None = None) -> Contender:
+def with_engine(
+    model, tokenizer, max_tokens: int, call_tokens: int | None = None, max_batch_size: int = 128
+) -> Contender:
     """Sample in one call per prompt, or in calls of `call_tokens` tokens, each of which continues the previous one."""
-    engine = TransformersEngine(model, tokenizer, eos_token_ids=())
+    engine = TransformersEngine(model, tokenizer, max_batch_size, eos_token_ids=())
 
     async def complete(prompt: list[int]) -> int:
         path = list(prompt)
