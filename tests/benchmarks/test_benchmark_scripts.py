@@ -20,7 +20,7 @@ import torch
 
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-COMMAND = re.compile(r"`python benchmarks/(\w+)(?:\.py)?( [^`]*)?`")
+COMMAND = re.compile(r"`python benchmarks/((?:gpu/)?\w+)(?:\.py)?( [^`]*)?`")
 # It leaves a process with vLLM's groups in it, where nothing else can be trained.
 OWN_PROCESS = ("colocated",)
 
@@ -32,7 +32,8 @@ def commands():
 
 
 def scripts():
-    return {path.stem for path in BENCHMARKS.glob("*.py")} | {"testbed_model"}
+    blocks = {f"gpu/{path.stem}" for path in BENCHMARKS.glob("gpu/*.py") if "\nSMALLEST" in path.read_text()}
+    return {path.stem for path in BENCHMARKS.glob("*.py")} | {"testbed_model", "gpu"} | blocks - {"gpu/__main__"}
 
 
 def test_every_script_is_in_the_page():
@@ -74,7 +75,8 @@ def run(tmp_path, monkeypatch, capsys, preloaded_executable):
 @contextmanager
 def imported(module):
     """Import a script under its plain name, by which its processes find it. `tests/rollout` does the same."""
-    name = module if (BENCHMARKS / f"{module}.py").exists() else f"{module}.__main__"
+    name = (module if (BENCHMARKS / f"{module}.py").exists() else f"{module}.__main__").replace("/", ".")
+    module = module.replace("/", ".")
     before = sys.modules.pop(module, None)
     try:
         yield importlib.import_module(name)
