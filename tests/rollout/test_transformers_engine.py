@@ -8,7 +8,15 @@ import functools
 import numpy as np
 import pytest
 import torch
-from rollout.tiny_models import assert_logprobs, build_model, random_prompts, reference, run, ticks
+from rollout.tiny_models import (
+    assert_logprobs,
+    build_model,
+    log_probabilities,
+    random_prompts,
+    reference,
+    run,
+    ticks,
+)
 
 from step_trl.rollout.engines import Generation, TransformersEngine
 from step_trl.steps import token_bytes
@@ -36,6 +44,22 @@ def test_greedy_and_logprobs_equal_the_model(kind, attention, tokenizer):
         assert generation.token_ids == reference(model, prompt, 5 + 3 * index)
     for prompt, generation in zip(prompts * 2, results):
         assert_logprobs(model, prompt, generation)
+
+
+def test_logprobs_of_given_tokens_are_the_models(model, tokenizer):
+    """Whatever else is sampled meanwhile, and though one of the tokens ends other calls."""
+    engine = TransformersEngine(model, tokenizer, max_batch_size=5)
+    prompts = random_prompts(6)
+    given = [[*random_prompts(1, seed=place)[0][: 1 + place], tokenizer.eos_token_id, 7] for place in range(6)]
+    sampled = [engine.generate(p, max_tokens=6, temperature=0.5, top_k=3, stop=("e",), seed=1) for p in prompts]
+    found = run(*(engine.logprobs_of(p, ids) for p, ids in zip(prompts, given)), *sampled)
+    for prompt, ids, logprobs in zip(prompts, given, found):
+        assert logprobs == pytest.approx(log_probabilities(model, prompt, ids).tolist(), abs=1e-4)
+    assert engine.stats.sampled_tokens == sum(len(generation.token_ids) for generation in found[6:])
+    alone = run(*(engine.generate(p, max_tokens=6, temperature=0.5, top_k=3, stop=("e",), seed=1) for p in prompts))
+    assert [one.token_ids for one in alone] == [one.token_ids for one in found[6:]]
+    with pytest.raises(ValueError, match="max_tokens: 0 samples nothing"):
+        run(engine.logprobs_of(prompts[0], []))
 
 
 def test_the_cache_grows_while_decoding(engine, model):

@@ -18,7 +18,7 @@ import warnings
 import pytest
 import torch
 from rollout.server_metrics import generated_tokens, open_requests, until
-from rollout.tiny_models import assert_logprobs, run
+from rollout.tiny_models import assert_logprobs, log_probabilities, run
 from rollout.well_formed import assert_well_formed
 from small_tokenizers import trained
 
@@ -121,6 +121,20 @@ def test_greedy_equals_the_model_and_eos_ends_a_call(engine, model, tokenizer, p
 def test_length_ends_a_call(engine, prompts):
     (generation,) = run(engine.generate(prompts[0], max_tokens=7))
     assert (len(generation.token_ids), len(generation.logprobs), generation.finish_reason) == (7, 7, "length")
+
+
+def test_logprobs_of_given_tokens_are_the_models(engine, model, tokenizer, prompts, monkeypatch):
+    given = [tokenizer.encode(text, add_special_tokens=False) for text in ("12 + 7", "</think><|im_end|> 4", "Wait")]
+    calls = [engine.generate(p, max_tokens=30, temperature=0.6, stop=("=",)) for p in prompts[:3]]
+    found = run(*(engine.logprobs_of(p, ids) for p, ids in zip(prompts, given)), *calls)
+    for prompt, ids, logprobs in zip(prompts, given, found):
+        assert logprobs == pytest.approx(log_probabilities(model, prompt, ids).tolist(), abs=1e-4)
+    for prompt, generation in zip(prompts, found[3:]):
+        expected = processed_logprobs(model, prompt, generation, 0.6)
+        torch.testing.assert_close(torch.tensor(generation.logprobs), expected, atol=1e-4, rtol=0)
+    monkeypatch.setattr("step_trl.rollout.engines.vllm_server.read_logprob", lambda content, token_id: None)
+    with pytest.raises(EngineError, match=r"logprob_token_ids: .* does not return .* vLLM that does, such as 0\.31"):
+        run(engine.logprobs_of(prompts[0], given[0]))
 
 
 # How calls end

@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from rollout.tiny_models import assert_logprobs, run
+from rollout.tiny_models import assert_logprobs, log_probabilities, run
 from rollout.well_formed import assert_well_formed
 from small_runs import SMALL_RUN
 from trl.generation import vllm_generation
@@ -80,6 +80,15 @@ def test_greedy_calls_are_those_of_the_model(engine, model, tokenizer, prompts):
         assert (ours.token_ids, ours.finish_reason) == (theirs.token_ids, theirs.finish_reason)
         assert_logprobs(model, prompt, ours)
     assert {generation.finish_reason for generation in found} >= {"stop", "length"}
+
+
+def test_logprobs_of_given_tokens_are_the_models(engine, model, tokenizer, prompts):
+    given = [tokenizer.encode(text, add_special_tokens=False) for text in ("12 + 7", "</think><|im_end|> 4", "Wait")]
+    calls = [engine.generate(prompt, max_tokens=20, temperature=0.6) for prompt in prompts[:3]]
+    found = run(*(engine.logprobs_of(prompt, ids) for prompt, ids in zip(prompts, given)), *calls)
+    for prompt, ids, logprobs in zip(prompts, given, found):
+        assert logprobs == pytest.approx(log_probabilities(model, prompt, ids).tolist(), abs=1e-3)
+    assert all(len(one.logprobs) == len(one.token_ids) for one in found[3:])
 
 
 def test_a_sampled_call_ends_at_its_stop(engine, tokenizer, prompts):

@@ -106,6 +106,24 @@ class Engine(Protocol):
         """
         ...
 
+    async def logprobs_of(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        """
+        Return the model's log-probability of each given token that continues `prompt_ids`, at temperature 1.
+
+        Args:
+            prompt_ids (`Sequence[int]`):
+                The tokens before, at least one.
+            token_ids (`Sequence[int]`):
+                The continuation, at least one token. An EOS token is one like any other.
+
+        Raises:
+            `ValueError`: If the engine does not support this.
+        """
+        raise ValueError(
+            f"logprobs_of: {type(self).__name__} does not support it. Sample in process or with vLLM, or add this "
+            "method to the engine."
+        )
+
     def with_images(self, prompts: Sequence[Sequence[int]], images: PromptImages) -> list[list[int]]:
         """
         Return prompts for this engine in which images have ids of their own. They are valid until the next call.

@@ -14,11 +14,12 @@ from .sampling import SamplingOptions, sample, uniforms
 
 
 # State of a slot: `tokens` holds `known` tokens of its sequence, and the cache the first `cached` of them.
-# Sampling began at position `start` and ends at `limit`. `used` orders retained sequences by their last use.
+# Sampling began at position `start` and ends at `limit`; up to there, the tokens of a `forced` sequence are given.
+# `used` orders retained sequences by their last use.
 _SLOT = np.dtype(
     [(name, np.int64) for name in ("known", "cached", "start", "limit", "used", "stop", "top_k")]
     + [(name, np.float64) for name in ("temperature", "top_p", "min_p")]
-    + [("seed", np.uint64), ("active", np.bool_), ("watched", np.bool_)]
+    + [("seed", np.uint64), ("active", np.bool_), ("watched", np.bool_), ("forced", np.bool_)]
 )
 
 
@@ -96,12 +97,19 @@ class RowTable:
         self.state["used"][slot] = next(self._clock)
 
     def sample(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Sample the next token of the running sequences from logits (N, V). Returns ids and log-probabilities."""
+        """
+        Sample the next token of the running sequences from logits (N, V), unless it is given. Returns ids and
+        log-probabilities.
+        """
         state = self.state[: self.num_active]
         if self._options is None:  # a sequence has started or ended
             self._options = SamplingOptions.from_rows(state, logits.device)
         random_numbers = torch.from_numpy(uniforms(state["seed"], state["known"] - state["start"]))
-        ids, logprobs = sample(logits, self._options, random_numbers.to(logits.device))
+        forced = None
+        if state["forced"].any():
+            given = self.tokens[np.arange(self.num_active), state["known"]]
+            forced = torch.from_numpy(np.where(state["forced"], given, -1)).to(logits.device)
+        ids, logprobs = sample(logits, self._options, random_numbers.to(logits.device), forced)
         return ids.cpu().numpy(), logprobs.cpu().numpy()
 
     def compact(self) -> None:

@@ -88,11 +88,14 @@ def _filter_sorted(logits: torch.Tensor, top_k: torch.Tensor | None, top_p: torc
 
 
 def sample(
-    logits: torch.Tensor, options: SamplingOptions, random_numbers: torch.Tensor
+    logits: torch.Tensor,
+    options: SamplingOptions,
+    random_numbers: torch.Tensor,
+    forced: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Sample one token per row of logits (N, V) by inverting its cumulative distribution at `random_numbers` (N,),
-    float64.
+    float64. Rows with an id of at least 0 in `forced` (N,) take that token instead.
 
     Returns token ids (N,) and their log-probabilities (N,) under the processed distribution, or for greedy rows under
     that of the model.
@@ -108,5 +111,7 @@ def sample(
         ids = ids.clamp(max=logits.size(-1) - 1)  # only for NaN, which the log-probability reveals
         if options.greedy is not None:
             ids = torch.where(options.greedy, logits.argmax(dim=-1, keepdim=True), ids)
+    if forced is not None:
+        ids = torch.where(forced[:, None] >= 0, forced[:, None], ids)
     logprobs = logits.gather(-1, ids) - normalizer
     return ids[:, 0], logprobs[:, 0]

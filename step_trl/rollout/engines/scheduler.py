@@ -26,7 +26,10 @@ class EngineStats:
 
 @dataclass(eq=False)
 class Request:
-    """One call of `generate`; `stop` is the index of its set in the [`StopStrings`]."""
+    """
+    One call of `generate`; `stop` is the index of its set in the [`StopStrings`]. With `forced` tokens, it is one of
+    `logprobs_of`, and nothing is sampled.
+    """
 
     prompt: np.ndarray
     max_tokens: int
@@ -38,6 +41,7 @@ class Request:
     seed: int
     abandon: AbandonRule | None
     future: asyncio.Future[Generation]
+    forced: np.ndarray | None = None
 
 
 class Scheduler:
@@ -82,7 +86,10 @@ class Scheduler:
         state["limit"] = len(request.prompt) + request.max_tokens
         for name in ("stop", "temperature", "top_k", "top_p", "min_p", "seed"):
             state[name] = getattr(request, name)
-        state["watched"] = request.abandon is not None
+        state["watched"], state["forced"] = request.abandon is not None, request.forced is not None
+        if request.forced is not None:
+            self.rows.reserve(len(request.prompt) + request.max_tokens)
+            self.rows.tokens[slot, len(request.prompt) :][: request.max_tokens] = request.forced
         self.stats.reused_tokens += shared
         self.stats.prefilled_tokens += len(request.prompt) - shared
 
@@ -103,7 +110,7 @@ class Scheduler:
         rows.tokens[slots, position] = ids
         rows.logprobs[slots, position] = logprobs
         state["known"][slots] += 1
-        self.stats.sampled_tokens += len(slots)
+        self.stats.sampled_tokens += int((~state["forced"][slots]).sum())
         may_end = self.eos[ids] | (position + 1 == state["limit"][slots]) | state["watched"][slots]
         may_end |= self.stop_strings.candidates[state["stop"][slots], ids]
         finished = [self._finish(slot) for slot in slots[may_end].tolist()]
@@ -131,7 +138,7 @@ class Scheduler:
     def _finish_reason(
         self, request: Request, token_ids: list[int], logprobs: list[float]
     ) -> Literal["eos", "stop", "length", "abandoned"] | None:
-        if self.eos[token_ids[-1]]:
+        if self.eos[token_ids[-1]] and request.forced is None:
             return "eos"
         if self.stop_strings.completed(request.stop, token_ids):
             return "stop"

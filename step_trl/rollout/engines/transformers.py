@@ -124,6 +124,28 @@ class TransformersEngine(Engine):
             abandon=abandon,
             future=asyncio.get_running_loop().create_future(),
         )
+        return await self._answer(request)
+
+    async def logprobs_of(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        check_call(prompt_ids, len(token_ids), (), 1.0)
+        check_length(len(prompt_ids), len(token_ids), self._max_length, "the model's max_position_embeddings")
+        request = Request(
+            prompt=np.asarray(prompt_ids, dtype=np.int64),
+            max_tokens=len(token_ids),
+            stop=self._stop_strings.index(()),
+            temperature=1.0,
+            top_p=1.0,
+            top_k=0,
+            min_p=0.0,
+            seed=0,
+            abandon=None,
+            future=asyncio.get_running_loop().create_future(),
+            forced=np.asarray(token_ids, dtype=np.int64),
+        )
+        return (await self._answer(request)).logprobs
+
+    async def _answer(self, request: Request) -> Generation:
+        """Wait until a request is finished, and start the worker if it is the only one."""
         worker = self._worker
         if worker is not None and (worker.done() or worker.get_loop() is not asyncio.get_running_loop()):
             self._abort()  # the worker's event loop ended early

@@ -75,6 +75,12 @@ def read_choice(content: bytes, eos_token_id: int | None) -> Choice:
     return choice
 
 
+def read_logprob(content: bytes, token_id: int) -> float | None:
+    """Decode the log-probability of a token that was asked for at the first place; `None` if there is none."""
+    (choice,) = msgspec.json.decode(content)["choices"]
+    return (choice["logprobs"]["top_logprobs"][0] or {}).get(f"token_id:{token_id}")
+
+
 async def read_pieces(response: aiohttp.ClientResponse, eos_token_id: int | None) -> AsyncGenerator[Choice, None]:
     """Yield the pieces of a choice from a stream of server-sent events."""
     rest = b""

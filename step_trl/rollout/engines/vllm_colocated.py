@@ -15,30 +15,33 @@ from typing import TYPE_CHECKING, cast
 
 from transformers import PreTrainedTokenizerBase
 
+from ..event_loop import gather
 from .base import SETTLING_TURNS, AbandonRule, Engine, Generation, check_call, check_length, let_others_run
 from .stop_strings import StopStrings
 from .vllm_answers import Choice, Sampled, TokenLogprobs
 
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput
+    from vllm import LLM, RequestOutput, SamplingParams
     from vllm.logprobs import Logprob
     from vllm.outputs import CompletionOutput
 
 
 @dataclass(eq=False)
 class _Request:
-    """One call of `generate`."""
+    """One call of `generate`, or one that asks for the log-probability of a token instead of the sampled one's."""
 
     sampled: Sampled
     abandon: AbandonRule | None
     future: asyncio.Future[Generation]
+    asked: int | None = None
 
     def add(self, output: CompletionOutput) -> Generation | None:
         """Add the tokens of one step. Returns the generation once it is complete."""
         ids = list(output.token_ids)
         steps = cast("list[dict[int, Logprob]]", output.logprobs or [])
-        logprobs = TokenLogprobs([step[token_id].logprob for token_id, step in zip(ids, steps)])
+        asked = ids if self.asked is None else [self.asked]
+        logprobs = TokenLogprobs([step[token_id].logprob for token_id, step in zip(asked, steps)])
         generation = self.sampled.add(Choice(ids, logprobs, output.finish_reason, output.stop_reason))
         if generation is None and self.abandon is not None:
             so_far = self.sampled.token_ids, self.sampled.logprobs
@@ -120,8 +123,38 @@ class VLLMColocatedEngine(Engine):
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
+        return await self._answer(prompt_ids, params, self._stop_strings.index(stop), abandon)
+
+    async def logprobs_of(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        check_call(prompt_ids, len(token_ids), (), 1.0)
+        check_length(len(prompt_ids), len(token_ids), self.max_length, "vLLM's max_model_len")
+
+        async def logprob_of(place: int) -> float:
+            params = SamplingParams(
+                max_tokens=1,
+                logprob_token_ids=[token_ids[place]],
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
+            path = [*prompt_ids, *token_ids[:place]]
+            answer = await self._answer(path, params, self._stop_strings.index(()), asked=token_ids[place])
+            return answer.logprobs[0]
+
+        return await gather(map(logprob_of, range(len(token_ids))))
+
+    async def _answer(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        stop_set: int,
+        abandon: AbandonRule | None = None,
+        asked: int | None = None,
+    ) -> Generation:
         loop = asyncio.get_running_loop()
-        request = _Request(Sampled(self._stop_strings, self._stop_strings.index(stop)), abandon, loop.create_future())
+        request = _Request(Sampled(self._stop_strings, stop_set), abandon, loop.create_future(), asked)
         if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
             self._end(tuple(self._requests))  # their event loop ended early
             self._worker = loop.create_task(self._work())

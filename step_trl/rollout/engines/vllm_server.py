@@ -32,10 +32,11 @@ import numpy as np
 from PIL import Image
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..event_loop import gather
 from .base import AbandonRule, Engine, Generation, PromptImages, check_call
 from .served_images import TOKENS_PATH, ServedImages
 from .stop_strings import StopStrings
-from .vllm_answers import Sampled, SampledAhead, read_choice, read_pieces
+from .vllm_answers import Sampled, SampledAhead, read_choice, read_logprob, read_pieces
 from .vllm_http import ConnectionLostError, EngineError, NotFoundError, Server, VLLMHTTPClient
 from .vllm_process import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
 
@@ -185,21 +186,10 @@ class VLLMServerEngine(Engine):
     ) -> Generation:
         check_call(prompt_ids, max_tokens, stop, temperature)
         stop_set = self._stop_strings.index(stop)
-        body = _FIXED_PARAMETERS | {
-            "prompt": prompt_ids,
-            "max_tokens": max_tokens,
-            "stop": list(stop),
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "min_p": min_p,
-        }
+        body = self._body(prompt_ids, max_tokens, temperature)
+        body |= {"stop": list(stop), "top_p": top_p, "top_k": top_k, "min_p": min_p}
         if seed is not None:
             body["seed"] = seed % 2**63
-        if self.tokenizer.eos_token_id is not None:
-            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
-        if self.model is not None:
-            body["model"] = self.model
         server = self._server_of(prompt_ids)
 
         attempt = partial(self._answer, server, body, stop_set)
@@ -207,13 +197,59 @@ class VLLMServerEngine(Engine):
             attempt = partial(self._continue_stream, server, body, stop_set, self._ahead, abandon)
         elif abandon is not None:
             attempt = partial(self._until_abandoned, server, body, stop_set, abandon)
+        return await self._with_weights(server, attempt)
 
-        async def attempt_with_weights() -> Generation:
+    async def logprobs_of(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
+        """
+        See [`Engine.logprobs_of`]. Each token is a request of its own: the server's prefix cache serves these, but
+        none that asks for the log-probabilities of its prompt.
+        """
+        check_call(prompt_ids, len(token_ids), (), 1.0)
+        server = self._server_of(prompt_ids)
+
+        def logprob_of(place: int) -> Awaitable[float]:
+            body = self._body([*prompt_ids, *token_ids[:place]], 1)
+            body |= {"logprobs": 1, "logprob_token_ids": [token_ids[place]]}
+            return self._with_weights(server, partial(self._logprob, server, body, token_ids[place]))
+
+        return await gather(map(logprob_of, range(len(token_ids))))
+
+    def _body(self, prompt_ids: Sequence[int], max_tokens: int, temperature: float = 1.0) -> dict[str, Any]:
+        """Return a request without stop strings and without restrictions of the distribution."""
+        body = _FIXED_PARAMETERS | {
+            "prompt": prompt_ids,
+            "max_tokens": max_tokens,
+            "stop": [],
+            "temperature": temperature,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+        }
+        if self.tokenizer.eos_token_id is not None:
+            body["stop_token_ids"] = [self.tokenizer.eos_token_id]
+        if self.model is not None:
+            body["model"] = self.model
+        return body
+
+    async def _with_weights(self, server: Server, attempt: Callable[[], Awaitable[_T]]) -> _T:
+        """Make a call, again if it fails, and first restore the weights of a server that may have restarted."""
+
+        async def attempt_with_weights() -> _T:
             if server.may_have_restarted:
                 await self._restore_weights(server)
             return await attempt()
 
         return await self._retrying(server, attempt_with_weights)
+
+    async def _logprob(self, server: Server, body: dict[str, Any], token_id: int) -> float:
+        async with self._sampling_request(server, body) as response:
+            logprob = read_logprob(await response.read(), token_id)
+        if logprob is None:
+            raise EngineError(
+                f"logprob_token_ids: {server.url} does not return the log-probabilities of given tokens. Start it "
+                "with a version of vLLM that does, such as 0.31."
+            )
+        return logprob
 
     async def _answer(self, server: Server, body: dict[str, Any], stop_set: int) -> Generation:
         sampled = Sampled(self._stop_strings, stop_set)
