@@ -12,6 +12,7 @@ from .efficiency_balance import (
 from .ragged import prompt_weights, ragged_advantages
 from .segments import moments, segment_advantages, segment_boundaries, thin_boundaries, whiten
 from .semantic_entropy import answer_clusters, cluster_answers, seed_advantages, seed_scale, semantic_entropy
+from .step_potential import credit_steps, potential_bonuses, saturation_factors, step_potential, steps_at_cuts
 from .step_selection import select_step_advantages, selection_statistics, step_confidences
 from .tree import edge_advantages, tree_values
 
@@ -23,13 +24,16 @@ __all__ = [
     "centred_rewards",
     "cluster_answers",
     "correctness_share",
+    "credit_steps",
     "edge_advantages",
     "group_advantages",
     "length_efficiency",
     "length_targets",
     "moments",
+    "potential_bonuses",
     "prompt_weights",
     "ragged_advantages",
+    "saturation_factors",
     "seed_advantages",
     "seed_scale",
     "segment_advantages",
@@ -38,6 +42,8 @@ __all__ = [
     "selection_statistics",
     "semantic_entropy",
     "step_confidences",
+    "step_potential",
+    "steps_at_cuts",
     "thin_boundaries",
     "tree_values",
     "whiten",

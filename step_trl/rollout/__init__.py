@@ -1,6 +1,7 @@
 """Dynamic truncated rollouts: engines sample completions, and truncation callbacks end them early."""
 
 from .allocation import fill_batches, filter_ratios, gvm_weights, preserve_sum
+from .answer_probes import AnswerProbes, ProbedThought, forced_answer
 from .callbacks import AnswerConsistency, ConfidenceTruncation, RandomCut, TokenBudget
 from .dynamic import DynamicTruncatedRollout
 from .records import Rollout, SamplingParams
@@ -11,6 +12,7 @@ from .truncation import Boundary, Exit, GoOn, Probe, ProbeRecord, TruncationCall
 
 __all__ = [
     "AnswerConsistency",
+    "AnswerProbes",
     "Boundary",
     "ConfidenceTruncation",
     "DynamicTruncatedRollout",
@@ -18,6 +20,7 @@ __all__ = [
     "GoOn",
     "Probe",
     "ProbeRecord",
+    "ProbedThought",
     "RandomCut",
     "Rollout",
     "SamplingParams",
@@ -28,6 +31,7 @@ __all__ = [
     "TruncationCallback",
     "fill_batches",
     "filter_ratios",
+    "forced_answer",
     "gvm_weights",
     "path_to",
     "preserve_sum",

@@ -20,6 +20,8 @@ from .sas import SASTrainer
 from .sas_config import SASConfig, StepSelection
 from .seed_grpo import SEEDGRPOTrainer
 from .seed_grpo_config import SEEDGRPOConfig
+from .spae import SPAETrainer
+from .spae_config import SPAEConfig
 from .spo import SPOTrainer
 from .spo_config import SPOConfig
 from .step_grpo import StepGRPOTrainer
@@ -40,6 +42,7 @@ METHODS: dict[str, tuple[type[EfficientReasoningTrainer], type[EfficientReasonin
     "gvm": (GVMTrainer, GVMConfig),
     "lead": (LEADTrainer, LEADConfig),
     "dler": (DLERTrainer, DLERConfig),
+    "spae": (SPAETrainer, SPAEConfig),
 }
 
 __all__ = [
@@ -64,6 +67,8 @@ __all__ = [
     "SEEDGRPOTrainer",
     "SGRPOConfig",
     "SGRPOTrainer",
+    "SPAEConfig",
+    "SPAETrainer",
     "SPOConfig",
     "SPOTrainer",
     "StepGRPOConfig",

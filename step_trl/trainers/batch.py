@@ -85,12 +85,14 @@ class Batch:
 
     def whiten(self, advantages: torch.Tensor) -> torch.Tensor:
         """
-        Whiten advantages `(B,)` over the tokens in the loss of all processes, so that long completions count more.
+        Whiten advantages `(B,)` or `(B, T)` over the tokens in the loss of all processes, so that long completions
+        count more.
 
         Call this only in `credit`, and on every process.
         """
         mask = loss_mask(self.inputs)
-        local = moments(advantages[:, None].expand_as(mask), mask)
+        of_tokens = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(mask)
+        local = moments(of_tokens, mask)
         return whiten(advantages, self.accelerator.reduce(local, reduction="sum"))
 
     def exclude(self, mask: torch.Tensor) -> None:

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from typing import ClassVar
 
 import torch
 
 from step_trl import testbed
-from step_trl.trainers import METHODS
+from step_trl.rollout import AnswerProbes
+from step_trl.trainers import METHODS, spae
 from step_trl.trainers.spo_chain import SegmentChain
 
 
@@ -21,6 +23,7 @@ OPTIONS = {
     "critique_grpo": {"max_completion_length": 64, "refine_when": "always"},
     "spo": {"max_completion_length": 96, "value_samples": 3, "max_segments": 2, "prompt_value": "rollout"},
     "gvm": {"max_completion_length": 64, "loss": "grpo", "estimate_samples": 2, "generations_per_estimate": 3},
+    "spae": {"max_completion_length": 160, "probe_samples": 2, "max_probes": 6, "saturation_threshold": -0.5},
 }  # fmt: skip
 
 
@@ -39,6 +42,17 @@ def recording(trainer_class):
             return output
 
     return RecordingTrainer
+
+
+class RecordingProbes(AnswerProbes):
+    """Records where it has probed, and what it has found."""
+
+    record: ClassVar = {"measured": [], "cuts": []}
+
+    def run(self, thoughts):
+        self.record["cuts"] = [list(thought.cuts) for thought in thoughts]
+        self.record["measured"] = super().run(thoughts)
+        return self.record["measured"]
 
 
 class RecordingChain(SegmentChain):
@@ -72,10 +86,12 @@ def train(method: str, path: str) -> dict:
     )  # fmt: skip
     if method == "spo":
         trainer._segments = RecordingChain(trainer.args)
+    spae.AnswerProbes = RecordingProbes
     trainer.train()
     return (
         trainer.kept
         | getattr(getattr(trainer, "_segments", None), "record", {})
+        | RecordingProbes.record
         | {
             "ids": trainer.batch.completion_ids,
             "texts": [messages[0]["content"] for messages in trainer.batch.completions],

@@ -8,7 +8,16 @@ import pytest
 import torch
 from trainers.two_processes import run_two_processes
 
-from step_trl.advantages import answer_clusters, ragged_advantages, seed_advantages, semantic_entropy
+from step_trl.advantages import (
+    answer_clusters,
+    credit_steps,
+    potential_bonuses,
+    ragged_advantages,
+    saturation_factors,
+    seed_advantages,
+    semantic_entropy,
+    steps_at_cuts,
+)
 from step_trl.steps import TriggerSegmenter
 
 
@@ -94,6 +103,35 @@ def test_segments_are_whitened_over_both_ranks(records):
     ]
     assert sum(values) / len(values) == pytest.approx(0, abs=1e-5)
     assert torch.tensor(values).std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_bonuses_compare_the_steps_of_both_ranks(records):
+    """The changes in potential of all steps have one smallest, one largest, and one mean."""
+    both = records["spae"]
+    values = [[1.5 * a * c + 0.5 * a - c for a, c in found] for record in both for found in record["measured"]]
+    correct = [float(right) for record in both for right in record["correct"]]
+    mean, std = sum(correct) / 8, torch.tensor(correct).std().item()
+    group = [(right - mean) / (std + 1e-4) for right in correct]
+    width = max(map(len, values))
+    padded = torch.tensor([row + [math.nan] * (width - len(row)) for row in values])
+    factors, bonuses = saturation_factors(padded, -0.5), potential_bonuses(padded)
+    cuts = [row for record in both for row in record["cuts"]]
+    raw, whitened = [], []
+    rows = [row for record in both for row in record["advantages"]]
+    for index in range(8):
+        last = cuts[index][-1] if cuts[index] else 0  # what follows is not all thought
+        steps = steps_at_cuts(cuts[index], last, last)[None]
+        own = credit_steps(torch.tensor(group[index : index + 1]), steps, factors[[index]], bonuses[[index]])
+        raw += own[0].tolist()
+        whitened += rows[index][:last]
+    assert min(len(record["cuts"][0]) for record in both) > 1 and len(raw) > 200
+    # Standardised: a line through all of them.
+    slope = torch.tensor(whitened).std() / torch.tensor(raw).std()
+    offset = torch.tensor(whitened).mean() - slope * torch.tensor(raw).mean()
+    assert whitened == pytest.approx((slope * torch.tensor(raw) + offset).tolist(), abs=1e-4)
+    assert both[0]["logs"]["spae/steps"] == sum(map(len, cuts)) / 8
+    tokens = [value for row, mask in zip(rows, both[0]["in_loss"] + both[1]["in_loss"]) for value in row[: sum(mask)]]
+    assert sum(tokens) / len(tokens) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_split_group_has_one_refinement(records):

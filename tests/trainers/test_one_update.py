@@ -5,9 +5,12 @@ import math
 import pytest
 
 
-@pytest.mark.parametrize("method", ["grpo", "step_grpo", "sas", "seed_grpo", "nft", "spo", "critique_grpo", "gvm"])
+@pytest.mark.parametrize(
+    "method", ["grpo", "step_grpo", "sas", "seed_grpo", "nft", "spo", "critique_grpo", "gvm", "spae"]
+)
 def test_an_update_moves_the_weights(build, method, mixed_problems):
-    options = {"value_samples": 1, "max_segments": 2} if method == "spo" else {}
+    few = {"spo": {"value_samples": 1, "max_segments": 2}, "spae": {"probe_samples": 1, "max_probes": 2}}
+    options = few.get(method, {})
     trainer = build(method, train_dataset=mixed_problems, learning_rate=1e-3, max_completion_length=160, **options)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()

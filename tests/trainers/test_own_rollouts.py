@@ -30,8 +30,9 @@ def odd(completions, **_):
         ),
         ("critique_grpo", {"refine_when": "always"}),
         ("gvm", {"estimate_samples": 2, "generations_per_estimate": 2}),
+        ("spae", {"probe_samples": 2, "max_probe_tokens": 3, "max_completion_length": 64}),
     ],
-    ids=["chain", "tree", "critique", "gvm"],
+    ids=["chain", "tree", "critique", "gvm", "spae"],
 )
 def test_resumes_with_an_adapter(build, method, options):
     def run(**more):
@@ -75,6 +76,8 @@ def test_resumes_with_an_adapter(build, method, options):
             {"completions": 80, "refinements": 80, "critiques": 56},
         ),
         ("gvm", {"estimate_samples": 3}, {"completions": 80, "estimates": 2 * 3 * 10}),
+        ("spae", {"probe_samples": 2, "max_probe_tokens": 3}, {"completions": 80, "probes": 8 * 10 * 2 * 3}),
+        ("spae", {"max_probes": 2}, {"completions": 80, "probes": 8 * 2 * 5 * 10}),
     ],
 )  # fmt: skip
 def test_the_most_tokens_of_a_generation(method, options, tokens):

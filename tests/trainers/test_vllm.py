@@ -82,6 +82,7 @@ def test_values_are_sampled_on_a_server(on_server, structure, mixed_problems):
             {"critique/refined_frac": 1},
         ),
         ("gvm", {"estimate_samples": 2, "generations_per_estimate": 1}, {"budget/mean": 4}),
+        ("spae", {"probe_samples": 2, "max_probes": 2}, {"spae/steps": 2}),
     ],
 )
 def test_further_completions_are_sampled_on_a_server(on_server, method, options, logged, mixed_problems):
