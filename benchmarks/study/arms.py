@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from step_trl.rollout import ConfidenceTruncation
+from step_trl.text import THINK_END
 
 
 SHORT_CONTEXT = 224  # tokens, about the vanilla model's mean length
@@ -63,6 +64,7 @@ _OPEN = "Step-GRPO, open choices"
 _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, ratio", "SAS, figures 2 and 3"
 _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
+_NEWER = "LEAD, DLER and SPAE"
 _THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
 THOUGHT_TABLES = {_THINK_OR_NOT, _VERIFIED}  # tables about what thoughts are skipped or contradict their answers
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, and their own arms
@@ -81,6 +83,8 @@ _CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer, which i
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
+_LEAD = {"shortest_target": round(1000 * SHORT_CONTEXT / 8000)}  # of the limit of its paper
+_SPAE = {"answer_prompt": f"\n{THINK_END}\n\nThe final answer is \\boxed{{"}  # how the testbed's model answers
 _CHAIN = {"value_samples": 4, "max_segments": 2}
 _TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
 _LAPO = (
@@ -98,8 +102,8 @@ _VERIPO_GRPO = Arm("veripo-grpo-1", "grpo", {"record_rollouts": True}, (_VERIFIE
 _VERIPO_DPO = Arm("veripo-dpo", "dpo", {"reflection": True}, (_VERIFIED,), start=_VERIPO_GRPO)
 
 ARMS: tuple[Arm, ...] = (
-    Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
-    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED)),
+    Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT, _NEWER)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED, _NEWER)),
     Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
@@ -160,6 +164,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("spo-tree", "spo", _SHORT | _TREE, (_SAMPLED,)),
     Arm("spo-chain", "spo", _SHORT | _CHAIN, (_SAMPLED,)),
     Arm("spo-chain-all-tokens", "spo", _SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
+    Arm("lead", "lead", _SHORT | _LEAD, (_NEWER,)),
+    Arm("dler", "dler", _SHORT, (_NEWER,)),
+    Arm("spae", "spae", _SPAE, (_NEWER,)),
     _TON_SFT,
     Arm("ton", "grpo", {}, (_THINK_OR_NOT,), start=_TON_SFT),
     _VERIPO_GRPO,

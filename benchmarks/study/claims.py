@@ -157,6 +157,20 @@ CLAIMS: tuple[Claim, ...] = (
         "GVM", "half as many updates, which with the E-steps' completions is as much sampling, keep GRPO's accuracy",
         "gvm-grpo-half", "grpo-short", "accuracy", "kept", "2 times fewer updates, without the E-steps",
     ),
+    Claim("LEAD", "it uses fewer tokens than GRPO in a short context", "lead", "grpo-short", "tokens", "lower"),
+    Claim(
+        "DLER", "truncation alone shortens",
+        "dler", "vanilla", "tokens", "lower", "about 70 % fewer",
+    ),
+    Claim("DLER", "truncation alone keeps the accuracy", "dler", "vanilla", "accuracy", "kept"),
+    Claim(
+        "SPAE", "credit by potential shortens",
+        "spae", "vanilla", "tokens", "lower", "6,825, 8,971 tokens",
+    ),
+    Claim(
+        "SPAE", "credit by potential makes it more accurate than the vanilla model",
+        "spae", "vanilla", "accuracy", "higher", "63.9, 58.9 %",
+    ),
     Claim("TON", "it uses fewer tokens than GRPO", "ton", "grpo", "tokens", "lower", "342, 978 tokens"),
     Claim("TON", "it is more accurate than GRPO", "ton", "grpo", "accuracy", "higher", "82.3, 81.4 %"),
     Claim("TON", "GRPO after the cold start is more accurate than it alone", "ton", "ton-sft", "accuracy", "higher"),
