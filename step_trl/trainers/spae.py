@@ -114,22 +114,21 @@ class SPAETrainer(EfficientReasoningTrainer):
     def credit(self, batch, advantages):
         if not batch.training:
             return advantages
-        args, device = self.args, advantages.device
-        lengths = (self._segmenter.step_ids(batch.inputs["completion_ids"], loss_mask(batch.inputs)) >= 0).sum(dim=1)
-        thoughts = self._thoughts(batch, lengths.tolist())
+        args, mask = self.args, loss_mask(batch.inputs)
+        in_thought = self._segmenter.step_ids(batch.inputs["completion_ids"], mask) >= 0
+        lengths = in_thought.sum(dim=1).tolist()
+        thoughts = self._thoughts(batch, lengths)
         potentials = self._potentials(batch, thoughts)
-        factors = batch.local(saturation_factors(potentials, args.saturation_threshold, args.saturation_penalty))
-        bonuses = batch.local(potential_bonuses(potentials))
-        rows = [
-            steps_at_cuts(thought.cuts, length, len(thought.completion_ids))
-            for thought, length in zip(thoughts, lengths.tolist(), strict=True)
+        factors = saturation_factors(potentials, args.saturation_threshold, args.saturation_penalty)
+        factors, bonuses = (batch.local(of_steps) for of_steps in (factors, potential_bonuses(potentials)))
+        steps = [
+            steps_at_cuts(thought.cuts, length, mask.size(1))
+            for thought, length in zip(thoughts, lengths, strict=True)
         ]
-        step_ids = pad_sequence(rows, batch_first=True, padding_value=-1).to(device)
+        step_ids = torch.stack(steps).to(mask.device)
         saturated = factors.gather(1, step_ids.clamp(min=0)) < 1
-        self.log_masked_means({"spae/saturated": (saturated.float(), step_ids >= 0)})
-        credited = credit_steps(
-            advantages, step_ids, factors.to(advantages), bonuses.to(advantages), args.bonus_weight
-        )
+        self.log_masked_means({"spae/saturated": (saturated.float(), in_thought)})
+        credited = credit_steps(advantages, step_ids, factors, bonuses, args.bonus_weight)
         return batch.whiten(credited).masked_fill(batch.local(batch.unscorable)[:, None], 0)
 
     def _thoughts(self, batch: Batch, lengths: list[int]) -> list[ProbedThought]:
@@ -160,16 +159,17 @@ class SPAETrainer(EfficientReasoningTrainer):
         measured = pad_sequence(rows, batch_first=True, padding_value=math.nan).to(device)  # (B, S, 2)
         accuracy, confidence = measured.unbind(dim=2)
         potentials = step_potential(accuracy, confidence, args.potential_weights)
-        known, tokens = ~potentials.isnan(), batch.inputs["completion_mask"].sum(dim=1)
-        shared = torch.full_like(tokens, probes.sampled_tokens / len(tokens), dtype=torch.float32)
-        everything = torch.ones_like(tokens, dtype=torch.bool)
+        known = ~potentials.isnan()
+        number = known.sum(dim=1).float()
         self.log_masked_means(
             {
                 "spae/accuracy": (accuracy, known),
                 "spae/confidence": (confidence, known),
                 "spae/potential": (potentials, known),
-                "spae/steps": (known.sum(dim=1).float(), everything),
-                "spae/cost": (shared / tokens.float().mean(), everything),
+                "spae/steps": (number, torch.ones_like(number, dtype=torch.bool)),
             }
         )
+        tokens = torch.tensor([probes.sampled_tokens, sum(map(len, batch.completion_ids))], device=device)
+        sampled, of_completions = self.accelerator.reduce(tokens, reduction="sum").tolist()
+        self.log_metric("spae/cost", sampled / of_completions)
         return batch.gather(self.accelerator.pad_across_processes(potentials, dim=1, pad_index=math.nan))

@@ -17,7 +17,7 @@ class SPAEConfig(EfficientReasoningConfig):
     [`~trl.GRPOConfig`].
 
     Args:
-        step_boundary (`str`, *optional*, defaults to `"[.!?]\\n\\n"`):
+        step_boundary (`str`, *optional*, defaults to `r"[.!?]\n\n"`):
             The regular expression that ends a step of a thought: the end of a sentence before a blank line.
         answer_prompt (`str`, *optional*, defaults to `"**Final Answer**\n\\boxed{"`):
             The text that induces an answer after a step, in the open thought.
@@ -26,7 +26,7 @@ class SPAEConfig(EfficientReasoningConfig):
         max_probe_tokens (`int`, *optional*, defaults to `10`), probe_temperature (`float`, defaults to `0.6`):
             The maximum number of tokens of such an answer, and its temperature.
         probe_stop (`str`, *optional*, defaults to `"}"`):
-            The text that ends such an answer, whose end is not measured. `None` samples `max_probe_tokens`.
+            The text that ends such an answer. With `None`, only EOS and `max_probe_tokens` end it.
         max_probes (`int`, *optional*):
             The maximum number of steps of a thought that are probed, which bounds the cost. Steps between them are
             merged. By default, there is no limit.
