@@ -74,6 +74,7 @@ COMPARED = (
     *("grpo", "grpo-short", "dr-grpo", "step-grpo", "step-grpo-released", "sas", "step-grpo+sas"),
     *("grpo-lp", "grpo-sop", "grpo-lambda", "train-efficiently", "lapo-d", "s-grpo", "deer-sft"),
     *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "ton", "veripo-grpo-2"),
+    *("lead", "dler", "spae"),
 )
 _LATER_RULE = {"failed_step_advantage": 0.0}
 _SHORT = {"max_completion_length": SHORT_CONTEXT}

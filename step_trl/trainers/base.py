@@ -104,6 +104,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
     batch: Batch
     monitor: Monitor
     _tokenizer: PreTrainedTokenizerBase
+    _needs_solution: ClassVar[bool] = False  # whether the method reads it, whatever the reward functions are
     _correctness_columns: int = 1  # how many of the first reward columns tell correctness
     _train_sampler: Sampler | None = None  # `None` with an iterable data set
     _loss_inputs: dict[str, Any] | None = None  # of the loss whose forward pass is running
@@ -122,7 +123,8 @@ class EfficientReasoningTrainer(GRPOTrainer):
         args = checked_args(type(self), self.config_class, model, args, has_reward_funcs=reward_funcs is not None)
         if kwargs.get("environment_factory") is None:  # otherwise the environment owns the prompts
             datasets = datasets_by_name(train_dataset, eval_dataset)
-            check_datasets(model, args, datasets, processing_class, needs_solution=reward_funcs is None)
+            needs_solution = self._needs_solution or reward_funcs is None
+            check_datasets(model, args, datasets, processing_class, needs_solution=needs_solution)
         self._policy_engine = PolicyEngine(args, model, processing_class)
         with self._policy_engine.hidden_from_trl():
             super().__init__(

@@ -99,14 +99,12 @@ class SPAETrainer(EfficientReasoningTrainer):
         ),
     )
     args: SPAEConfig
+    _needs_solution = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._check_own_rollouts()
         self._segmenter = self.monitor.segmenter = Segmenter(self._tokenizer, self.args.step_pattern(), THINK_END)
-
-    def _check_datasets(self, model, args, datasets, processing_class, *, needs_solution):
-        super()._check_datasets(model, args, datasets, processing_class, needs_solution=True)
 
     def sample(self, batch):
         return self.run_rollouts(batch.prompt_ids, seeds=self.seeds(len(batch.prompt_ids)))
