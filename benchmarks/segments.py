@@ -34,14 +34,17 @@ SMALLEST = (  # for tests
 
 
 def values_of(rollouts: Sequence[Rollout], max_tokens: int) -> tuple[list[list[int]], list[int]]:
-    """Return the prompts and the budgets of the completions from evenly spaced places of others."""
-    prompts, budgets = [], []
+    """
+    Return the prompts and the budgets of the completions from evenly spaced places of others, the longest first, as
+    SPO-chain asks for them.
+    """
+    found = []
     for rollout in rollouts:
         for place in range(1, PLACES + 1):
             cut = len(rollout.completion_ids) * place // (PLACES + 1)
-            prompts += [[*rollout.prompt_ids, *rollout.completion_ids[:cut]]] * SAMPLES
-            budgets += [max_tokens - cut] * SAMPLES
-    return prompts, budgets
+            found += [([*rollout.prompt_ids, *rollout.completion_ids[:cut]], max_tokens - cut)] * SAMPLES
+    found.sort(key=lambda asked: len(asked[0]), reverse=True)
+    return [prompt for prompt, _ in found], [budget for _, budget in found]
 
 
 def tokens_alone(tree: Sequence[Segment]) -> int:

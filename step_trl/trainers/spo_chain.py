@@ -56,6 +56,9 @@ class SegmentChain:
         ]
         values = self._prompt_values(trainer, batch)
         places = [(index, cut) for index, cuts in enumerate(boundaries) for cut in cuts if (index, cut) not in values]
+        # From the longest path to the shortest: those that are sampled together are alike in length, and an engine has
+        # the shorter paths in its prefix cache.
+        places.sort(key=lambda place: len(batch.prompt_ids[place[0]]) + place[1], reverse=True)
         found = self._values(trainer, batch, places, [args.value_samples] * len(places))
         values |= zip(places, found.tolist(), strict=True)
         scores, eos = batch.local(batch.scores).tolist(), trainer.eos_token_ids
