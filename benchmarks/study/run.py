@@ -139,8 +139,9 @@ def make_model(
     if arm.method == "distill":
         _distill(folder, seed, max_steps, arm.options)
     elif arm.method == "dpo" and rollouts is not None:
-        config = PreferenceConfig(str(folder), seed=seed, **SFT | {"learning_rate": SFT["learning_rate"] / 2})
-        prefer(rollouts, DPOArguments("dpo", **arm.options), ModelConfig(str(start)), config)
+        asked, training = _split(arm.options, DPOArguments)
+        config = PreferenceConfig(str(folder), seed=seed, **SFT | training)
+        prefer(rollouts, DPOArguments("dpo", **asked), ModelConfig(str(start)), config)
     elif arm.method == "prompts":
         teach_prompts(folder, seed, max_steps * COMPLETIONS // 2, **arm.options, **SFT)
     else:
@@ -169,12 +170,19 @@ def _distill(folder: Path, seed: int, max_steps: int, options: dict[str, Any]) -
     """
     Sample as many completions as a training does, and make one update per 16 kept ones, by default for three epochs.
     """
-    asked = {one.name for one in fields(DistillArguments)}
-    sampling = {"limit": max_steps * COMPLETIONS // 4, "n": 4, "max_tokens": MAX_COMPLETION_LENGTH}
-    sampling |= {name: value for name, value in options.items() if name in asked}
-    training = {name: value for name, value in options.items() if name not in asked}
+    asked, training = _split(options, DistillArguments)
+    sampling = {"limit": max_steps * COMPLETIONS // 4, "n": 4, "max_tokens": MAX_COMPLETION_LENGTH} | asked
     arguments = DistillArguments("distill", "testbed", **sampling)
     distill(arguments, ModelConfig("testbed"), FineTuningConfig(str(folder), seed=seed, **SFT | training))
+
+
+def _split(options: dict[str, Any], arguments: type[DistillArguments | DPOArguments]) -> tuple[dict, dict]:
+    """Return the options that are fields of `arguments`, and the others, which are those of the training."""
+    asked = {one.name for one in fields(arguments)}
+    return (
+        {name: value for name, value in options.items() if name in asked},
+        {name: value for name, value in options.items() if name not in asked},
+    )
 
 
 def evaluate_model(
