@@ -107,8 +107,8 @@ _VERIPO_DPO = Arm(
 )  # fmt: skip
 
 ARMS: tuple[Arm, ...] = (
-    Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT, _NEWER)),
-    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED, _NEWER)),
+    Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
+    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED)),
     Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
