@@ -58,7 +58,7 @@ class StepLEADTrainer(LEADTrainer):
         return [1 + segmenter.count(ids) for ids in batch.completion_ids]
 
 
-METHODS |= {
+run.METHODS = METHODS | {
     "positive_injected": (PositiveInjectedTrainer, StepGRPOConfig),
     "lead_steps": (StepLEADTrainer, LEADConfig),
 }

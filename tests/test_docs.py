@@ -163,7 +163,7 @@ def test_notebooks_and_measurements_are_pages(site):
         pictures = re.findall(r'<img[^>]* src="([^"]+)"', page)
         assert all((site / uri).parent.joinpath(picture).is_file() for picture in pictures), pictures
         assert "<code>&lt;table" not in page and "![" not in re.sub("<code.*?</code>", "", page, flags=re.DOTALL)
-    assert len(pictures) == 4  # of the study, which comes last
+    assert len(pictures) == 5  # of the study, which comes last
 
 
 def test_references_in_docstrings_are_links(site):
