@@ -5,9 +5,10 @@ many cases. A test that has one of the vLLM servers is left out, too, wherever i
 
 FILES = {
     "test_micro_batches", "test_benchmark_scripts", "test_colocated", "test_critique_grpo", "test_demo",
-    "test_distributed", "test_dler", "test_docs", "test_drop_in", "test_equal_to_stock", "test_gvm", "test_lead",
+    "test_distributed", "test_dler", "test_docs", "test_drop_in", "test_equal_to_stock", "test_gpu_blocks", "test_gvm",
+    "test_lead",
     "test_memory", "test_nft", "test_one_update", "test_own_rollouts", "test_report_command", "test_seed_grpo",
-    "test_spo", "test_transformers_engine_models",
+    "test_spae", "test_spo", "test_transformers_engine_models",
     "test_eval_command",
     "test_evaluate", "test_faults", "test_lapo", "test_length_rewards", "test_notebooks", "test_package",
     "test_peft", "test_real_input", "test_recipes", "test_sas", "test_served_images",
