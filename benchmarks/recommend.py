@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from study import run
 from study.arms import SHORT_CONTEXT, Arm
+from study.results import overall_means
 
-from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
-from step_trl.files import atomic_write
+from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation
 from step_trl.steps import TriggerSegmenter
@@ -37,7 +37,6 @@ from step_trl.trainers import METHODS
 
 
 SMALLEST = ("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1")  # for tests
-HELD_OUT = 128  # the first problem of each set that the study does not use
 
 
 class PositiveInjectedTrainer(StepGRPOTrainer):
@@ -87,24 +86,12 @@ CANDIDATES = (
 )  # fmt: skip
 
 
-def run_candidate(arm: Arm, seed: int, folder: Path, updates: int, problems: range) -> pd.DataFrame:
-    """Train a candidate with one seed, unless this has been done, and return its samples of the held-out problems."""
-    own = folder / arm.name / str(seed)
-    own.mkdir(parents=True, exist_ok=True)
-    with FileLock(own / "lock", timeout=0):
-        model = own / "model"
-        if not model.exists():
-            with atomic_write(model) as partial:
-                run.make_model(arm, seed, partial, updates, testbed.MODEL_DIR)
-        return run.evaluate_model(model, own / "samples", problems=problems)
-
-
 def table(samples: dict[str, list[pd.DataFrame]]) -> str:
     """Return accuracy and tokens of each candidate as a Markdown table, from the most accurate to the least."""
     rows = {}
     for name, parts in samples.items():
-        seeds = pd.DataFrame([part.groupby("benchmark")[["correct", "tokens"]].mean().mean() for part in parts])
-        accuracy, tokens = 100 * seeds["correct"], seeds["tokens"]
+        seeds = pd.DataFrame([overall_means(part) for part in parts])
+        accuracy, tokens = 100 * seeds["accuracy"], seeds["tokens"]
         rows[name] = {
             "seeds": len(seeds),
             "accuracy, %": accuracy.mean(),
@@ -124,7 +111,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
     options = parser.parse_args()
-    problems = range(HELD_OUT, HELD_OUT + options.problems)
+    problems = range(run.PROBLEMS, run.PROBLEMS + options.problems)  # those that the study does not use
     samples: dict[str, list[pd.DataFrame]] = {}
     for seed in options.seeds:
         for arm in CANDIDATES:
@@ -132,7 +119,7 @@ def main() -> None:
                 continue
             print(f"{arm.name}, seed {seed}", flush=True)
             try:
-                found = run_candidate(arm, seed, options.output_dir, options.updates, problems)
+                found = run.run_arm(arm, seed, options.output_dir, options.updates, wait=False, problems=problems)
             except Timeout:
                 print("under way in another process", flush=True)
                 continue

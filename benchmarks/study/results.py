@@ -31,7 +31,7 @@ class Difference:
     high: float
 
 
-def _overall(samples: pd.DataFrame) -> pd.Series:
+def overall_means(samples: pd.DataFrame) -> pd.Series:
     """Return the means of `accuracy` and `tokens` over benchmarks."""
     rows = samples.rename(columns={"correct": "accuracy"}).astype({"accuracy": float})
     return rows.groupby("benchmark")[["accuracy", "tokens"]].mean().mean()
@@ -78,7 +78,7 @@ class Results:
         """
         rows = self.samples[name]
         correct = rows["correct"] & (rows["tokens"] <= tokens)
-        return _overall(rows.assign(correct=correct, tokens=rows["tokens"].clip(upper=tokens)))
+        return overall_means(rows.assign(correct=correct, tokens=rows["tokens"].clip(upper=tokens)))
 
     def spread(self, name: str, measure: str, benchmark: str | None = None) -> float:
         """Return the standard deviation of an arm's mean between trainings, NaN for one training."""
@@ -156,7 +156,7 @@ class Results:
         models = {str(model): part for model, part in rows.groupby("model") if model != BEFORE}
         last = {int(self._updates(name)["number"].max()): models.pop(TRAINED)}
         steps = {0: self.samples[VANILLA]} | {int(model): part for model, part in models.items()} | last
-        return pd.DataFrame({update: _overall(steps[update]) for update in sorted(steps)}).T
+        return pd.DataFrame({update: overall_means(steps[update]) for update in sorted(steps)}).T
 
     def before(self, name: str) -> tuple[int, pd.Series]:
         """
@@ -165,7 +165,7 @@ class Results:
         """
         samples = self.records.samples
         rows = samples[(samples["arm"] == name) & (samples["model"] == BEFORE)]
-        return rows["seed"].nunique(), _overall(rows)
+        return rows["seed"].nunique(), overall_means(rows)
 
     def phases(self, name: str) -> pd.DataFrame:
         """

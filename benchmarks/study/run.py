@@ -91,14 +91,17 @@ def with_prompts(
     return rows if targets is None else add_token_targets(rows, *targets, at_most=at_most, seed=seed)
 
 
-def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True) -> None:
+def run_arm(
+    arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True, problems: range | None = None
+) -> pd.DataFrame:
     """
     Train and evaluate one arm with one seed, or resume it. The arm that it starts from is run first.
 
     In `ARM/SEED` in `folder`, the model is saved to `model/` (with the trainer's state and `phases.json`), and samples
     to `samples/`, to `checkpoints/UPDATE/` if the arm has checkpoints, and to `before/` for a model that it starts
     from, with its own prompts. `max_steps` are the updates of an arm with budget 1. If another process is running the
-    arm, wait for it, or raise a `filelock.Timeout` without `wait`.
+    arm, wait for it, or raise a `filelock.Timeout` without `wait`. `problems` of each evaluation set are sampled, by
+    default the first [`PROBLEMS`], and the samples returned.
     """
     start = testbed.MODEL_DIR
     if arm.start is not None:
@@ -111,7 +114,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
         if not model.exists():
             with atomic_write(model) as partial:
                 began = time.perf_counter()
-                phases = make_model(arm, seed, partial, max_steps, start, recorded_rollouts(arm, seed, folder))
+                phases = _make_model(arm, seed, partial, max_steps, start, recorded_rollouts(arm, seed, folder))
                 seconds = time.perf_counter() - began
                 (partial / "phases.json").write_text(json.dumps({"seconds": seconds, "updates": phases}))
         asked = arm.targets and (sum(arm.targets) // 2,) * 2
@@ -121,7 +124,7 @@ def run_arm(arm: Arm, seed: int, folder: Path, max_steps: int, wait: bool = True
         for checkpoint in model.glob("checkpoint-*"):
             number = checkpoint.name.removeprefix("checkpoint-")
             evaluate_model(checkpoint, own / "checkpoints" / number, 1, *prompts)
-        evaluate_model(model, own / "samples", SAMPLES, *prompts)
+        return evaluate_model(model, own / "samples", SAMPLES, *prompts, problems=problems)
 
 
 def recorded_rollouts(arm: Arm, seed: int, folder: Path) -> Path | None:
@@ -132,8 +135,8 @@ def recorded_rollouts(arm: Arm, seed: int, folder: Path) -> Path | None:
     return None if start is None else folder / start.name / str(seed) / "model"
 
 
-def make_model(
-    arm: Arm, seed: int, folder: Path, max_steps: int, start: Path, rollouts: Path | None = None
+def _make_model(
+    arm: Arm, seed: int, folder: Path, max_steps: int, start: Path, rollouts: Path | None
 ) -> list[dict[str, float]]:
     """Train an arm into `folder`. Return the seconds of the phases of each update, none without rollouts."""
     if arm.method == "distill":
