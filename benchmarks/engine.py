@@ -45,16 +45,23 @@ def make_prompts(tokenizer, count: int) -> list[list[int]]:
     ]
 
 
+def left_padded(prompts: list[list[int]], device: torch.device) -> dict[str, torch.Tensor]:
+    """Return prompts as arguments of `generate`."""
+    width = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=device),
+        "attention_mask": torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device),
+    }
+
+
 def with_generate(model, max_tokens: int) -> Contender:
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_tokens, pad_token_id=0)
 
     def run(prompts: list[list[int]]) -> int:
-        width = max(map(len, prompts))
-        input_ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts], device=model.device)
-        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+        inputs = left_padded(prompts, model.device)
         with torch.no_grad():
-            output = model.generate(input_ids, attention_mask=mask, generation_config=config)
-        return output[:, width:].cpu().numel()  # a GPU is done when its tokens are here
+            output = model.generate(**inputs, generation_config=config)
+        return output[:, inputs["input_ids"].size(1) :].cpu().numel()  # a GPU is done when its tokens are here
 
     return run
 

@@ -31,6 +31,8 @@ from transformers.utils.import_utils import enable_tf32
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine import left_padded
+
 from gpu.block import SHAPES, TESTBED, Block, begin_peak, build_model, device, make_parser
 from step_trl import SASConfig, SASTrainer, testbed
 from step_trl.advantages import select_step_advantages, step_confidences
@@ -208,14 +210,12 @@ def greedy_by_engine(model: PreTrainedModel, asked: list[list[int]], max_tokens:
 
 def greedy_by_generate(model: PreTrainedModel, asked: list[list[int]], max_tokens: int) -> tuple[list, list]:
     """The same by `model.generate`, from its logits."""
-    width = max(map(len, asked))
-    ids = torch.tensor([[0] * (width - len(own)) + own for own in asked], device=device())
-    mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in asked], device=device())
+    inputs = left_padded(asked, device())
     config = GenerationConfig(
         do_sample=False, max_new_tokens=max_tokens, pad_token_id=0, output_logits=True, return_dict_in_generate=True
     )
-    output = model.generate(ids, attention_mask=mask, generation_config=config)
-    tokens = output.sequences[:, width:]
+    output = model.generate(**inputs, generation_config=config)
+    tokens = output.sequences[:, inputs["input_ids"].size(1) :]
     logps = torch.stack(
         [logits.float().log_softmax(-1).gather(-1, tokens[:, [i]])[:, 0] for i, logits in enumerate(output.logits)], 1
     )

@@ -24,7 +24,7 @@ class EngineStats:
     sampled_tokens: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Request:
     """
     One call of `generate`; `stop` is the index of its set in the [`StopStrings`]. With `forced` tokens, it is one of
@@ -34,12 +34,12 @@ class Request:
     prompt: np.ndarray
     max_tokens: int
     stop: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int
-    abandon: AbandonRule | None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    abandon: AbandonRule | None = None
     future: asyncio.Future[Generation]
     forced: np.ndarray | None = None
 

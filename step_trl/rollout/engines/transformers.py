@@ -133,12 +133,6 @@ class TransformersEngine(Engine):
             prompt=np.asarray(prompt_ids, dtype=np.int64),
             max_tokens=len(token_ids),
             stop=self._stop_strings.index(()),
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            min_p=0.0,
-            seed=0,
-            abandon=None,
             future=asyncio.get_running_loop().create_future(),
             forced=np.asarray(token_ids, dtype=np.int64),
         )
