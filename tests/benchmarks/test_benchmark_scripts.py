@@ -74,16 +74,18 @@ def run(tmp_path, monkeypatch, capsys, preloaded_executable):
 
 @contextmanager
 def imported(module):
-    """Import a script under its plain name, by which its processes find it. `tests/rollout` does the same."""
+    """Import a script under its plain name, by which its processes find it. `tests/rollout` has such a name, too."""
     name = (module if (BENCHMARKS / f"{module}.py").exists() else f"{module}.__main__").replace("/", ".")
-    module = module.replace("/", ".")
-    before = sys.modules.pop(module, None)
+    if "." in name:
+        yield importlib.import_module(name)
+        return
+    before = sys.modules.pop(name, None)
     try:
         yield importlib.import_module(name)
     finally:
         del sys.modules[name]
         if before is not None:
-            sys.modules[module] = before
+            sys.modules[name] = before
 
 
 def in_a_process(file, arguments):
