@@ -8,7 +8,7 @@ thresholds are not published: those here are ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,24 +52,50 @@ def last_value(thought: str) -> tuple[str | None, bool]:
     return (numbers[-1].replace(",", "") if numbers else None), False
 
 
-def agree(thoughts: Sequence[str], answers: Sequence[str | None]) -> list[bool]:
-    """
-    Return whether each thought leads to its answer, by rule: its last boxed value, or else its last number, equals it.
+def last_named(thought: str, words: Collection[str]) -> str | None:
+    """Return the one of these words, or sequences of words, that a thought names last, in lower case."""
+    longest_first = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    found = re.findall(rf"(?<!\w)(?:{longest_first})(?!\w)", thought, re.IGNORECASE)
+    return found[-1].lower() if found else None
 
-    A thought without such a value counts as consistent, and so does a missing answer. A bare number is only compared
-    with an answer that is a number.
+
+def agree(
+    thoughts: Sequence[str], answers: Sequence[str | None], groups: Sequence[Hashable] | None = None
+) -> list[bool]:
     """
-    values = [last_value(thought) for thought in thoughts]
-    compared = [
-        (place, value, answer)
-        for place, ((value, boxed), answer) in enumerate(zip(values, answers, strict=True))
-        if value is not None and answer is not None and (boxed or _NUMBER.fullmatch(answer.replace(",", "")))
-    ]
+    Return whether each thought leads to its answer, by rule.
+
+    The last boxed value of the thought equals its answer. Without one, the last number does if the answer is a number.
+    If it consists of words, such as a colour, it is the last one named of all the answers of its group.
+    A thought without such a value counts as consistent, and so does a missing answer.
+
+    Args:
+        thoughts (`Sequence[str]`), answers (`Sequence[str]`):
+            The thoughts and their answers, `None` where there is none.
+        groups (`Sequence[Hashable]`, *optional*):
+            The group of each thought. Without groups, answers that consist of words are consistent.
+    """
     found = [True] * len(thoughts)
-    unlike = [(place, value, answer) for place, value, answer in compared if value != answer]
+    unlike: list[tuple[int, str, str]] = []
+    words: dict[int, str] = {}
+    for place, (thought, answer) in enumerate(zip(thoughts, answers, strict=True)):
+        value, boxed = last_value(thought)
+        if answer is None:
+            continue
+        if boxed or _NUMBER.fullmatch(answer.replace(",", "")):
+            if value is not None and value != answer:
+                unlike.append((place, value, answer))
+        elif len(answer) > 1 and answer.replace(" ", "").isalpha():  # a single letter may be an article
+            words[place] = answer.lower()
     read = extract_answers([rf"\boxed{{{text}}}" for _, *pair in unlike for text in pair])
     for (place, _, _), value, answer in zip(unlike, read[::2], read[1::2], strict=True):
         found[place] = value is not None and value == answer
+    if groups is not None:
+        choices: dict[Hashable, set[str]] = {}
+        for place, word in words.items():
+            choices.setdefault(groups[place], set()).add(word)
+        for place, word in words.items():
+            found[place] = last_named(thoughts[place], choices[groups[place]]) in (None, word)
     return found
 
 
@@ -86,9 +112,9 @@ class RolloutVerifier:
             group, or if its completion was truncated. In a group without a correct completion, only truncated ones
             are too long.
         judge_fn (`Callable[[str, str], bool]`, *optional*):
-            Returns whether a thought leads to an answer. By default, a rule decides: the last boxed value of the
-            thought, or else its last number, equals the answer. [`~step_trl.evaluation.ConsistencyJudge`] asks a
-            language model. It is only asked about rollouts with a thought and an answer.
+            Returns whether a thought leads to an answer. By default, a rule decides, see [`agree`].
+            [`~step_trl.evaluation.ConsistencyJudge`] asks a language model. It is only asked about rollouts with a
+            thought and an answer.
         max_concurrent (`int`, *optional*, defaults to `16`):
             The maximum number of threads that call `judge_fn`.
     """
@@ -141,7 +167,7 @@ class RolloutVerifier:
         thoughts = rollouts["thought"].tolist()
         answers = [answer if isinstance(answer, str) else None for answer in rollouts["answer"]]
         if self.judge_fn is None:
-            return agree(thoughts, answers)
+            return agree(thoughts, answers, rollouts["group"].tolist())
         asked = [place for place, answer in enumerate(answers) if answer is not None and thoughts[place].strip()]
         found = [True] * len(thoughts)
         with ThreadPoolExecutor(self.max_concurrent) as threads:

@@ -133,6 +133,24 @@ def test_a_thought_agrees_with_its_answer_by_its_last_value():
     assert agree(thoughts, answers) == list(expected)
 
 
+def test_an_answer_in_words_is_the_last_of_its_group_that_the_thought_names():
+    cases = [
+        ("east blue circle, southeast red square. It is Red Square.", "red square", 0, True),
+        ("east blue circle, southeast red square. It is blue circle again.", "red square", 0, False),
+        ("It is a blue circle.", "blue circle", 0, True),
+        ("It is southeast.", "southeast", 1, True),
+        ("It was south. Now it is southeast.", "south", 1, False),
+        ("It was southeast. Now it is south.", "South", 1, True),
+        ("It is a blue circle.", "red square", 2, True),  # no answer of this group is a circle
+        ("Two, so it is 3.", "3", 0, True),
+        ("It is B, not a circle.", "B", 3, True),  # a letter may be an article
+        ("It is B, not a circle.", "A", 3, True),
+    ]
+    thoughts, answers, groups, expected = zip(*cases, strict=True)
+    assert agree(thoughts, answers, groups) == list(expected)
+    assert all(agree(thoughts, answers))
+
+
 def test_a_judge_decides_where_there_is_something_to_judge():
     asked = []
 
