@@ -17,6 +17,7 @@ from step_trl.cli.dry_run import checks
 from step_trl.cli.dry_run.plan import print_plan
 from step_trl.cli.recipe import field_of, load_recipe, parse, read_recipe
 from step_trl.cli.train import run_train
+from step_trl.trainers import METHODS
 from step_trl.trainers.step_grpo_config import VARIANTS
 
 
@@ -24,7 +25,8 @@ RECIPES = Path(__file__).parent.parent / "recipes"
 REAL_MODELS = Path(__file__).with_name("real_models.json")
 ALL = sorted({*RECIPES.rglob("*.yaml")} - {*RECIPES.glob("accelerate_configs/*")})
 MIXED = [path for path in ALL if "trainer" not in load_recipe(path)]  # of stages of different kinds
-PATHS = [path for path in ALL if path not in MIXED]
+ON_TESTBED = [path for path in ALL if path not in MIXED and load_recipe(path)["model_name_or_path"] == "testbed"]
+PATHS = [path for path in ALL if path not in MIXED + ON_TESTBED]
 
 
 def header_of(path):
@@ -99,6 +101,44 @@ def test_stages_of_different_kinds_are_planned(path, real_models, offline, tmp_p
         text = " ".join(capsys.readouterr().out.split())
         assert status == 0 and text.endswith("All of this was checked. Nothing was trained."), text
         assert text.count("all known") == text.count("80.0 GiB of a GPU") == len(fields["stages"])
+
+
+ARMS_ON_TESTBED = {
+    "testbed": "grpo-short",
+    "spo/testbed": "spo-chain",
+    "spo/testbed_tree": "spo-tree",
+    "critique_grpo/testbed": "critique-grpo",
+    "gvm/testbed": "gvm-grpo",
+}
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS_ON_TESTBED.items())
+def test_a_recipe_on_the_testbed_is_an_arm_of_the_study(name, arm, tmp_path, capsys):
+    from study.arms import ARMS
+    from study.run import build_trainer
+
+    path = RECIPES / f"{name}.yaml"
+    output = ["--output_dir", str(tmp_path / "run")]
+    recipe, _, rest = read_recipe(["--config", str(path), *output])
+    arguments, model, config = parse(recipe, rest)
+    chosen = next(one for one in ARMS if one.name == arm)
+    trainer = build_trainer(chosen, 0, str(tmp_path / "run"), config.max_steps)
+    own = {"logging_dir", "run_name"}
+    assert {k: v for k, v in config.to_dict().items() if k not in own} == {
+        k: v for k, v in trainer.args.to_dict().items() if k not in own
+    }
+    assert (
+        METHODS[arguments.trainer][0] is type(trainer) and model.model_name_or_path == arguments.dataset == "testbed"
+    )
+    header = header_of(path)
+    assert "\n# Reproduces: " in header and "\n# Departs: " in header and f"the arm {arm} of" in header
+    assert f"#     step-trl train --config recipes/{name}.yaml\n" in header
+    assert print_plan(["--config", str(path), *output], None, None, 80) == 0
+    assert capsys.readouterr().out.rstrip().endswith("Nothing was trained.")
+
+
+def test_no_recipe_on_the_testbed_is_forgotten():
+    assert ON_TESTBED == sorted(RECIPES / f"{name}.yaml" for name in ARMS_ON_TESTBED)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: f"{path.parent.name}/{path.stem}")
