@@ -13,7 +13,7 @@ from step_trl import testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
 from step_trl.evaluation.composition import LABELS
 from step_trl.files import atomic_write
-from step_trl.preferences.verifier import agree
+from step_trl.preferences import agree
 from step_trl.report import read_history
 from step_trl.rewards import extract_answers
 from step_trl.thoughts import skipped_thoughts, split_thought

@@ -3,12 +3,13 @@
 from .dpo import RolloutDPOTrainer, tokenize_pairs, visual_pairs
 from .pairs import preference_pairs, summarize_verification
 from .records import latest_groups, read_rollouts, thin_easy_prompts
-from .verifier import RolloutVerifier, repetition
+from .verifier import RolloutVerifier, agree, repetition
 
 
 __all__ = [
     "RolloutDPOTrainer",
     "RolloutVerifier",
+    "agree",
     "latest_groups",
     "preference_pairs",
     "read_rollouts",

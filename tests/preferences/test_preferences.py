@@ -15,6 +15,7 @@ from step_trl import testbed
 from step_trl.preferences import (
     RolloutDPOTrainer,
     RolloutVerifier,
+    agree,
     latest_groups,
     preference_pairs,
     read_rollouts,
@@ -25,7 +26,6 @@ from step_trl.preferences import (
 )
 from step_trl.preferences.pairs import cut_at_wrong_answer
 from step_trl.preferences.records import RolloutRecorder, prompt_key, prompt_of
-from step_trl.preferences.verifier import agree
 
 
 REPEATED = "so it goes on " * 20
