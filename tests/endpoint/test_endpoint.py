@@ -26,7 +26,7 @@ from step_trl.text import THINK_END
 
 pytestmark = pytest.mark.timeout(300)
 
-MAX_TOKENS = 300
+MAX_TOKENS = 200
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +121,8 @@ def test_streams_are_the_same_text(url, vllm_server, tokenizer, conversations, p
         )  # fmt: skip
         return [chunk async for chunk in stream]
 
-    streams = together(url, ask, range(64))
-    records = rollouts(vllm_server, tokenizer, [ConfidenceTruncation(tokenizer)], prompts, range(64))
+    streams = together(url, ask, range(24))
+    records = rollouts(vllm_server, tokenizer, [ConfidenceTruncation(tokenizer)], prompts[:24], range(24))
     for chunks, record in zip(streams, records, strict=True):
         *texts, usage = chunks
         deltas = [chunk.choices[0].delta for chunk in texts]
@@ -134,7 +134,7 @@ def test_streams_are_the_same_text(url, vllm_server, tokenizer, conversations, p
         assert not usage.choices and usage.usage.completion_tokens == len(record.completion_ids)
         assert len({chunk.id for chunk in chunks}) == 1
         assert len(texts) > len(record.completion_ids) / 40  # it arrived in pieces
-    assert sum(record.truncated for record in records) > 16
+    assert sum(record.truncated for record in records) > 6
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -180,8 +180,8 @@ def test_a_request_says_when_its_thought_ends(url, vllm_server, tokenizer, conve
             model="testbed", messages=conversations[seed], seed=seed, max_tokens=MAX_TOKENS, extra_body=options
         )
 
-    answers = together(url, ask, range(24))
-    records = rollouts(vllm_server, tokenizer, callbacks(tokenizer), prompts[:24], range(24))
+    answers = together(url, ask, range(12))
+    records = rollouts(vllm_server, tokenizer, callbacks(tokenizer), prompts[:12], range(12))
     for answer, record in zip(answers, records, strict=True):
         message = answer.choices[0].message
         assert (message.reasoning or "", message.content or "") == in_parts(tokenizer, record)
@@ -199,14 +199,14 @@ def test_a_request_says_when_its_thought_ends(url, vllm_server, tokenizer, conve
 def test_without_exits_it_is_the_bare_server(url, vllm_server, prompts, stop, stream):
     def ask(base_url, prompt, **further):
         answer = client(base_url).completions.create(
-            model=None, prompt=prompt, temperature=0, max_tokens=120, stop=stop, stream=stream, extra_body=further
+            model=None, prompt=prompt, temperature=0, max_tokens=tokens, stop=stop, stream=stream, extra_body=further
         )
         chunks = list(answer) if stream else [answer]
         choices = [choice for chunk in chunks for choice in chunk.choices]
-        tokens = None if stream else answer.usage.completion_tokens
-        return "".join(choice.text for choice in choices), choices[-1].finish_reason, tokens
+        used = None if stream else answer.usage.completion_tokens
+        return "".join(choice.text for choice in choices), choices[-1].finish_reason, used
 
-    reasons = []
+    tokens, reasons = 40 if stop is None else 120, []
     for prompt in prompts[:4]:
         ours = ask(url, prompt, exit_confidence=None)
         assert ours == ask(f"{vllm_server.url}/v1", prompt)

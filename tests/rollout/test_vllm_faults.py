@@ -37,7 +37,7 @@ def prompts(tokenizer):
     return [tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False) for p in problems]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def greedy_rollouts(tokenizer, prompts):
     """`greedy_rollouts(engine, 32)`: truncated rollouts of the first prompts, whose correct result is known."""
 
@@ -50,6 +50,12 @@ def greedy_rollouts(tokenizer, prompts):
         return records
 
     return greedy_rollouts
+
+
+@pytest.fixture(scope="module")
+def undisturbed(vllm_server, tokenizer, greedy_rollouts):
+    """What 32 prompts have on a server to which connections hold."""
+    return greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
 
 def assert_same(records, undisturbed, key=lambda record: record.completion_ids):
@@ -126,9 +132,8 @@ def test_a_stuck_call_holds_no_other(vllm_server, tokenizer, prompts, abandon):
     assert_same(timed_calls, undisturbed, key=lambda call: (call[1].token_ids, call[1].finish_reason))
 
 
-def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, tokenizer):
+def test_a_stuck_thought_holds_no_other(vllm_server, greedy_rollouts, undisturbed, tokenizer):
     """Nor does it block a run: it is tried again after its time-out."""
-    undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def third_is_stuck(number: int, piece: bytes) -> Fate:
         return "stall" if number == 3 and b"data: " in piece and b"HTTP/1.1" not in piece else "forward"
@@ -162,9 +167,8 @@ def test_unread_thoughts_leave_connections_to_their_probes(vllm_server, tokenize
         assert asyncio.run(roll_all_out(engine)) == ["stop"] * 16
 
 
-def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, tokenizer, caplog):
+def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, undisturbed, tokenizer, caplog):
     """The server is the same process as before, so it need not load its weights again."""
-    undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def every_fifth_breaks(number: int, piece: bytes) -> Fate:
         return "cut" if number % 5 == 0 and b"HTTP/1.1" not in piece else "forward"
@@ -179,9 +183,10 @@ def test_connections_that_break_change_no_rollout(vllm_server, greedy_rollouts, 
     assert_same(records, undisturbed)
 
 
-def test_a_connection_that_breaks_behind_the_last_token_fails_no_rollout(vllm_server, greedy_rollouts, tokenizer):
+def test_a_connection_that_breaks_behind_the_last_token_fails_no_rollout(
+    vllm_server, greedy_rollouts, undisturbed, tokenizer
+):
     """All tokens have arrived, but not the end of their stream."""
-    undisturbed = greedy_rollouts(VLLMServerEngine(vllm_server.url, tokenizer), 32)
 
     def end_is_lost(number: int, piece: bytes) -> Fate:
         return "cut" if piece.startswith(END_OF_STREAM) and len(proxy.fates) < 32 else "forward"
