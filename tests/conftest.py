@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Two workers share two cores. Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# vLLM compiles functions of its sampler, which takes each server longer than it samples in a test.
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 import pytest
 from hypothesis import settings
