@@ -38,6 +38,8 @@ def main(address: str, executable: str, arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     address, executable, *arguments = sys.argv[1:]
-    if arguments[0].startswith("-") and arguments[0] not in ("-c", "-m", "-u"):
-        os.execv(sys.executable, [sys.executable, *arguments])  # an option that a fork cannot have
+    has_other_option = arguments[0].startswith("-") and arguments[0] not in ("-c", "-m", "-u")
+    # A worker that grades limits its memory, to less than a fork has from its start.
+    if has_other_option or arguments[0].endswith("rewards/grading.py"):
+        os.execv(sys.executable, [sys.executable, *arguments])
     sys.exit(main(address, executable, arguments))
