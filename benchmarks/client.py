@@ -20,8 +20,9 @@ import json
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 import pandas as pd
@@ -135,8 +136,9 @@ class Longest:
         self.collection = max(self.collection, seconds)
 
 
-def measure(count: int, tokens: int, steps: int) -> dict[str, str]:
-    """Measure one line in a separate process, for its peak memory."""
+@contextmanager
+def serving(tokens: int, steps: int) -> Iterator[int]:
+    """A server in a separate process. Returns its port."""
     tokenizer = load_tokenizer()
     (trigger,) = tokenizer.encode("Wait", add_special_tokens=False)
     (filler,) = tokenizer.encode("+", add_special_tokens=False)
@@ -145,14 +147,22 @@ def measure(count: int, tokens: int, steps: int) -> dict[str, str]:
         target=serve, args=(there, thought(tokens, steps, filler, trigger), filler), daemon=True
     )
     server.start()
-    engine = VLLMServerEngine(f"http://127.0.0.1:{here.recv()}", tokenizer, max_connections=4 * count)
+    try:
+        yield here.recv()
+    finally:
+        server.terminate()
+
+
+def measure(port: int, count: int, tokens: int, steps: int) -> dict[str, str]:
+    """Measure one line in a separate process, for its peak memory."""
+    tokenizer = load_tokenizer()
+    engine = VLLMServerEngine(f"http://127.0.0.1:{port}", tokenizer, max_connections=4 * count)
     rollout = DynamicTruncatedRollout(engine, [ConfidenceTruncation(tokenizer)], SamplingParams(tokens))
     rollout.run([PROMPT])  # creates the tokenizer's tables, once
     memory, wall, cpu = peak_memory(), time.perf_counter(), time.process_time()
     with Longest() as longest:
         records = rollout.run([PROMPT] * count)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    server.terminate()
     kept = sum(len(record.completion_ids) for record in records)
     assert all(len(record.probes) == steps - 1 for record in records), "a trigger was missed"
     memory = peak_memory() - memory
@@ -182,8 +192,9 @@ def main() -> None:
     rows = []
     for count in args.rollouts:
         for steps in args.steps:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                rows.append(process.submit(measure, count, args.tokens, steps).result())
+            new_process = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            with serving(args.tokens, steps) as port, new_process as process:
+                rows.append(process.submit(measure, port, count, args.tokens, steps).result())
     print(to_markdown(pd.DataFrame(rows).set_index("rollouts")))
 
 

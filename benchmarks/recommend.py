@@ -20,6 +20,8 @@ The output folder keeps models and samples; what it has is not made again. Sever
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ from step_trl.steps import TriggerSegmenter
 from step_trl.trainers import METHODS
 
 
-SMALLEST = ("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1")  # for tests
+OPTIONS = '{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 40}'
+SMALLEST = ("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1", "--options", OPTIONS)  # for tests
 
 
 class PositiveInjectedTrainer(StepGRPOTrainer):
@@ -110,6 +113,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in CANDIDATES], help="by default, all")
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
+    parser.add_argument("--options", type=json.loads, default={}, help="fields to change in all configurations (JSON)")
     options = parser.parse_args()
     problems = range(run.PROBLEMS, run.PROBLEMS + options.problems)  # those that the study does not use
     samples: dict[str, list[pd.DataFrame]] = {}
@@ -119,7 +123,8 @@ def main() -> None:
                 continue
             print(f"{arm.name}, seed {seed}", flush=True)
             try:
-                found = run.run_arm(arm, seed, options.output_dir, options.updates, wait=False, problems=problems)
+                changed = replace(arm, options=arm.options | options.options)
+                found = run.run_arm(changed, seed, options.output_dir, options.updates, wait=False, problems=problems)
             except Timeout:
                 print("under way in another process", flush=True)
                 continue

@@ -27,15 +27,16 @@ from step_trl.thoughts import skipped_thoughts
 
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "ton" / "vision.yaml"
-SMALLEST = ("--seeds", "0", "--updates", "1", "--examples", "8", "--problems", "1")  # for tests
+OPTIONS = '{"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_completion_length": 40}'
+SMALLEST = ("--seeds", "0", "--updates", "1", "--examples", "8", "--problems", "1", "--options", OPTIONS)  # for tests
 MEASURES = {"accuracy, %": ("correct", 100, 1), "tokens": ("tokens", 1, 0), "skipped, %": ("skipped", 100, 1)}
 
 
-def train(folder: Path, seed: int, examples: int, updates: int) -> dict[str, Path]:
+def train(folder: Path, seed: int, examples: int, updates: int, options: dict[str, Any]) -> dict[str, Path]:
     """Train all arms with one seed, unless this has been done. Returns the folder of each model."""
     recipe = load_recipe(RECIPE) | {"seed": seed, "disable_tqdm": True}
     first, second = recipe.pop("stages")
-    stages = [first | {"limit": examples}, second | {"max_steps": updates}]
+    stages = [first | {"limit": examples}, second | {"max_steps": updates} | options]
     ton, grpo = folder / f"ton-{seed}", folder / f"grpo-{seed}"
     _run(recipe | {"stages": stages, "output_dir": str(ton)}, folder / f"ton-{seed}.json")
     if not is_done(grpo):
@@ -86,12 +87,14 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512, help="problems that are sampled for the cold start")
     parser.add_argument("--updates", type=int, default=40, help="updates of GRPO")
     parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
+    parser.add_argument("--options", type=json.loads, default={}, help="fields of GRPO's configuration to change (JSON)")
     options = parser.parse_args()
     folder = options.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     parts = [measure(vision.MODEL_DIR, options.problems, folder / "samples-vanilla").assign(arm="vanilla", seed=0)]
     for seed in options.seeds:
-        for arm, model in train(folder, seed, options.examples, options.updates).items():
+        trained = train(folder, seed, options.examples, options.updates, options.options)
+        for arm, model in trained.items():
             save_to = folder / f"samples-{arm.replace(' ', '-')}-{seed}"
             parts.append(measure(model, options.problems, save_to).assign(arm=arm, seed=seed))
     print(to_markdown(table(pd.concat(parts))))

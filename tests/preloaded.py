@@ -168,6 +168,13 @@ def _fork_engines() -> None:
     utils.get_mp_context = partial(multiprocessing.get_context, "fork")
 
 
+def _leave_out_system_information() -> None:
+    """Engines ask a server for its configuration. It would add the machine's, which takes it three seconds."""
+    from vllm.entrypoints.serve.dev.server_info import api_router
+
+    api_router._get_system_env_info_cached = dict
+
+
 def _direct(output: str | list[Connection]) -> None:
     """Give the process a file or terminal, or three standard streams."""
     if isinstance(output, list):
@@ -204,6 +211,7 @@ def _run(
     paths = environment.get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = [path for path in [*paths, *sys.path] if path]
     _fork_engines()
+    _leave_out_system_information()
     transformers.utils.is_in_notebook.cache_clear()
     if "wandb" in sys.modules:
         from wandb.sdk.data_types._private import MEDIA_TMP

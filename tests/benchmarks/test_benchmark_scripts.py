@@ -7,12 +7,14 @@ take longer than a script. `make demo`, `step-trl eval` and the study have tests
 """
 
 import importlib
+import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,7 @@ def run(tmp_path, monkeypatch, capsys, preloaded_executable):
         monkeypatch.chdir(tmp_path)
         monkeypatch.syspath_prepend(str(BENCHMARKS))
         monkeypatch.setattr(sys, "executable", preloaded_executable)
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: get_context("forkserver"))
         threads = torch.get_num_threads()
         with imported(module) as script:
             command = [*arguments, *script.SMALLEST, *further]
