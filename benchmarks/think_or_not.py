@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from datasets import Dataset
 
 from step_trl.cli.recipe import load_recipe
 from step_trl.cli.train import is_done, run_train
@@ -49,10 +51,15 @@ def _run(recipe: dict[str, Any], file: Path) -> None:
     run_train(["--config", str(file)])
 
 
+@cache
+def evaluation_sets(problems: int) -> dict[str, Dataset]:
+    sets = {split: load_benchmark(f"vision-testbed-{split}") for split in vision.EVALUATION_SPLITS}
+    return {split: rows.select(range(min(problems, len(rows)))) for split, rows in sets.items()}
+
+
 def measure(model: Path, problems: int, save_to: Path) -> pd.DataFrame:
     """Sample a model on all sets, and say of each completion whether its thought is skipped."""
-    sets = {split: load_benchmark(f"vision-testbed-{split}") for split in vision.EVALUATION_SPLITS}
-    sets = {split: rows.select(range(min(problems, len(rows)))) for split, rows in sets.items()}
+    sets = evaluation_sets(problems)
     samples = evaluate(model, sets, temperature=1.0, top_p=1.0, max_tokens=256, save_to=save_to)
     return samples.assign(skipped=skipped_thoughts(samples["completion"].tolist()))
 
