@@ -11,7 +11,14 @@ from preloaded import PreloadedPython
 
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SMALLER = {"max_steps": 1, "per_device_train_batch_size": 16, "max_completion_length": 160, "max_tokens": 96, "n": 1}
+SMALLER = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 16,
+    "max_completion_length": 160,
+    "LENGTH": 128,
+    "max_tokens": 96,
+    "n": 1,
+}
 PROBLEMS = 8
 # The real model takes seconds for what the testbed's takes milliseconds.
 SMALLEST = SMALLER | {"per_device_train_batch_size": 4}
@@ -21,7 +28,7 @@ def shorten(source: str, is_real: bool = False) -> str:
     """A cell with fewer updates, problems and tokens."""
     most = SMALLEST if is_real else SMALLER
     source = re.sub(
-        rf'\b({"|".join(most)})(=|": )(\d+)',
+        rf'\b({"|".join(most)})( ?= ?|": )(\d+)',
         lambda found: f"{found[1]}{found[2]}{min(most[found[1]], int(found[3]))}",
         source,
     )
