@@ -97,7 +97,7 @@ def few_rows(monkeypatch):
 @pytest.fixture
 def tokens():
     """The length of completions."""
-    return 64
+    return 40
 
 
 @pytest.fixture
@@ -109,6 +109,7 @@ def small(monkeypatch, few_rows, tokens):
     monkeypatch.setattr(run, "COMPLETIONS", 16)
     monkeypatch.setitem(run.EVALUATION, "max_tokens", tokens)
     monkeypatch.setitem(run.TRAINING, "gradient_accumulation_steps", 1)
+    monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
     for module in (run, prompted):
         monkeypatch.setattr(module, "MAX_COMPLETION_LENGTH", tokens)
     methods = {name: (trainer, in_a_short_context(config)) for name, (trainer, config) in run.METHODS.items()}
@@ -238,7 +239,9 @@ def test_what_was_lost_is_left_out(small, tmp_path):
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("tokens", [64])  # from which each update learns enough to change completions
 def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 16)
     monkeypatch.setitem(run.EVALUATION, "max_tokens", 200)  # some are right
     arm = Arm("long", "sas", {"learning_rate": 1e-3}, budget=1.5, checkpoints=2)
     run.run_study(tmp_path, [(arm, 0)], max_steps=2)
@@ -272,8 +275,7 @@ def test_a_long_arm_is_evaluated_while_it_is_trained(small, tmp_path, monkeypatc
 @pytest.mark.parametrize("tokens", [128])  # some are right, from which to learn
 def test_stages_budgets_and_distillation(small, tmp_path, monkeypatch):
     """Arms that are not a plain training: several models in turn, prompts with a token target, SFT, and DPO."""
-    monkeypatch.setitem(run.EVALUATION, "max_tokens", 64)
-    monkeypatch.setitem(run.TRAINING, "per_device_train_batch_size", 8)
+    monkeypatch.setitem(run.EVALUATION, "max_tokens", 40)
     chosen = {arm.name: arm for arm in ARMS if arm.name in ("lapo-i", "thinkprune", "l1-max", "ton-sft")}
     chosen |= {arm.name: arm for arm in ARMS if arm.tables == ("VerIPO",)}
     asked = {}

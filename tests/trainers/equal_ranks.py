@@ -22,7 +22,7 @@ OPTIONS = SMALL_RUN | {
     "learning_rate": 0.1,
     "beta": 0.01,
     "num_generations": 4,
-    "max_completion_length": 96,
+    "max_completion_length": 64,
     "per_device_eval_batch_size": 1,
     "num_generations_eval": 1,
     "seed": 3,

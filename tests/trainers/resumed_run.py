@@ -34,7 +34,7 @@ OPTIONS = SMALL_RUN | {
     "learning_rate": 1e-3,
     "num_generations": 4,
     "per_device_train_batch_size": 4 // RANKS,
-    "max_completion_length": 48,
+    "max_completion_length": 24,
     "beta": 0.01,
     "seed": 5,
 }
