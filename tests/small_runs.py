@@ -37,7 +37,7 @@ DISTILL_RUN = SMALL_RUN | {
     "dataset_split": "easy",
     "limit": 8,
     "n": 2,
-    "max_tokens": 300,
+    "max_tokens": 200,
     "engine": "transformers",
     "per_device_train_batch_size": 4,
     "gradient_accumulation_steps": 1,

@@ -57,10 +57,10 @@ def test_a_recipe_trains(path, tmp_path):
     assert f"--config recipes/{path.relative_to(RECIPES)}" in path.read_text()
 
 
-SMALLEST_TRAINING = {"max_completion_length": 300, "per_device_train_batch_size": 16, "num_generations": 8} | {
+SMALLEST_TRAINING = {"max_completion_length": 160, "per_device_train_batch_size": 16, "num_generations": 8} | {
     name: TESTBED_RUN[name] for name in ("gradient_accumulation_steps", "steps_per_generation", "use_vllm")
 }
-SMALLEST_SAMPLING = {"limit": 8, "max_tokens": 300, "engine": "transformers", "per_device_train_batch_size": 4}
+SMALLEST_SAMPLING = {"limit": 8, "max_tokens": 200, "engine": "transformers", "per_device_train_batch_size": 4}
 SMALLEST_STAGES = {"distill": SMALLEST_SAMPLING | {"n": 2}, "sft": SMALLEST_SAMPLING, "dpo": {}}
 SMALLEST_BASE = SMALL_RUN | {
     name: TESTBED_RUN[name] for name in ("model_name_or_path", "dtype", "dataset", "dataset_split")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from preloaded import run_preloaded
 from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, StepGRPOConfig, StepGRPOTrainer, testbed
@@ -182,20 +183,12 @@ def test_tensorboard(tmp_path, monkeypatch):
 
 
 def test_trackio(tmp_path):
-    """In a process of its own: Trackio reads its folder when it is imported."""
-    import os
-    import subprocess
-    import sys
-
+    """In a process of its own, with which the server that Trackio starts ends."""
     script = Path(__file__).with_name("tracked_training.py")
-    environment = os.environ | {
-        "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "PYTHONPATH": f"{script.parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
-    run = subprocess.run([sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "skipped metric" not in run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+    status, output = run_preloaded([str(script), str(tmp_path)], tmp_path / "output")
+    assert status == 0, output[-3000:]
+    assert "skipped metric" not in output
+    found = json.loads(next(line for line in output.splitlines() if line.startswith('{"')))
     assert found["tables"] == [KEPT] * 3
     assert {"train/step_grpo/exit_rate", "train/step_grpo/confidence/histogram", "completions_log/trace-1"} <= set(
         found["keys"]

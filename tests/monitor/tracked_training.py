@@ -7,13 +7,14 @@ from pathlib import Path
 from monitor.test_trackers import train
 
 
-train(Path(sys.argv[1]) / "run", "step_grpo", "trackio")
+project = Path(sys.argv[1]).name
+train(Path(sys.argv[1]) / "run", "step_grpo", "trackio", project=project)
 
 from trackio.sqlite_storage import SQLiteStorage  # noqa: E402
 
 
-(run,) = SQLiteStorage.get_runs("huggingface")
-entries = SQLiteStorage.get_logs("huggingface", run)
+(run,) = SQLiteStorage.get_runs(project)
+entries = SQLiteStorage.get_logs(project, run)
 print(
     json.dumps(
         {

@@ -29,7 +29,7 @@ def odd(completions, **_):
             },
         ),
         ("critique_grpo", {"refine_when": "always"}),
-        ("gvm", {"estimate_samples": 2, "generations_per_estimate": 2}),
+        ("gvm", {"estimate_samples": 2, "generations_per_estimate": 2, "max_steps": 3}),
         ("spae", {"probe_samples": 2, "max_probe_tokens": 3, "max_completion_length": 64}),
     ],
     ids=["chain", "tree", "critique", "gvm", "spae"],
@@ -38,8 +38,8 @@ def test_resumes_with_an_adapter(build, method, options):
     def run(**more):
         lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
         trainer = build(
-            method, trainer_options={"peft_config": lora, "reward_funcs": odd}, max_steps=3, learning_rate=1e-3,
-            **{"max_completion_length": 24} | options | more,
+            method, trainer_options={"peft_config": lora, "reward_funcs": odd}, learning_rate=1e-3,
+            **{"max_completion_length": 24, "max_steps": 2} | options | more,
         )  # fmt: skip
         torch.manual_seed(0)
         return trainer
