@@ -18,7 +18,7 @@ OPTIONS = SMALL_RUN | {
     "learning_rate": 1e-4,
     "num_generations": 4,
     "per_device_train_batch_size": 8,
-    "max_completion_length": 96,
+    "max_completion_length": 64,
     "seed": 1,
 }
 
