@@ -35,7 +35,7 @@ def on_server(build):
             weight_sync="disk",
             weight_sync_check_every=1,
             vllm_server_base_url=url,
-            **{"max_completion_length": 96, "learning_rate": 1e-3} | options,
+            **{"max_completion_length": 48, "learning_rate": 1e-3} | options,
         )
 
     return on_server

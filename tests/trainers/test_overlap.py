@@ -33,7 +33,7 @@ def on_server(build, vllm_server, mixed_problems):
                 "weight_sync_check_every": 0,
                 "vllm_server_base_url": vllm_server.url,
                 "rollouts_ahead": 1,
-                "max_completion_length": 96,
+                "max_completion_length": 48,
                 "learning_rate": 1e-3,
                 "train_dataset": mixed_problems,
             }

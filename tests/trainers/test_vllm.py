@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(600)
 def on_server(build, vllm_server):
     def on_server(method, **options):
         servers = {"vllm_mode": "server", "weight_sync": "disk", "vllm_server_base_url": vllm_server.url}
-        lengths = {"max_completion_length": 96, "learning_rate": 1e-3}
+        lengths = {"max_completion_length": 48, "learning_rate": 1e-3}
         return build(method, use_vllm=True, **servers | lengths | options)
 
     return on_server
