@@ -94,7 +94,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=512, help="problems that are sampled for the cold start")
     parser.add_argument("--updates", type=int, default=40, help="updates of GRPO")
     parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
-    parser.add_argument("--options", type=json.loads, default={}, help="fields of GRPO's configuration to change (JSON)")
+    parser.add_argument(
+        "--options", type=json.loads, default={}, help="fields of GRPO's configuration to change (JSON)"
+    )
     options = parser.parse_args()
     folder = options.output_dir
     folder.mkdir(parents=True, exist_ok=True)

@@ -189,7 +189,7 @@ def test_a_policy_that_stays_samples_as_without_overlap(options, on_server, call
         "learning_rate": 0.0,
         "seeded_rollouts": True,
         "per_device_train_batch_size": 4,
-        "max_completion_length": 48,
+        "max_completion_length": 24,
         "train_dataset": mixed_problems.select(range(6)),
         "eval_strategy": "steps",
         "eval_steps": 3,

@@ -16,7 +16,7 @@ def main(method: str, url: str, path: str, rollouts_ahead: str) -> None:
     config = config_class(
         f"{path}.run", use_vllm=True, vllm_mode="server", vllm_server_base_url=[url], weight_sync="disk",
         rollouts_ahead=int(rollouts_ahead), weight_sync_check_every=1 + int(rollouts_ahead),
-        num_generations=4, per_device_train_batch_size=4, max_completion_length=96, learning_rate=1e-3, seed=3,
+        num_generations=4, per_device_train_batch_size=4, max_completion_length=48, learning_rate=1e-3, seed=3,
         **SMALL_RUN | {"max_steps": 3},
     )  # fmt: skip
     trainer = trainer_class(
