@@ -10,7 +10,7 @@ from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Samp
 from step_trl.rollout.engines import TransformersEngine
 
 
-NUMBER = 200
+NUMBER = 100
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_speculation_and_early_rejection_change_no_token(run):
     assert len(plain) == NUMBER
     assert differences == 0
     outcomes = [probe.outcome for record in fast for probe in record.probes]
-    assert outcomes.count("exit") > 50 and outcomes.count("abandoned") > 20
+    assert outcomes.count("exit") > 25 and outcomes.count("abandoned") > 10
     wasted = [
         sum(len(p.token_ids) for r in records for p in r.probes if p.outcome != "exit") for records in (plain, fast)
     ]
@@ -56,7 +56,7 @@ def test_every_rollout_is_well_formed(run, tokenizer):
 @pytest.mark.parametrize("speculative", [False, True])
 def test_every_exit_has_its_whole_answer(run, tokenizer, speculative):
     exits = [record for record in run(speculative, max_tokens=64) if record.truncated]
-    assert len(exits) > 20
+    assert len(exits) > 10
     for record in exits:
         assert record.ended and record.completion_ids[-1] == tokenizer.eos_token_id
         assert "\\boxed{" in tokenizer.decode(record.completion_ids[record.injected.index(True) :])
