@@ -74,7 +74,7 @@ def test_a_dry_run_of_a_distillation(tmp_path, dry_run):
     status, text = dry_run("--config", recipe, *flags(options))
     assert status == 0 and not (tmp_path / "run").exists(), text
     text = " ".join(text.split())
-    assert "2 completions of each problem of at most 300 tokens" in text
+    assert "2 completions of each problem of at most 200 tokens" in text
     assert "3 epochs, updates of 4 completions by 1 process, learning rate 1e-05 cosine" in text
     assert "testbed (easy): 8 of 256 rows are sampled" in text
 
