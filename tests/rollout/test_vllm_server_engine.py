@@ -311,7 +311,7 @@ def test_a_thought_in_segments_is_the_whole_thought(vllm_server, tokenizer, prom
     engine = VLLMServerEngine(vllm_server.url, tokenizer, ahead_interval=interval)
     pieces, stop = token_bytes(tokenizer), (*TRIGGERS, " = 1")
     rollouts = run(*(in_segments(engine, p, stop, 200, seed=i) for i, p in enumerate(prompts[:16])))
-    for whole, segments in zip(wholes, rollouts):
+    for whole, segments in zip(wholes[:16], rollouts, strict=True):
         assert [i for segment in segments for i in segment.token_ids] == whole.token_ids
         logprobs = [logprob for segment in segments for logprob in segment.logprobs]
         assert logprobs == pytest.approx(whole.logprobs, abs=1e-4)
