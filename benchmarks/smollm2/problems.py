@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import islice
 from typing import Any
 
 import reasoning_gym
 from datasets import Dataset
 
-from step_trl.testbed.problems import never_negative, parse_expression
+from step_trl.testbed.problems import as_dataset, never_negative, parse_expression
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,13 @@ EXCLUDED = 256  # problems of each evaluation set, the most that can be evaluate
 
 def evaluation_rows(count: int) -> dict[str, list[dict[str, Any]]]:
     """Return the first problems of each evaluation set."""
-    return {name: _first(family.draw(), count) for name, family in EVALUATION.items()}
+    return {name: list(islice(family.draw(), count)) for name, family in EVALUATION.items()}
+
+
+@cache
+def evaluation_sets(count: int) -> dict[str, Dataset]:
+    """Return the first problems of each evaluation set as rows with `prompt` and `solution`."""
+    return {name: as_dataset(rows) for name, rows in evaluation_rows(count).items()}
 
 
 def training_rows(count: int) -> list[dict[str, Any]]:
@@ -84,14 +92,3 @@ def training_rows(count: int) -> list[dict[str, Any]]:
     taken = {row["question"] for rows in evaluation_rows(EXCLUDED).values() for row in rows}
     sources = [family.draw(taken) for family in TRAIN.values()]
     return [next(sources[number % len(sources)]) for number in range(count)]
-
-
-def as_dataset(rows: list[dict[str, Any]]) -> Dataset:
-    """Return rows with `prompt` (messages) and `solution`."""
-    return Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": row["question"]}], "solution": row["solution"]} for row in rows]
-    )
-
-
-def _first(rows: Iterator[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    return [next(rows) for _ in range(count)]

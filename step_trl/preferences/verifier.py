@@ -8,7 +8,7 @@ thresholds are not published: those here are ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -91,12 +91,17 @@ def agree(
     for (place, _, _), value, answer in zip(unlike, read[::2], read[1::2], strict=True):
         found[place] = value is not None and value == answer
     if groups is not None:
-        choices: dict[Hashable, set[str]] = {}
-        for place, word in words.items():
-            choices.setdefault(groups[place], set()).add(word)
-        for place, word in words.items():
-            found[place] = last_named(thoughts[place], choices[groups[place]]) in (None, word)
+        for place, choices in _choices(words, groups).items():
+            found[place] = last_named(thoughts[place], choices) in (None, words[place])
     return found
+
+
+def _choices(words: Mapping[int, str], groups: Sequence[Hashable]) -> dict[int, set[str]]:
+    """Return the answers of its group for the place of each answer that consists of words."""
+    of_group: dict[Hashable, set[str]] = {}
+    for place, word in words.items():
+        of_group.setdefault(groups[place], set()).add(word)
+    return {place: of_group[groups[place]] for place in words}
 
 
 @dataclass(frozen=True)

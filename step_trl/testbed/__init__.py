@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .loading import load_quietly
-from .problems import DATA_DIR, EVALUATION_SPLITS, SPLITS, read_problems
+from .problems import DATA_DIR, EVALUATION_SPLITS, SPLITS, as_dataset, read_problems
 from .smollm2 import unpack_smollm2
 
 
@@ -57,11 +57,6 @@ def load_dataset(split: str = "train") -> Dataset:
     Returns:
         [`~datasets.Dataset`]: The rows, with `prompt` (messages) and `solution` (str).
     """
-    from datasets import Dataset
-
     if split not in SPLITS:
         raise ValueError(f"split: {split!r} is not known. Set one of {', '.join(SPLITS)}.")
-    rows = read_problems(split)
-    return Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": r["question"]}], "solution": r["solution"]} for r in rows]
-    )
+    return as_dataset(read_problems(split))

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 DATA_DIR = Path(__file__).parent / "data"
 
@@ -96,6 +100,15 @@ def freeze(data_dir: Path = DATA_DIR) -> None:
 def read_problems(split: str, data_dir: Path = DATA_DIR) -> list[dict]:
     """Return the rows of a frozen split: `question`, `solution`, `expression`."""
     return [json.loads(line) for line in (data_dir / f"{split}.jsonl").read_text().splitlines()]
+
+
+def as_dataset(rows: Iterable[dict]) -> Dataset:
+    """Return problems as rows with `prompt` (messages) and `solution` (str)."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [{"prompt": [{"role": "user", "content": r["question"]}], "solution": r["solution"]} for r in rows]
+    )
 
 
 if __name__ == "__main__":
