@@ -1,7 +1,7 @@
 """
 Look for a recipe that is better than both papers' methods.
 
-    python benchmarks/recommend.py [--output-dir runs/recommend] [--seeds 10 11] [--arms NAME ...]
+    python benchmarks/recommend.py [--output-dir runs/recommend] [--seeds 10 11] [--arms NAME ...] [--table-only]
 
 Protocol, written down before the first training:
 
@@ -14,7 +14,8 @@ Protocol, written down before the first training:
 4. The winner becomes an arm of the study with 5 seeds. It is recommended if it is at least as accurate as SAS with at
    most 85 tokens, and if the intervals set it apart from both papers' methods.
 
-The output folder keeps models and samples; what it has is not made again. Several processes share the work.
+The output folder keeps models and samples. Accuracy and tokens of each training are added to `recommend.csv`, and what
+it has is not trained again, on any machine. Several processes share the work.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import Timeout
+from filelock import FileLock, Timeout
 from study import run
 from study.arms import SHORT_CONTEXT, Arm
 from study.results import overall_means
 
 from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer
+from step_trl.files import atomic_write
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation
 from step_trl.steps import TriggerSegmenter
@@ -39,7 +41,10 @@ from step_trl.trainers import METHODS
 
 
 OPTIONS = '{"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "max_completion_length": 40}'
-SMALLEST = ("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1", "--options", OPTIONS)  # for tests
+SMALLEST = (
+    *("--seeds", "10", "--arms", "sas", "--updates", "1", "--problems", "1", "--options", OPTIONS),
+    *("--results", "results.csv"),
+)  # for tests
 
 
 class PositiveInjectedTrainer(StepGRPOTrainer):
@@ -89,14 +94,29 @@ CANDIDATES = (
 )  # fmt: skip
 
 
-def table(samples: dict[str, list[pd.DataFrame]]) -> str:
+COLUMNS = ["arm", "seed", "accuracy", "tokens"]
+
+
+def read_results(file: Path) -> pd.DataFrame:
+    """Return one row per training: the means of accuracy and tokens over the evaluation sets."""
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def add_result(file: Path, arm: str, seed: int, samples: pd.DataFrame) -> None:
+    """Add a training to the results."""
+    row = pd.DataFrame([{"arm": arm, "seed": seed, **overall_means(samples)}], columns=COLUMNS)
+    earlier = read_results(file)
+    with atomic_write(file) as partial:
+        (pd.concat([earlier, row]) if len(earlier) else row).to_csv(partial, index=False, float_format="%.5f")
+
+
+def table(results: pd.DataFrame) -> str:
     """Return accuracy and tokens of each candidate as a Markdown table, from the most accurate to the least."""
     rows = {}
-    for name, parts in samples.items():
-        seeds = pd.DataFrame([overall_means(part) for part in parts])
-        accuracy, tokens = 100 * seeds["accuracy"], seeds["tokens"]
+    for name, trainings in results.sort_values("seed").groupby("arm"):
+        accuracy, tokens = 100 * trainings["accuracy"], trainings["tokens"]
         rows[name] = {
-            "seeds": len(seeds),
+            "seeds": len(trainings),
             "accuracy, %": accuracy.mean(),
             "tokens": tokens.mean(),
             "accuracy of each": ", ".join(f"{value:.1f}" for value in accuracy),
@@ -104,6 +124,25 @@ def table(samples: dict[str, list[pd.DataFrame]]) -> str:
         }
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_values("accuracy, %", ascending=False)
     return to_markdown(frame.round({"accuracy, %": 1, "tokens": 0}))
+
+
+def train_candidates(options: argparse.Namespace) -> None:
+    """Train and evaluate the candidates that have no result, but for those that another process is training."""
+    problems = range(run.PROBLEMS, run.PROBLEMS + options.problems)  # those that the study does not use
+    for seed in options.seeds:
+        for arm in CANDIDATES:
+            known = read_results(options.results)[["arm", "seed"]].itertuples(index=False, name=None)
+            if (options.arms and arm.name not in options.arms) or (arm.name, seed) in known:
+                continue
+            print(f"{arm.name}, seed {seed}", flush=True)
+            try:
+                changed = replace(arm, options=arm.options | options.options)
+                found = run.run_arm(changed, seed, options.output_dir, options.updates, wait=False, problems=problems)
+            except Timeout:
+                print("under way in another process", flush=True)
+                continue
+            with FileLock(options.output_dir / "results.lock"):  # other processes add theirs
+                add_result(options.results, arm.name, seed, found)
 
 
 def main() -> None:
@@ -114,22 +153,12 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=40)
     parser.add_argument("--problems", type=int, default=128, help="number of problems of each evaluation set")
     parser.add_argument("--options", type=json.loads, default={}, help="fields to change in all configurations (JSON)")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_suffix(".csv"), help="file of results")
+    parser.add_argument("--table-only", action="store_true", help="print the table of the finished trainings")
     options = parser.parse_args()
-    problems = range(run.PROBLEMS, run.PROBLEMS + options.problems)  # those that the study does not use
-    samples: dict[str, list[pd.DataFrame]] = {}
-    for seed in options.seeds:
-        for arm in CANDIDATES:
-            if options.arms and arm.name not in options.arms:
-                continue
-            print(f"{arm.name}, seed {seed}", flush=True)
-            try:
-                changed = replace(arm, options=arm.options | options.options)
-                found = run.run_arm(changed, seed, options.output_dir, options.updates, wait=False, problems=problems)
-            except Timeout:
-                print("under way in another process", flush=True)
-                continue
-            samples.setdefault(arm.name, []).append(found)
-    print(table(samples))
+    if not options.table_only:
+        train_candidates(options)
+    print(table(read_results(options.results)))
 
 
 if __name__ == "__main__":
