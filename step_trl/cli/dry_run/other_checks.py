@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from accelerate.utils import clear_environment
 from trl import ModelConfig
 
 from ...data import prompt_length, tokenize_examples, validate_rows
-from ..arguments import (
-    DistillArguments,
-    DPOArguments,
-    FineTuningConfig,
-    PreferenceConfig,
-    SFTArguments,
-    TrainArguments,
-)
+from ..arguments import SFTArguments, TrainArguments
 from ..fine_tuning import check_no_model
-from ..recipe import DISTILL, DPO, SFT
+from ..recipe import DISTILL, DPO, OTHER_TRAINERS, SFT
 from ..sources import load_examples, load_rows
 from ..train import is_done, stage_folder
 from .checks import (
@@ -71,8 +63,9 @@ def _dropout(plan: StagePlan) -> str:
     return f", without their thought with probability {dropout:g}" if dropout else ""
 
 
-def _check_config(plan: StagePlan, arguments: Any, kind: Any) -> str:
+def check_config(plan: StagePlan) -> str:
     """Check the fields by the rules of both classes that hold them."""
+    arguments, kind = OTHER_TRAINERS[plan.values.trainer]
     plan.dataclass_of(arguments)
     with clear_environment():
         config = plan.config = plan.dataclass_of(kind, use_cpu=True, tf32=None)
@@ -80,23 +73,11 @@ def _check_config(plan: StagePlan, arguments: Any, kind: Any) -> str:
         raise ValueError("\n".join(wrong))
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     processes = plan.layout.processes
-    what = "pairs" if arguments is DPOArguments else "completions"
+    what = "pairs" if plan.values.trainer == DPO else "completions"
     return (
         f"valid: {config.num_train_epochs:g} epochs, updates of {rows * processes} {what} by {processes} "
         f"process{'es' * (processes > 1)}, learning rate {config.learning_rate:g} {plain(config.lr_scheduler_type)}"
     )
-
-
-def check_distillation(plan: StagePlan) -> str:
-    return _check_config(plan, DistillArguments, FineTuningConfig)
-
-
-def check_fine_tuning(plan: StagePlan) -> str:
-    return _check_config(plan, SFTArguments, FineTuningConfig)
-
-
-def check_preferences(plan: StagePlan) -> str:
-    return _check_config(plan, DPOArguments, PreferenceConfig)
 
 
 def check_problems(plan: StagePlan) -> str:
@@ -158,10 +139,7 @@ def check_output(plan: StagePlan) -> str:
 
 
 def _checks(
-    describe: Callable[[StagePlan], str],
-    check_config: Callable[[StagePlan], str],
-    check_data: Callable[[StagePlan], str],
-    needs: tuple[str, ...],
+    describe: Callable[[StagePlan], str], check_data: Callable[[StagePlan], str], needs: tuple[str, ...]
 ) -> Checks:
     return (
         ("fields", read_fields, ()),
@@ -175,7 +153,7 @@ def _checks(
 
 
 OTHER_CHECKS: dict[str, Checks] = {
-    DISTILL: _checks(describe_distillation, check_distillation, check_problems, ("values", "tokenizer")),
-    SFT: _checks(describe_examples, check_fine_tuning, check_examples, ("values", "tokenizer")),
-    DPO: _checks(describe_preferences, check_preferences, check_rollouts, ("values",)),
+    DISTILL: _checks(describe_distillation, check_problems, ("values", "tokenizer")),
+    SFT: _checks(describe_examples, check_examples, ("values", "tokenizer")),
+    DPO: _checks(describe_preferences, check_rollouts, ("values",)),
 }
