@@ -69,13 +69,6 @@ class Layout:
             memory = torch.cuda.get_device_properties(0).total_memory
         return cls(processes=num_processes or processes, **sharding, gpu_memory=memory)
 
-    @property
-    def name(self) -> str:
-        """Return the name that users know it by."""
-        if self.engine == "ddp":
-            return "DDP" if self.processes > 1 else "one GPU"
-        return "FSDP" if self.engine == "fsdp" else f"ZeRO-{self.stage}"
-
     def share(self, count: int, stage: int) -> int:
         """Return the bytes on each process of something that is sharded from this `stage` on."""
         return -(-count // self.processes) if self.stage >= stage else count
