@@ -63,22 +63,8 @@ def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
     return folder
 
 
-def train_distilled(recipe: Parsed, model: Path | None, folder: Path) -> Path:
-    """Fine-tune on the model's own short, correct completions, see [`~step_trl.cli.distill.distill`]."""
-    return _train_other(distill, recipe, model, folder)
-
-
-def train_on_examples(recipe: Parsed, model: Path | None, folder: Path) -> Path:
-    """Fine-tune on examples, see [`~step_trl.cli.sft.fine_tune_on_examples`]."""
-    return _train_other(fine_tune_on_examples, recipe, model, folder)
-
-
-def train_preferences(recipe: Parsed, model: Path | None, folder: Path) -> Path:
-    """Train on pairs of recorded rollouts, see [`~step_trl.cli.prefer.prefer`]."""
-    return _train_other(partial(prefer, earlier_rollouts(recipe[0], folder)), recipe, model, folder)
-
-
-def _train_other(train: Callable[..., Any], recipe: Parsed, model: Path | None, folder: Path) -> Path:
+def train_other(train: Callable[..., Any], recipe: Parsed, model: Path | None, folder: Path) -> Path:
+    """Train with a function of the parsed recipe: one of those that [`STAGES`] names."""
     _, options, config = recipe
     start_from(model, options)
     config.output_dir = str(folder)
@@ -87,18 +73,16 @@ def _train_other(train: Callable[..., Any], recipe: Parsed, model: Path | None, 
 
 
 # Maps the kind of a stage to the function that trains its model. The function takes the parsed recipe, the model of
-# the previous stage (`None` for the recipe's own) and the folder to save to, and returns that folder.
+# the previous stage (`None` for the recipe's own) and the folder to save to, and returns that folder. The kind is the
+# recipe's `trainer`, or `"grpo"` for any method.
 STAGES: dict[str, Stage] = {
     "grpo": train_method,
-    DISTILL: train_distilled,
-    SFT: train_on_examples,
-    DPO: train_preferences,
+    DISTILL: lambda *stage: train_other(distill, *stage),
+    SFT: lambda *stage: train_other(fine_tune_on_examples, *stage),
+    DPO: lambda recipe, model, folder: train_other(
+        partial(prefer, earlier_rollouts(recipe[0], folder)), recipe, model, folder
+    ),
 }
-
-
-def stage_of(trainer: str) -> Stage:
-    """Return the stage function of a recipe's `trainer`: all methods are stages of kind `"grpo"`."""
-    return STAGES.get(trainer, STAGES["grpo"])
 
 
 def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool = False) -> None:

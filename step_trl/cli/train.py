@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .recipe import parse, read_recipe
-from .stages import stage_of
+from .stages import STAGES
 
 
 def run_train(arguments: Sequence[str]) -> Path:
@@ -31,7 +31,7 @@ def run_train(arguments: Sequence[str]) -> Path:
         elif not config.resume_from_checkpoint:
             check_output_dir(folder)
         if len(stages) == 1 or not is_done(folder):
-            stage_of(parsed[0].trainer)(parsed, trained, folder)
+            STAGES.get(parsed[0].trainer, STAGES["grpo"])(parsed, trained, folder)
         trained = folder
     return folder
 
