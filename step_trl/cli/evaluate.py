@@ -18,34 +18,34 @@ from ..evaluation import evaluate, load_benchmark, read_samples, summarize
 from ..evaluation.benchmarks import BENCHMARKS
 from ..report import budgets_table, evaluation_report, markdown_table
 from ..rollout import ConfidenceTruncation
-from ..rollout.engines import Engine, VLLMServer, VLLMServerEngine
+from ..rollout.engines import VLLMServer, VLLMServerEngine
 from ..rollout.engines.adapters import servable
 from ..rollout.event_loop import run_to_end
+from ..text import tokenizer_of
 from ..token_targets import add_token_targets
 from .sources import TESTBED, check_model, model_source
 
 
 @contextmanager
-def engine_of(
+def policy_of(
     model: str, engine: str, urls: Sequence[str] | None, max_tokens: int, log_file: Path
-) -> Iterator[str | Engine]:
+) -> Iterator[dict[str, Any]]:
     """
-    Yield the model itself, or an engine of vLLM servers.
+    Yield the arguments of [`~step_trl.evaluation.evaluate`] for the model itself, or for an engine of vLLM servers.
 
     The servers are those at `urls`, or one that is started here. It serves a LoRA adapter merged into its base model.
     """
     if engine == "transformers":
-        yield model
+        yield {"model": model}
         return
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model)
     with ExitStack() as stack:
-        server = None
         if not urls:
             folder = stack.enter_context(servable(model, log_file.parent))
-            server = stack.enter_context(VLLMServer(folder, log_file=log_file))
-        servers = VLLMServerEngine(server.url if server is not None else list(urls or ()), tokenizer)
+            urls = [stack.enter_context(VLLMServer(folder, log_file=log_file)).url]
+        servers = VLLMServerEngine(urls, tokenizer_of(processor))
         run_to_end(servers.check(max_length=1 + max_tokens))
-        yield servers
+        yield {"model": servers, "tokenizer": processor, "name": name_of(model)}
 
 
 def sample(
@@ -59,21 +59,13 @@ def sample(
     n: int = 1,
     **options: Any,
 ) -> pd.DataFrame:
-    """Run [`~step_trl.evaluation.evaluate`] with a progress bar, on the engine that [`engine_of`] returns."""
+    """Run [`~step_trl.evaluation.evaluate`] with a progress bar, in process or on vLLM servers, see [`policy_of`]."""
     with (
-        engine_of(model, engine, urls, max_tokens, log_file) as source_of_tokens,
+        policy_of(model, engine, urls, max_tokens, log_file) as policy,
         tqdm(total=sum(map(len, problems.values())) * n, unit="sample") as bar,
     ):
-        return evaluate(
-            source_of_tokens,
-            problems,
-            n=n,
-            tokenizer=AutoProcessor.from_pretrained(model) if engine != "transformers" else None,
-            max_tokens=max_tokens,
-            name=None if engine == "transformers" else name_of(model),
-            on_sample=lambda rollout: bar.update(),
-            **options,
-        )
+        options |= {"n": n, "max_tokens": max_tokens, "on_sample": lambda rollout: bar.update()}
+        return evaluate(benchmarks=problems, **policy, **options)
 
 
 def name_of(model: str) -> str:
