@@ -45,7 +45,10 @@ def serve(
     if exits == ExitOptions():
         if urls is not None:
             raise ValueError("urls: is for an endpoint with early exits. Set --exit-confidence, too.")
-        return _serve_vllm(model, host, port, max_model_len, extra_arguments, dry_run)
+        server = VLLMServer(
+            model_source(model), host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments
+        )
+        return _serve_vllm(model, server, dry_run)
     if any(re.match("--api[-_]key", word) for word in extra_arguments):
         raise ValueError(f"api-key: other users of this machine could read it. Set {API_KEY} in the environment.")
     if urls is not None and (extra_arguments or max_model_len is not None):
@@ -53,12 +56,7 @@ def serve(
     return _serve_endpoint(model, host, port, max_model_len, extra_arguments, exits, urls, dry_run)
 
 
-def _serve_vllm(
-    model: str, host: str, port: int, max_model_len: int | None, extra_arguments: Sequence[str], dry_run: bool
-) -> int:
-    server = VLLMServer(
-        model_source(model), host=host, port=port, max_model_len=max_model_len, extra_arguments=extra_arguments
-    )
+def _serve_vllm(model: str, server: VLLMServer, dry_run: bool) -> int:
     if dry_run:
         print(f"vLLM server at {server.url}:\n{server.command_line}")
         return 0
