@@ -9,21 +9,14 @@ import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import AutoProcessor
 from trl import ModelConfig
 
 from ..rollout import ConfidenceTruncation
 from ..text import tokenizer_of
 from ..thoughts import drop_thought
 from .arguments import DistillArguments, FineTuningConfig
-from .fine_tuning import (
-    examples_of,
-    fine_tune,
-    load_processor,
-    print_figures,
-    sample_rows,
-    starting_model,
-    training_rows,
-)
+from .fine_tuning import examples_of, fine_tune, print_figures, sample_rows, starting_model, training_rows
 from .sources import load_rows
 
 
@@ -71,7 +64,7 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
         `dict[str, float]`: The result of [`statistics`].
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
-    rows, processor = load_rows(arguments), load_processor(name)
+    rows, processor = load_rows(arguments), AutoProcessor.from_pretrained(name)
     truncation = ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)
     callbacks = [] if arguments.confidence >= 1 else [truncation]  # with 1, no probe could end a thought
     figures: list[Any] = [None]

@@ -8,14 +8,14 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin, Trainer
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, Trainer
 from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from ..data import tokenize_examples
 from ..text import tokenizer_of
 from .arguments import FineTuningConfig, PreferenceConfig, SamplingArguments
 from .evaluate import sample
-from .recipe import resume_from, set_model_init_kwargs
+from .recipe import set_model_init_kwargs
 from .sources import check_model, model_source
 
 
@@ -66,14 +66,11 @@ def print_figures(figures: Mapping[str, Any]) -> None:
 
 def train_and_save(trainer: Trainer) -> None:
     """Train, from a checkpoint if the configuration says so, and save the model and then the trainer state."""
-    trainer.train(resume_from_checkpoint=resume_from(trainer.args))
+    resume = trainer.args.resume_from_checkpoint
+    # `true` in a recipe means the last checkpoint. transformers reads the text as a path.
+    trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
     trainer.save_model()
     trainer.save_state()
-
-
-def load_processor(model: str) -> PreTrainedTokenizerBase | ProcessorMixin:
-    """Return the processor of a vision-language model, or the tokenizer of any other."""
-    return AutoProcessor.from_pretrained(model)
 
 
 def examples_of(samples: pd.DataFrame, problems: datasets.Dataset) -> datasets.Dataset:

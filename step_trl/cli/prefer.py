@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from accelerate import PartialState
+from transformers import AutoProcessor
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from ..evaluation.consistency import ConsistencyJudge
@@ -24,7 +25,7 @@ from ..preferences import (
 )
 from ..text import tokenizer_of
 from .arguments import DPOArguments, PreferenceConfig
-from .fine_tuning import load_processor, print_figures, starting_model, train_and_save
+from .fine_tuning import print_figures, starting_model, train_and_save
 from .sources import load_rows
 
 
@@ -50,7 +51,7 @@ def prefer(rollouts: Path, arguments: DPOArguments, model: ModelConfig, config: 
     if state.is_main_process:
         make_pairs(rollouts, arguments, output_dir)
     state.wait_for_everyone()
-    processor, pairs = load_processor(name), pd.read_parquet(output_dir / PAIRS)
+    processor, pairs = AutoProcessor.from_pretrained(name), pd.read_parquet(output_dir / PAIRS)
     about_images = pairs["images"].ne("").any()
     trainer = RolloutDPOTrainer(
         name,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig, TrlParser
 
 from ..trainers import METHODS
@@ -254,12 +253,6 @@ def set_model_init_kwargs(config: GRPOConfig | SFTConfig | DPOConfig, model: Mod
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
     } | given
-
-
-def resume_from(config: TrainingArguments) -> str | bool | None:
-    """Return `resume_from_checkpoint` as a trainer expects it: `true` in a recipe means the last checkpoint."""
-    resume = config.resume_from_checkpoint
-    return True if str(resume).lower() == "true" else resume
 
 
 def _known(trainer: str) -> list[str]:

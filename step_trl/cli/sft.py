@@ -8,13 +8,14 @@ from pathlib import Path
 import datasets
 import pandas as pd
 from accelerate import PartialState
+from transformers import AutoProcessor
 from trl import ModelConfig
 
 from ..data import reverse_thinking_prompts, thought_dropout
 from ..text import THINK_END, THINK_START
 from ..thoughts import split_thought
 from .arguments import FineTuningConfig, SFTArguments
-from .fine_tuning import examples_of, fine_tune, load_processor, sample_rows, starting_model, training_rows
+from .fine_tuning import examples_of, fine_tune, sample_rows, starting_model, training_rows
 from .sources import load_examples, load_rows
 
 
@@ -35,7 +36,7 @@ def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: F
         examples = reverse_thinking(name, arguments, Path(str(config.output_dir)), config.seed)
     else:
         examples = load_examples(arguments)
-    processor = load_processor(name)
+    processor = AutoProcessor.from_pretrained(name)
     rows = training_rows(thought_dropout(examples, arguments.thought_dropout, config.seed), processor)
     fine_tune(name, rows, processor, config, model)
 
