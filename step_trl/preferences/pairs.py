@@ -7,7 +7,7 @@ rules here are ours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -123,21 +123,14 @@ def cut_at_wrong_answer(completion: str, answer: str | None, triggers: Sequence[
     thought, end, rest = completion.partition(THINK_END)
     if not end or answer is None or answer not in rest:
         return None
-    for seen, value in _intermediate_answers(thought, triggers):
-        if value != answer and extract_answers([rf"\boxed{{{value}}}"]) != [answer]:
-            before, _, after = rest.rpartition(answer)
-            return seen + end + before + value + after
-    return None
-
-
-def _intermediate_answers(thought: str, triggers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the thought up to each trigger word but the end, and its answer so far."""
-    seen = ""
+    seen = ""  # the thought up to a trigger word
     for step in split_steps(thought, triggers)[:-1]:
         seen += step
         value, _ = last_value(step)
-        if value is not None:
-            yield seen, value
+        if value is not None and value != answer and extract_answers([rf"\boxed{{{value}}}"]) != [answer]:
+            before, _, after = rest.rpartition(answer)
+            return seen + end + before + value + after
+    return None
 
 
 def summarize_verification(verified: pd.DataFrame, pairs: pd.DataFrame | None = None) -> dict[str, Any]:
@@ -155,7 +148,5 @@ def summarize_verification(verified: pd.DataFrame, pairs: pd.DataFrame | None = 
     figures |= {name: float(verified[column].mean()) for name, column in shares.items()}
     figures["inconsistency"] = float((~verified["consistent"]).mean())
     if pairs is not None:
-        figures |= {
-            f"{kind} pairs": int((pairs["type"] == kind).sum()) for kind in ("accuracy", "consistency", "reflection")
-        }
+        figures |= {f"{kind} pairs": int((pairs["type"] == kind).sum()) for kind in PAIR_TYPES}
     return figures

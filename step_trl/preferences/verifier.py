@@ -8,7 +8,8 @@ thresholds are not published: those here are ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -91,17 +92,12 @@ def agree(
     for (place, _, _), value, answer in zip(unlike, read[::2], read[1::2], strict=True):
         found[place] = value is not None and value == answer
     if groups is not None:
-        for place, choices in _choices(words, groups).items():
-            found[place] = last_named(thoughts[place], choices) in (None, words[place])
+        choices: defaultdict[Hashable, set[str]] = defaultdict(set)
+        for place, word in words.items():
+            choices[groups[place]].add(word)
+        for place, word in words.items():
+            found[place] = last_named(thoughts[place], choices[groups[place]]) in (None, word)
     return found
-
-
-def _choices(words: Mapping[int, str], groups: Sequence[Hashable]) -> dict[int, set[str]]:
-    """Return the answers of its group for the place of each answer that consists of words."""
-    of_group: dict[Hashable, set[str]] = {}
-    for place, word in words.items():
-        of_group.setdefault(groups[place], set()).add(word)
-    return {place: of_group[groups[place]] for place in words}
 
 
 @dataclass(frozen=True)
