@@ -127,9 +127,8 @@ def evaluate(
         done = pd.DataFrame(columns=KEY) if save_to is None else read_samples(save_to)
         jobs = order[~pd.MultiIndex.from_frame(order[KEY]).isin(pd.MultiIndex.from_frame(done[KEY]))]
         segmenter = TriggerSegmenter(engine.tokenizer, triggers)
-        made = _Samples(jobs, processor, engine.tokenizer, segmenter, require_end_of_thinking, save_to)
-        rollout = DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight)
-        made.sample(rollout, on_sample)
+        made = _Samples(jobs, processor, engine.tokenizer, segmenter, require_end_of_thinking, save_to, on_sample)
+        made.sample(DynamicTruncatedRollout(engine, callbacks, sampling, max_in_flight=max_in_flight))
     samples = pd.concat([part for part in (done, *made.parts) if len(part)], ignore_index=True)
     # The types must not depend on whether rows were read or sampled.
     samples = samples.astype(dict.fromkeys(["benchmark", "problem", "completion", "finish_reason"], "str"))
@@ -146,24 +145,19 @@ class _Samples:
     segmenter: TriggerSegmenter
     require_end_of_thinking: bool
     save_to: str | Path | None
+    on_sample: Callable[[Rollout], None] | None
     parts: list[pd.DataFrame] = field(default_factory=list)
     waiting: dict[int, Rollout] = field(default_factory=dict)
     written: float = field(default_factory=time.monotonic)
 
-    def sample(self, rollout: DynamicTruncatedRollout, on_sample: Callable[[Rollout], None] | None) -> None:
+    def sample(self, rollout: DynamicTruncatedRollout) -> None:
         """Sample all jobs. If this is interrupted, completions that have ended are kept."""
         if self.jobs.empty:
             return
-
-        def note(place: int, ended: Rollout) -> None:
-            self.add(place, ended)
-            if on_sample is not None:
-                on_sample(ended)
-
         prompts = self._prompts(rollout.engine)
         draws = [_draw(*job) for job in self.jobs[["seed", "benchmark", "problem"]].itertuples(index=False)]
         try:
-            rollout.run(prompts, draws, on_rollout=note)
+            rollout.run(prompts, draws, on_rollout=self.add)
         finally:
             self.flush()
 
@@ -194,6 +188,8 @@ class _Samples:
         self.waiting[place] = rollout
         if len(self.waiting) >= _ROWS_PER_FILE or time.monotonic() - self.written >= _SECONDS_PER_FILE:
             self.flush()
+        if self.on_sample is not None:
+            self.on_sample(rollout)
 
     def flush(self) -> None:
         if not self.waiting:
