@@ -58,10 +58,7 @@ class TrainArguments:
 
 @dataclass
 class SamplingArguments(TrainArguments):
-    """
-    The fields of a recipe that samples before it fine-tunes: those of [`TrainArguments`], and those that say how.
-    `engine` and `urls` are those of `step-trl eval`.
-    """
+    """The fields of a recipe that samples before it fine-tunes. `engine` and `urls` are those of `step-trl eval`."""
 
     _COUNTS: ClassVar[tuple[str, ...]] = ("max_tokens",)  # fields that are at least 1
 
@@ -89,10 +86,7 @@ class SamplingArguments(TrainArguments):
 
 @dataclass
 class DistillArguments(SamplingArguments):
-    """
-    The fields of a recipe with `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and
-    [`FineTuningConfig`]: those of [`SamplingArguments`], and those that say which completions are kept.
-    """
+    """The fields of `trainer: distill` (DEER+SFT) besides those of [`~trl.ModelConfig`] and [`FineTuningConfig`]."""
 
     _COUNTS = ("n", "per_problem", "max_tokens")
 
@@ -119,8 +113,8 @@ class DistillArguments(SamplingArguments):
 @dataclass
 class SFTArguments(SamplingArguments):
     """
-    The fields of a recipe with `trainer: sft` besides those of [`~trl.ModelConfig`] and [`FineTuningConfig`]: those of
-    [`SamplingArguments`], and whether the model writes the thoughts. Without that, nothing is sampled.
+    The fields of `trainer: sft` besides those of [`~trl.ModelConfig`] and [`FineTuningConfig`]. Without
+    `reverse_thinking`, nothing is sampled.
     """
 
     reverse_thinking: bool = field(
@@ -131,10 +125,7 @@ class SFTArguments(SamplingArguments):
 
 @dataclass
 class DPOArguments(TrainArguments):
-    """
-    The fields of a recipe with `trainer: dpo` besides those of [`~trl.ModelConfig`] and [`PreferenceConfig`]: those of
-    [`TrainArguments`], and those that say how recorded rollouts are verified and paired (VerIPO).
-    """
+    """The fields of `trainer: dpo` (VerIPO) besides those of [`~trl.ModelConfig`] and [`PreferenceConfig`]."""
 
     dataset: str = field(
         default="", metadata={"help": "The rows of the rollouts, which have their images. Otherwise, not read."}
