@@ -158,11 +158,6 @@ def _number_of_workers(timeout: float, workers: int | None) -> int:
     return workers
 
 
-def is_correct(text: str, solution: str, timeout: float = 5.0) -> bool:
-    """Return whether `text` (without a thought) answers a problem with this `solution`."""
-    return grade_all([(text, solution)], timeout)[0].correct
-
-
 def answer_text(completion: str | list[dict], require_end_of_thinking: bool = False) -> str:
     """Return the part of a completion that is graded: the text after the thought."""
     message = {"content": completion} if isinstance(completion, str) else completion[-1]

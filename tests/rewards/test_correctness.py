@@ -17,7 +17,7 @@ from math_verify import parse, verify
 from trl.rewards import accuracy_reward
 
 from step_trl.rewards import correctness
-from step_trl.rewards.correctness import answer_text, extract_answers, grade_all, is_correct, math_accuracy_reward
+from step_trl.rewards.correctness import answer_text, extract_answers, grade_all, math_accuracy_reward
 from step_trl.rewards.grading import Grade, as_typeset, boxed_integer, compare_integers, extract, grade
 
 
@@ -80,6 +80,10 @@ UNEQUAL = [
     (r"\boxed{}", "42"),
     ("", "42"),
 ]
+
+
+def is_correct(text: str, solution: str) -> bool:
+    return grade_all([(text, solution)])[0].correct
 
 
 @pytest.fixture
