@@ -291,5 +291,4 @@ def _digest(text: str) -> str:
 
 
 def _draw(seed: int, benchmark: str, problem: str) -> int:
-    digest = hashlib.blake2b(json.dumps([seed, benchmark, problem]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 2  # below 2**62
+    return int(_digest(json.dumps([seed, benchmark, problem])), 16) >> 2  # below 2**62

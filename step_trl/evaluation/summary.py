@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pandas as pd
 
@@ -63,9 +61,9 @@ def summarize(
         places = np.vstack(
             [np.arange(len(problems)), generator.integers(len(problems), size=(resamples, len(problems)))]
         )
-        means = dict(_means(problems.dropna(axis="columns", how="all"), places))
+        means = _means(problems.dropna(axis="columns", how="all"), places)
         if base is not None:
-            means |= {f"base_{key}": value for key, value in _means(base.loc[problems.index], places)}
+            means |= {f"base_{key}": value for key, value in _means(base.loc[problems.index], places).items()}
             means |= {"cr": means["tokens"] / means["base_tokens"], "aes": _scores(means)}
         estimates[str(name)] = means
     estimates["overall"] = _overall(list(estimates.values()))
@@ -91,10 +89,9 @@ def _by_problem(samples: pd.DataFrame) -> pd.DataFrame:
     return measures.groupby(["benchmark", "problem"], sort=False).mean()
 
 
-def _means(problems: pd.DataFrame, places: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the means over the problems at `places` `(R, P)`: over all problems first, then over the resamples."""
-    for column in problems:
-        yield str(column), problems[column].to_numpy()[places].mean(axis=1)
+def _means(problems: pd.DataFrame, places: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the means over the problems at `places` `(R, P)`: over all problems first, then over the resamples."""
+    return {str(column): problems[column].to_numpy()[places].mean(axis=1) for column in problems}
 
 
 def _overall(benchmarks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
