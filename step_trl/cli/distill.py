@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pandas as pd
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -65,13 +64,15 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
     rows, processor = load_rows(arguments), AutoProcessor.from_pretrained(name)
+    if "grader" not in rows.column_names:
+        rows = rows.add_column("grader", [arguments.grader] * len(rows))
     truncation = ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)
     callbacks = [] if arguments.confidence >= 1 else [truncation]  # with 1, no probe could end a thought
     figures: list[Any] = [None]
     if PartialState().is_main_process:
         samples = sample_rows(
             name,
-            with_grader(rows, arguments.grader),
+            rows,
             arguments,
             output_dir,
             n=arguments.n,
@@ -84,11 +85,6 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
     kept = pd.read_parquet(output_dir / "kept.parquet")
     fine_tune(name, training_rows(examples_of(kept, rows), processor), processor, config, model)
     return figures[0]
-
-
-def with_grader(rows: datasets.Dataset, grader: str) -> datasets.Dataset:
-    """Return rows that say how they are graded."""
-    return rows if "grader" in rows.column_names else rows.add_column("grader", [grader] * len(rows))
 
 
 def keep(

@@ -68,7 +68,11 @@ def prefer(rollouts: Path, arguments: DPOArguments, model: ModelConfig, config: 
 
 def make_pairs(rollouts: Path, arguments: DPOArguments, output_dir: Path) -> None:
     """Write the pairs of the rollouts in a folder, and what was found, and print the latter."""
-    verified = verifier_of(arguments).verify(latest_groups(read_rollouts(rollouts)))
+    judge = None
+    if arguments.judge_url is not None and arguments.judge_model is not None:
+        judge = ConsistencyJudge(arguments.judge_url, arguments.judge_model, api_key=os.environ.get("JUDGE_API_KEY"))
+    verifier = RolloutVerifier(arguments.max_repetition, arguments.max_length_ratio, judge)
+    verified = verifier.verify(latest_groups(read_rollouts(rollouts)))
     pairs = preference_pairs(verified, reuse_chosen=arguments.reuse_chosen, reflection=arguments.reflection)
     output_dir.mkdir(parents=True, exist_ok=True)
     found = report_verification(verified, output_dir, pairs)
@@ -86,11 +90,3 @@ def report_verification(verified: pd.DataFrame, output_dir: Path, pairs: pd.Data
     print_figures(found)
     (output_dir / VERIFICATION).write_text(json.dumps(found, indent=1) + "\n")
     return found
-
-
-def verifier_of(arguments: DPOArguments) -> RolloutVerifier:
-    """Return the verifier that the fields of a recipe describe."""
-    judge = None
-    if arguments.judge_url is not None and arguments.judge_model is not None:
-        judge = ConsistencyJudge(arguments.judge_url, arguments.judge_model, api_key=os.environ.get("JUDGE_API_KEY"))
-    return RolloutVerifier(arguments.max_repetition, arguments.max_length_ratio, judge)

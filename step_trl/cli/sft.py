@@ -19,9 +19,6 @@ from .fine_tuning import examples_of, fine_tune, sample_rows, starting_model, tr
 from .sources import load_examples, load_rows
 
 
-EXAMPLES = "examples.parquet"
-
-
 def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: FineTuningConfig) -> None:
     """
     Train on the completions of a data set, or on thoughts that the model writes for known answers.
@@ -43,7 +40,7 @@ def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: F
 
 def reverse_thinking(model: str, arguments: SFTArguments, output_dir: Path, seed: int) -> datasets.Dataset:
     """Return the problems of a recipe with completions: a thought of the model, and the answer in a block."""
-    file = output_dir / EXAMPLES
+    file = output_dir / "examples.parquet"
     state = PartialState()
     if state.is_main_process:
         rows, asked = load_rows(arguments), load_rows(replace(arguments, prompt_template=None, system_prompt=None))
