@@ -24,7 +24,7 @@ def starting_model(options: ModelConfig, config: FineTuningConfig | PreferenceCo
     check_no_model(Path(str(config.output_dir)))
     set_model_init_kwargs(config, options)
     name = model_source(options.model_name_or_path)
-    check_model(name, revision=options.model_revision)
+    check_model(name, revision=options.model_revision, trust_remote_code=config.trust_remote_code)
     return name
 
 

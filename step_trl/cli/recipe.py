@@ -88,7 +88,7 @@ def recipe_layers(path: Path, derived: Sequence[Path] = ()) -> list[tuple[Path, 
 def _fields_of_another_trainer(layers: list[tuple[Path, dict[str, Any]]], trainer: str | None) -> set[str]:
     """Return the fields that a recipe does not take from its base, as only the base's trainer has them."""
     before = next((fields["trainer"] for _, fields in layers if "trainer" in fields), None)
-    known = (*METHODS, DISTILL)
+    known = (*METHODS, *OTHER_TRAINERS)
     if trainer == before or trainer not in known or before not in known:
         return set()
     return {*_known(before)} - {*_known(trainer)}

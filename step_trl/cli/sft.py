@@ -33,7 +33,7 @@ def fine_tune_on_examples(arguments: SFTArguments, model: ModelConfig, config: F
         examples = reverse_thinking(name, arguments, Path(str(config.output_dir)), config.seed)
     else:
         examples = load_examples(arguments)
-    processor = AutoProcessor.from_pretrained(name)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     rows = training_rows(thought_dropout(examples, arguments.thought_dropout, config.seed), processor)
     fine_tune(name, rows, processor, config, model)
 

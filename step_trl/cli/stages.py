@@ -66,7 +66,7 @@ def train_method(recipe: Parsed, model: Path | None, folder: Path) -> Path:
 def train_other(train: Callable[..., Any], recipe: Parsed, model: Path | None, folder: Path) -> Path:
     """Train with a function of the parsed recipe: one of those that [`STAGES`] names."""
     _, options, config = recipe
-    start_from(model, options)
+    start_from(model, options, config.trust_remote_code)
     config.output_dir = str(folder)
     train(*recipe)
     return folder
@@ -85,13 +85,13 @@ STAGES: dict[str, Stage] = {
 }
 
 
-def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool = False) -> None:
+def start_from(model: Path | None, options: ModelConfig, trust_remote_code: bool) -> None:
     """Set the model of a stage to that of the previous stage, if there is one."""
     if model is not None:
         options.model_name_or_path = str(whole_model(model, options, trust_remote_code))
 
 
-def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool = False) -> Path:
+def whole_model(folder: Path, model: ModelConfig, trust_remote_code: bool) -> Path:
     """
     Return the folder of a model that a stage can start from.
 

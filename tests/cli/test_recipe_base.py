@@ -53,6 +53,9 @@ def test_another_trainer_leaves_the_options_that_it_does_not_have(recipe):
     with pytest.raises(ValueError, match=r"confidence_threshold: not an option of trainer 'grpo'"):
         fields = load_recipe(recipe("wrong.yaml", base="paper.yaml", trainer="grpo", confidence_threshold=0.5))
         parse({name: value for name, value in fields.items() if name != "no_such_field"}, [])
+    recipe("examples.yaml", trainer="sft", dataset="testbed", reverse_thinking=True, max_length=64)
+    pairs = load_recipe(recipe("pairs.yaml", base="examples.yaml", trainer="dpo"))
+    assert pairs == {"trainer": "dpo", "dataset": "testbed", "max_length": 64}
 
 
 def test_stages_are_inherited_as_a_whole(recipe):

@@ -10,6 +10,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import clear_environment
@@ -274,11 +275,16 @@ def compare(plan: StagePlan, work: Workload) -> str:
     return f"{estimate}. That is {estimate.total / room:.0%} of {size_text(room)} {where}."
 
 
+def output_folder(plan: StagePlan) -> Path:
+    """Return the folder of a stage."""
+    output_dir = plan.values.output_dir or "trainer_output"  # the default of transformers
+    return stage_folder(output_dir, plan.number, plan.stages)
+
+
 def check_output(plan: StagePlan) -> str:
-    values = plan.values
-    folder = stage_folder(values.output_dir, plan.number, plan.stages)
+    folder = output_folder(plan)
     if plan.stages == 1:
-        if not values.resume_from_checkpoint:
+        if not plan.values.resume_from_checkpoint:
             check_output_dir(folder)
         return str(folder)
     if is_done(folder):

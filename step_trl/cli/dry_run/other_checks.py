@@ -12,12 +12,13 @@ from ..arguments import SFTArguments, TrainArguments
 from ..fine_tuning import check_no_model
 from ..recipe import DISTILL, DPO, OTHER_TRAINERS, SFT
 from ..sources import load_examples, load_rows
-from ..train import is_done, stage_folder
+from ..train import is_done
 from .checks import (
     Checks,
     check_model,
     compare,
     describe_rollouts,
+    output_folder,
     plain,
     read_fields,
     sampled,
@@ -130,8 +131,7 @@ def check_memory(plan: StagePlan) -> str:
 
 
 def check_output(plan: StagePlan) -> str:
-    output_dir = plan.values.output_dir or "trainer_output"  # the default of transformers
-    folder = stage_folder(output_dir, plan.number, plan.stages)
+    folder = output_folder(plan)
     if plan.stages > 1 and is_done(folder):
         return f"{folder}, which is done and is left as it is"
     check_no_model(folder)

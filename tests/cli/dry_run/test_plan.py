@@ -156,7 +156,7 @@ def test_one_process_plans_for_many(tmp_path, dry_run):
     assert dry_run("--accelerate-config", "nowhere.yaml")[1].startswith("--accelerate-config: there is no file")
 
 
-def test_the_last_words_do_not_say_more_than_was_checked(tmp_path, dry_run):
+def test_the_last_words_do_not_say_more_than_was_checked(tmp_path, dry_run, monkeypatch):
     on_gpu = flags(SMALL | {"output_dir": tmp_path / "run", "use_cpu": False})
     status, text = dry_run(*on_gpu)
     assert status == 0 and "give --gpu-memory" in text and "All of this was checked" not in text
@@ -174,8 +174,10 @@ def test_the_last_words_do_not_say_more_than_was_checked(tmp_path, dry_run):
         float(count) for count in re.findall(r"\(saves ([\d.]+) MiB\)", wrong.split("Each of these lowers it:")[1])
     ]
     assert len(saved) > 3 and saved == sorted(saved, reverse=True)
-    status, text = dry_run(*flags(SMALL | {"output_dir": tmp_path / "run"}))
+    monkeypatch.chdir(tmp_path)
+    status, text = dry_run(*flags(SMALL))
     assert status == 0 and "of this machine" in text and "All of this was checked" in text
+    assert re.search(r"^ *output +trainer_output$", text, re.MULTILINE)
 
 
 def test_the_layout_is_for_dry_runs_only(capsys):
