@@ -24,7 +24,8 @@ LAYERS = (
     {"monitor", "runtime"},
     {"preferences"},
     {"rollout", "rewards", "advantages", "losses"},
-    {"steps", "text", "data", "token_targets", "testbed", "thoughts", "files", "retry", "_compat", "_version"},
+    {"steps", "text", "data", "token_targets", "testbed", "thoughts"},
+    {"checks", "files", "retry", "_compat", "_version"},
 )
 LONGEST = 50  # lines of code of a function
 

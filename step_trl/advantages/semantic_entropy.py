@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from ..checks import check_choice
 from ..rewards.correctness import extract_answers
 from ..rewards.groups import whole_groups
-from .choices import check_choice
 
 
 Estimator = Literal["count", "likelihood"]

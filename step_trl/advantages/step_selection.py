@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from .choices import check_choice
+from ..checks import check_choice
 
 
 Selection = Literal["both", "correct", "failed"]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from .choices import check_choice
+from ..checks import check_choice
 
 
 EdgeAdvantage = Literal["rloo", "grpo"]

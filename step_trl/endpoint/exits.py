@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_least
 from ..rollout import AnswerConsistency, ConfidenceTruncation, Rollout, TokenBudget, TruncationCallback
 from .fields import Fields
 
@@ -43,10 +44,7 @@ class ExitOptions:
             raise ValueError(
                 f"exit_confidence: {self.exit_confidence:g} is not between 0 and 1. Set, for example, 0.95."
             )
-        for name, least in (("exit_consistency", 2), ("thinking_token_budget", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: {value} is too small. Set at least {least}.")
+        check_least(self, exit_consistency=2, thinking_token_budget=1)
 
     def callbacks(self, tokenizer: PreTrainedTokenizerBase) -> list[TruncationCallback]:
         """Return the callbacks of a rollout with these options, in the order in which they are asked."""

@@ -10,6 +10,7 @@ from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
+from ..checks import check_least
 from ..text import THINK_END, TRIGGERS
 from .engines import Generation
 from .truncation import Boundary, Decision, Exit, GoOn, Probe, TruncationCallback
@@ -182,10 +183,7 @@ class AnswerConsistency(TruncationCallback):
     max_probe_tokens: int = 20
 
     def __post_init__(self):
-        for name, least in (("every", 1), ("window", 2), ("max_probe_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name}: {value} is too small. Set at least {least}.")
+        check_least(self, every=1, window=2, max_probe_tokens=1)
         if self.every is not None:
             self.triggers = ()
         # Makes the probes. The decision on their answers is ours.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..advantages.choices import check_choice
+from ..checks import check_choices
 from ..losses import check_loss_options
 from ..rollout.refine import Critique
 from .base_config import EfficientReasoningConfig, check_own_rollouts
@@ -83,12 +83,7 @@ class CritiqueGRPOConfig(EfficientReasoningConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, choices in (
-            ("critique", Critique),
-            ("refine_when", RefineWhen),
-            ("refinement_selection", Selection),
-        ):
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, critique=Critique, refine_when=RefineWhen, refinement_selection=Selection)
         for name in ("refinement_gamma", "refinement_weight", "max_critique_length", "max_refinement_prompt_length"):
             value = getattr(self, name)
             if value is not None and not value > 0:

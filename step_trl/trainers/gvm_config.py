@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from ..advantages.choices import check_choice
+from ..checks import check_choices, check_least
 from ..rollout.allocation import Rounding
-from .base_config import EfficientReasoningConfig, check_own_rollouts
+from .base_config import EfficientReasoningConfig, check_own_advantages, check_own_rollouts
 
 
 Loss = Literal["raft", "grpo"]
@@ -89,19 +89,11 @@ class GVMConfig(EfficientReasoningConfig):
         if self.epsilon_high is None and self.loss == "raft":
             self.epsilon_high = 0.35
         super().__post_init__()
-        for name in ("estimate_samples", "generations_per_estimate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+        check_least(self, estimate_samples=1, generations_per_estimate=1)
         for name in ("budget_alpha", "filter_threshold", "filter_insufficient"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative. Set 0 or more.")
-        for name, choices in (
-            ("loss", Loss),
-            ("ratio_by", RatioBy),
-            ("rounding", Rounding),
-            ("prompt_weighting", PromptWeighting),
-        ):
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, loss=Loss, ratio_by=RatioBy, rounding=Rounding, prompt_weighting=PromptWeighting)
         self._check_fit()
         check_own_rollouts(self)
 
@@ -112,11 +104,7 @@ class GVMConfig(EfficientReasoningConfig):
                 f"length_reward: {self.length_reward!r} compares a completion with a group of num_generations, but "
                 "GVM's groups differ in size. Leave it out, or give a reward function that looks at the length."
             )
-        if self.scale_rewards != "group":
-            raise ValueError(
-                f"scale_rewards: {self.scale_rewards!r} has no effect, since GVM has advantages of its own. Leave "
-                "it out."
-            )
+        check_own_advantages(self, "GVM")
         if self.prompt_weighting == "prompt" and self.loss_type != "dapo":
             raise ValueError(
                 f"loss_type: {self.loss_type!r} is not a mean over tokens, which prompt_weighting='prompt' weights. "

@@ -7,8 +7,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from ..advantages.choices import check_choice
 from ..advantages.step_selection import Criterion, Granularity, Selection
+from ..checks import check_choices
 from .base_config import EfficientReasoningConfig
 
 
@@ -55,8 +55,7 @@ class StepSelection:
             raise ValueError(
                 "step_delimiter: an empty string cannot end a step. Set for example a blank line, '\\n\\n'."
             )
-        for name, choices in (("selection", Selection), ("criterion", Criterion), ("granularity", Granularity)):
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, selection=Selection, criterion=Criterion, granularity=Granularity)
 
     def options(self) -> dict[str, Any]:
         """Return the keyword arguments of [`~step_trl.advantages.select_step_advantages`]."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..advantages.choices import check_choice
 from ..advantages.semantic_entropy import Entropy, Estimator, Form
+from ..checks import check_choices
 from .base_config import EfficientReasoningConfig
 
 
@@ -46,8 +46,7 @@ class SEEDGRPOConfig(EfficientReasoningConfig):
         for name in ("alpha", "gamma"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is negative. Set at least 0.")
-        for name, choices in (("f", Form), ("estimator", Estimator), ("entropy", Entropy)):
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, f=Form, estimator=Estimator, entropy=Entropy)
 
     def describe(self):
         words = f"advantages scaled by a {self.f} factor of the entropy of answers ({self.estimator}, {self.entropy})"

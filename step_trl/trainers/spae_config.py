@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import cast
 
+from ..checks import check_least
 from .base_config import EfficientReasoningConfig, check_own_rollouts
 from .sas_config import check_loss_type
 
@@ -77,10 +78,7 @@ class SPAEConfig(EfficientReasoningConfig):
     def __post_init__(self):
         super().__post_init__()
         self.step_pattern()
-        for name in ("probe_samples", "max_probe_tokens", "max_answer_tokens", "max_probes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: {value} is too small. Set at least 1.")
+        check_least(self, probe_samples=1, max_probe_tokens=1, max_answer_tokens=1, max_probes=1)
         if not self.answer_prompt:
             raise ValueError("answer_prompt: an empty text induces no answer. Set one that ends in '\\boxed{'.")
         if self.probe_stop == "":

@@ -7,8 +7,8 @@ import operator
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from ..advantages.choices import check_choice
 from ..advantages.tree import EdgeAdvantage
+from ..checks import check_choices, check_least
 from .base_config import EfficientReasoningConfig, check_own_rollouts
 from .sas_config import check_loss_type
 
@@ -94,9 +94,7 @@ class SPOConfig(EfficientReasoningConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("value_samples", "cut_interval", "segment_tokens", "edges_per_question", "max_edge_age"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+        check_least(self, value_samples=1, cut_interval=1, segment_tokens=1, edges_per_question=1, max_edge_age=1)
         if not self.branching or min(self.branching) < 1 or max(self.branching) < 2:
             raise ValueError(f"branching: {self.branching} is not a tree. Set for example [6, 6, 6].")
         if self.max_segments is not None and self.max_segments < 1:
@@ -105,12 +103,7 @@ class SPOConfig(EfficientReasoningConfig):
             raise ValueError(f"cut_threshold: {self.cut_threshold} is not a probability. Set for example 0.9.")
         if not self.max_mean_ratio > 1:
             raise ValueError(f"max_mean_ratio: {self.max_mean_ratio} is not above 1, the ratio of an unmoved policy.")
-        for name, choices in (
-            ("structure", Structure),
-            ("prompt_value", PromptValue),
-            ("edge_advantage", EdgeAdvantage),
-        ):
-            check_choice(name, getattr(self, name), choices)
+        check_choices(self, structure=Structure, prompt_value=PromptValue, edge_advantage=EdgeAdvantage)
         if self.length_reward is not None:
             raise ValueError(
                 f"length_reward: {self.length_reward!r} compares a completion with its group, but SPO values "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
+from ..checks import check_least
 from ..rollout import ConfidenceTruncation
 from .base_config import EfficientReasoningConfig, check_own_rollouts
 from .sas_config import StepSelection, check_loss_type
@@ -126,7 +127,11 @@ class StepGRPOConfig(EfficientReasoningConfig):
     def __post_init__(self, serial_group):
         if serial_group is not None:
             raise ValueError("serial_group: S-GRPO has a trainer of its own. Use SGRPOTrainer (trainer: s_grpo).")
-        self._fill_in_variant()
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant: {self.variant!r} is not known. Set 'paper' or 'released'.")
+        for name, value in VARIANTS[self.variant].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         super().__post_init__()
         self._check_ranges()
         if self.truncated_rollout:
@@ -135,14 +140,6 @@ class StepGRPOConfig(EfficientReasoningConfig):
         if selection is not None:
             selection.validate()
             check_loss_type(self)
-
-    def _fill_in_variant(self) -> None:
-        """Fill in the values of the variant for options that are not set."""
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant: {self.variant!r} is not known. Set 'paper' or 'released'.")
-        for name, value in VARIANTS[self.variant].items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
 
     def step_selection(self) -> StepSelection | None:
         """Return `advantage_selection` as an object."""
@@ -187,20 +184,13 @@ class StepGRPOConfig(EfficientReasoningConfig):
         if isinstance(self.triggers, str) or not self.triggers or not all(self.triggers):
             raise ValueError(f"triggers: {self.triggers!r} is not a list of words. Set for example ['Wait'].")
         self.triggers = tuple(self.triggers)  # type: ignore[assignment]
-        for name, low, high, advice in (
-            ("confidence_threshold", 0, 1, "a probability such as 0.95; 1.0 never stops a rollout"),
-            ("accuracy_weight", 0, 1, "the weight alpha of accuracy such as 0.9"),
+        for name, advice in (
+            ("confidence_threshold", "a probability such as 0.95; 1.0 never stops a rollout"),
+            ("accuracy_weight", "the weight alpha of accuracy such as 0.9"),
         ):
-            if not low < getattr(self, name) <= high:
-                raise ValueError(f"{name}: {getattr(self, name)} is outside ({low}, {high}]. Set {advice}.")
-        for name, least in (
-            ("step_penalty", 0),
-            ("max_probe_tokens", 1),
-            ("skip_probe_tokens", 0),
-            ("exit_margin", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least {least}.")
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is outside (0, 1]. Set {advice}.")
+        check_least(self, step_penalty=0, max_probe_tokens=1, skip_probe_tokens=0, exit_margin=0)
         if self.skip_probe_tokens >= self.max_probe_tokens:
             raise ValueError(
                 f"skip_probe_tokens: {self.skip_probe_tokens} leaves no token of max_probe_tokens="
