@@ -47,10 +47,6 @@ class InBackground(Generic[_T]):
         self._begun.set_result((asyncio.get_running_loop(), task))
         return await coroutine
 
-    def wait(self) -> None:
-        """Wait until the coroutine has ended, in whatever way."""
-        wait([self._ended])
-
     def result(self) -> _T:
         """Wait for the coroutine's result, or raise its error."""
         return self._ended.result()
@@ -60,7 +56,7 @@ class InBackground(Generic[_T]):
         loop, task = self._begun.result()
         with suppress(RuntimeError):  # the loop is closed: the coroutine has ended
             loop.call_soon_threadsafe(task.cancel)
-        self.wait()
+        wait([self._ended])
 
 
 @contextmanager

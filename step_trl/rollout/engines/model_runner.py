@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
 from .scheduler import EngineStats
 
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 # Tokens of one prefill forward pass, padding included. It bounds the activations and the mask.
@@ -34,7 +31,8 @@ def make_model_runner(
             f"model: {type(model).__name__} is not a causal language model, and TransformersEngine only continues "
             "text. Load one with AutoModelForCausalLM."
         )
-    parameters = _forward_parameters(model)
+    # PEFT's `forward` takes any argument.
+    parameters = frozenset(inspect.signature(without_adapter(model).forward).parameters)
     cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
     if cache_name is not None and _supports_rows(model):
         return CachedModelRunner(model, parameters, stats, images, cache_name)
@@ -55,11 +53,6 @@ def _supports_rows(model: Any) -> bool:
         return True
     # `generate` passes prepared masks to these models, too. Others may derive positions from 2D masks (ALiBi).
     return model._supports_attention_backend and model._can_compile_fullgraph
-
-
-def _forward_parameters(model: PreTrainedModel) -> frozenset[str]:
-    """Parameter names of the model's `forward`. PEFT's `forward` passes on any argument."""
-    return frozenset(inspect.signature(without_adapter(model).forward).parameters)
 
 
 def _inputs(ids: np.ndarray, model: PreTrainedModel, images: ImageTokens) -> dict[str, torch.Tensor]:

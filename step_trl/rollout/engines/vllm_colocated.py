@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +22,7 @@ from .vllm_answers import Choice, Sampled, TokenLogprobs
 
 
 if TYPE_CHECKING:
-    from vllm import LLM, RequestOutput, SamplingParams
+    from vllm import LLM, RequestOutput
     from vllm.logprobs import Logprob
     from vllm.outputs import CompletionOutput
 
@@ -106,12 +106,12 @@ class VLLMColocatedEngine(Engine):
         abandon: AbandonRule | None = None,
         ahead: bool = False,
     ) -> Generation:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         check_call(prompt_ids, max_tokens, stop, temperature)
         check_length(len(prompt_ids), max_tokens, self.max_length, "vLLM's max_model_len")
-        params = SamplingParams(
+        return await self._answer(
+            prompt_ids,
+            stop,
+            abandon,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -120,27 +120,15 @@ class VLLMColocatedEngine(Engine):
             seed=None if seed is None else seed % 2**63,
             logprobs=0,  # of the sampled token only
             stop_token_ids=None if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id],
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
         )
-        return await self._answer(prompt_ids, params, self._stop_strings.index(stop), abandon)
 
     async def logprobs_of(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> list[float]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         check_call(prompt_ids, len(token_ids), (), 1.0)
         check_length(len(prompt_ids), len(token_ids), self.max_length, "vLLM's max_model_len")
 
         async def logprob_of(place: int) -> float:
-            params = SamplingParams(
-                max_tokens=1,
-                logprob_token_ids=[token_ids[place]],
-                detokenize=False,
-                output_kind=RequestOutputKind.DELTA,
-            )
-            path = [*prompt_ids, *token_ids[:place]]
-            answer = await self._answer(path, params, self._stop_strings.index(()), asked=token_ids[place])
+            path, asked = [*prompt_ids, *token_ids[:place]], token_ids[place]
+            answer = await self._answer(path, asked=asked, max_tokens=1, logprob_token_ids=[asked])
             return answer.logprobs[0]
 
         return await gather(map(logprob_of, range(len(token_ids))))
@@ -148,13 +136,17 @@ class VLLMColocatedEngine(Engine):
     async def _answer(
         self,
         prompt_ids: Sequence[int],
-        params: SamplingParams,
-        stop_set: int,
+        stop: Sequence[str] = (),
         abandon: AbandonRule | None = None,
         asked: int | None = None,
+        **sampling: Any,
     ) -> Generation:
-        loop = asyncio.get_running_loop()
-        request = _Request(Sampled(self._stop_strings, stop_set), abandon, loop.create_future(), asked)
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(detokenize=False, output_kind=RequestOutputKind.DELTA, **sampling)
+        loop, sampled = asyncio.get_running_loop(), Sampled(self._stop_strings, self._stop_strings.index(stop))
+        request = _Request(sampled, abandon, loop.create_future(), asked)
         if self._worker is None or self._worker.done() or self._worker.get_loop() is not loop:
             self._end(tuple(self._requests))  # their event loop ended early
             self._worker = loop.create_task(self._work())
