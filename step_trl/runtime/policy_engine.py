@@ -17,7 +17,7 @@ from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import get_config_model_id
 
 from ..monitor import RunStatus
-from ..rollout import DynamicTruncatedRollout, Rollout, SamplingParams, TruncationCallback
+from ..rollout import DynamicTruncatedRollout, SamplingParams, TruncationCallback
 from ..rollout.engines import (
     Engine,
     EngineUnavailableError,
@@ -216,10 +216,6 @@ class PolicyEngine:
             speculative and self.colocated is None,
             max_in_flight=self.args.max_rollouts_in_flight,
         )
-
-    def take_ahead(self, request: Request) -> list[Rollout] | None:
-        """Return the rollouts of this request if they have been sampled ahead. Every process must call this."""
-        return None if self.ahead is None else self.ahead.take(request)
 
     def sample_ahead(
         self,

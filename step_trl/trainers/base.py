@@ -255,22 +255,19 @@ class EfficientReasoningTrainer(GRPOTrainer):
         Every process must call this; each may have another number of prompts. The arguments are those of
         [`~step_trl.rollout.DynamicTruncatedRollout`].
         """
-        rollouts = None
-        if budgets is None:
-            rollouts = self._policy_engine.take_ahead(Request(prompts, seeds, callbacks, speculative))
+        ahead, rollouts = self._policy_engine.ahead, None
+        if ahead is not None and budgets is None:
+            rollouts = ahead.take(Request(prompts, seeds, callbacks, speculative))
         if rollouts is None:
-            rollouts = self._run_now(prompts, callbacks, speculative, seeds, budgets)
+            with self.policy_engine() as engine:
+                images = self.batch.images  # their prompts are those of the batch
+                asked = prompts if images is None else engine.with_images(prompts, images)
+                rollout = self._policy_engine.rollout(engine, callbacks, speculative)
+                with self.status.following(rollout, len(prompts)) as note:
+                    rollouts = rollout.run(asked, seeds, note, budgets)
         for done, prompt in zip(rollouts, prompts, strict=True):
             done.prompt_ids = prompt
         return rollouts
-
-    def _run_now(self, prompts, callbacks, speculative, seeds, budgets) -> list[Rollout]:
-        with self.policy_engine() as engine:
-            images = self.batch.images  # their prompts are those of the batch
-            asked = prompts if images is None else engine.with_images(prompts, images)
-            rollout = self._policy_engine.rollout(engine, callbacks, speculative)
-            with self.status.following(rollout, len(prompts)) as note:
-                return rollout.run(asked, seeds, note, budgets)
 
     @property
     def sampling_params(self) -> SamplingParams:
@@ -329,13 +326,11 @@ class EfficientReasoningTrainer(GRPOTrainer):
 
         Call this only in [`credit`]. It takes a forward pass if TRL has not computed them.
         """
+        inputs = batch.inputs
         if batch.old_logps is None:
-            batch.old_logps = self._compute_old_logps(batch.inputs)
-        return batch.old_logps
-
-    def _compute_old_logps(self, inputs: dict[str, Any]) -> torch.Tensor:
-        if "old_per_token_logps" in inputs:
-            return inputs["old_per_token_logps"]
+            batch.old_logps = inputs.get("old_per_token_logps")
+        if batch.old_logps is not None:
+            return batch.old_logps
         forward = {name: inputs[name] for name in ("token_type_ids", "mm_token_type_ids") if name in inputs}
         if "pixel_values" in inputs:
             raise ValueError(
@@ -344,7 +339,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
             )
         checkpointing = cast("dict | None", self.args.gradient_checkpointing_kwargs)
         with torch.no_grad(), disable_gradient_checkpointing(self.model, checkpointing):
-            logps, _, _ = self._get_per_token_logps_and_entropies(
+            batch.old_logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model,
                 torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
                 torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
@@ -352,7 +347,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
                 batch_size=self.args.per_device_train_batch_size,
                 **forward,
             )
-        return logps
+        return batch.old_logps
 
     @property
     def status(self) -> RunStatus:

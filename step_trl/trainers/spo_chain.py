@@ -21,13 +21,7 @@ PROMPT = -1  # the boundary at the end of the prompt
 
 
 class SegmentChain:
-    """
-    Samples single completions, and credits their segments (SPO-chain).
-
-    Args:
-        args ([`SPOConfig`]):
-            The configuration.
-    """
+    """Samples single completions, and credits their segments (SPO-chain)."""
 
     def __init__(self, args: SPOConfig):
         self.args = args
@@ -41,11 +35,7 @@ class SegmentChain:
         """
         Return the advantages `(T,)` of each completion of this process, before whitening. Every process must call it.
 
-        Args:
-            trainer ([`EfficientReasoningTrainer`]):
-                The trainer, whose policy samples and whose reward functions score.
-            batch ([`Batch`]):
-                The generation batch, in `credit`.
+        The trainer's policy samples, and its reward functions score.
         """
         args, completions = self.args, batch.completion_ids
         boundaries = [

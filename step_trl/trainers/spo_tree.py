@@ -25,10 +25,6 @@ class SegmentTree:
 
     A group is one tree of its prompt, and stands for as many edges as it has completions. An edge's prompt ends with
     the path to it. Edges that were not handed out may be, in later generations.
-
-    Args:
-        args ([`SPOConfig`]):
-            The configuration.
     """
 
     def __init__(self, args: SPOConfig):
