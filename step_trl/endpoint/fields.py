@@ -170,11 +170,7 @@ class Fields:
                 near = difflib.get_close_matches(field[:_LONGEST_NAME], self._taken, 1)
                 remedy = f"Set {near[0]}, or leave it out." if near else "Leave it out."
                 raise RequestError(self.path(field)[:_LONGEST_NAME], f"{shown(value)}: unknown field. {remedy}")
-            if not any(value == neutral and type(value) is type(neutral) for neutral in _neutral(field)):
+            # Numbers ask for nothing in both types, but JSON's `true` is not 1.
+            same_kind = [one for one in NEUTRAL[field] if isinstance(one, bool) == isinstance(value, bool)]
+            if value not in same_kind:
                 raise self.refuse(field, f"is not supported. {REMEDIES.get(field, 'Leave it out.')}")
-
-
-def _neutral(field: str) -> list[Any]:
-    """Values of an unsupported field that ask for nothing, numbers of both types."""
-    numbers = [float(one) for one in NEUTRAL[field] if isinstance(one, int) and not isinstance(one, bool)]
-    return [*NEUTRAL[field], *numbers]

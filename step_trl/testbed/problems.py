@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
@@ -33,31 +33,21 @@ class Split:
     options: dict
 
 
-def _chain_sum(size: int, seed: int, terms: tuple[int, int], digits: tuple[int, int]) -> Split:
-    options = {"min_terms": terms[0], "max_terms": terms[1], "min_digits": digits[0], "max_digits": digits[1]}
-    return Split("chain_sum", size, seed, options)
+def _split(
+    size: int, seed: int, terms: tuple[int, int], digits: tuple[int, int], generator: str = "chain_sum", **options: Any
+) -> Split:
+    limits = {"min_terms": terms[0], "max_terms": terms[1], "min_digits": digits[0], "max_digits": digits[1]}
+    return Split(generator, size, seed, limits | options)
 
 
+# The model is not trained on this family: other wording, and numbers from 0 to 100 in the same expression.
+_UNSEEN = {"operators": ["+", "-"], "allow_parentheses": False, "format_style": "natural"}
 SPLITS = {
-    "train": _chain_sum(4096, 1_000_000, terms=(2, 6), digits=(1, 2)),
-    "easy": _chain_sum(256, 2_000_000, terms=(4, 6), digits=(1, 1)),
-    "medium": _chain_sum(256, 3_000_000, terms=(3, 4), digits=(2, 2)),
-    "hard": _chain_sum(256, 4_000_000, terms=(5, 6), digits=(2, 2)),
-    # The model is not trained on this family: other wording, and numbers from 0 to 100 in the same expression.
-    "unseen": Split(
-        "basic_arithmetic",
-        256,
-        5_000_000,
-        {
-            "min_terms": 3,
-            "max_terms": 5,
-            "min_digits": 2,
-            "max_digits": 2,
-            "operators": ["+", "-"],
-            "allow_parentheses": False,
-            "format_style": "natural",
-        },
-    ),
+    "train": _split(4096, 1_000_000, terms=(2, 6), digits=(1, 2)),
+    "easy": _split(256, 2_000_000, terms=(4, 6), digits=(1, 1)),
+    "medium": _split(256, 3_000_000, terms=(3, 4), digits=(2, 2)),
+    "hard": _split(256, 4_000_000, terms=(5, 6), digits=(2, 2)),
+    "unseen": _split(256, 5_000_000, terms=(3, 5), digits=(2, 2), generator="basic_arithmetic", **_UNSEEN),
 }
 EVALUATION_SPLITS = ("easy", "medium", "hard", "unseen")
 
