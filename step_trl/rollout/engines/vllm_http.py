@@ -96,8 +96,12 @@ class Server:
             self.down_since = None
 
 
-# The resources of one event loop: its session, and the semaphore of [`VLLMHTTPClient.streams`].
-_Session = tuple[aiohttp.ClientSession, asyncio.Semaphore]
+@dataclass(eq=False)
+class _Session:
+    """Resources of one event loop."""
+
+    http: aiohttp.ClientSession
+    streams: asyncio.Semaphore
 
 
 class VLLMHTTPClient:
@@ -159,7 +163,7 @@ class VLLMHTTPClient:
         self, server: Server, method: str, path: str, body: dict[str, Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send one request. The server aborts it if the context ends before the response was read to its end."""
-        session, _ = await self._session()
+        session = (await self._session()).http
         data = None if body is None else _ENCODER.encode(body)
         async with session.request(method, server.url + path, data=data, allow_redirects=False) as response:
             if response.status >= 300:
@@ -185,7 +189,7 @@ class VLLMHTTPClient:
 
         If all connections were streams, the rollouts that read them would deadlock waiting for a connection.
         """
-        return (await self._session())[1]
+        return (await self._session()).streams
 
     async def _session(self) -> _Session:
         loop = asyncio.get_running_loop()
@@ -204,7 +208,7 @@ class VLLMHTTPClient:
         )
         async with aiohttp.ClientSession(connector=connector, headers=headers, timeout=self._timeout) as http:
             try:
-                yield http, asyncio.Semaphore(self._max_connections // 2)
+                yield _Session(http, asyncio.Semaphore(self._max_connections // 2))
             finally:
                 del self._sessions[loop]
 
