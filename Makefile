@@ -25,7 +25,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What to run while working: no servers, no processes, no long trainings. Two to three minutes of one core.
+# What to run while working: no servers, no processes, no long trainings. About two minutes of one core.
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n0 -m "not slow" $(PYTEST_ARGS)
 
