@@ -14,16 +14,17 @@ import argparse
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from study.run import evaluate_model
-from think_or_not import table
+from think_or_not import run_recipe, table
 
 from step_trl.cli.recipe import load_recipe
-from step_trl.cli.train import is_done, run_train
+from step_trl.cli.train import is_done
 from step_trl.report import plot_training, read_history
 from step_trl.report.figures import STYLE
 from step_trl.report.tables import to_markdown
@@ -43,10 +44,6 @@ CURVES = {
 }
 
 
-def name_of(method: str, ahead: int) -> str:
-    return f"{method}, rollouts_ahead={ahead}"
-
-
 def train(method: str, ahead: int, seed: int, url: str, args: argparse.Namespace) -> Path:
     """Train with one seed, unless this has been done. Returns the folder of the model."""
     output = args.output_dir / f"{method}-{ahead}" / str(seed)
@@ -55,9 +52,7 @@ def train(method: str, ahead: int, seed: int, url: str, args: argparse.Namespace
         own = {"trainer": method, "rollouts_ahead": ahead, "seed": seed, "max_steps": args.updates}
         recipe = load_recipe(RECIPE) | servers | own | {"output_dir": str(output), "disable_tqdm": True}
         output.parent.mkdir(parents=True, exist_ok=True)
-        file = output.with_suffix(".json")
-        file.write_text(json.dumps(recipe | args.options))
-        run_train(["--config", str(file)])
+        run_recipe(recipe | args.options, output.with_suffix(".json"))
     return output
 
 
@@ -89,7 +84,8 @@ def main() -> None:
     server = VLLMServer(MODEL_DIR, max_model_len=1024, log_file="/dev/null") if args.url is None else None
     with server or nullcontext():
         for seed in args.seeds:
-            for name, method, ahead in [(name_of(method, n), method, n) for method in args.methods for n in (0, 1)]:
+            for method, ahead in product(args.methods, (0, 1)):
+                name = f"{method}, rollouts_ahead={ahead}"
                 print(f"{name}, seed {seed}", flush=True)
                 models[name, seed] = train(method, ahead, seed, args.url or server.url, args)
     for (name, seed), model in models.items():

@@ -40,13 +40,14 @@ def train(folder: Path, seed: int, examples: int, updates: int, options: dict[st
     first, second = recipe.pop("stages")
     stages = [first | {"limit": examples}, second | {"max_steps": updates} | options]
     ton, grpo = folder / f"ton-{seed}", folder / f"grpo-{seed}"
-    _run(recipe | {"stages": stages, "output_dir": str(ton)}, folder / f"ton-{seed}.json")
+    run_recipe(recipe | {"stages": stages, "output_dir": str(ton)}, folder / f"ton-{seed}.json")
     if not is_done(grpo):
-        _run(recipe | stages[1] | {"output_dir": str(grpo)}, folder / f"grpo-{seed}.json")
+        run_recipe(recipe | stages[1] | {"output_dir": str(grpo)}, folder / f"grpo-{seed}.json")
     return {"GRPO": grpo, "cold start": ton / "stage-1", "TON": ton / "stage-2"}
 
 
-def _run(recipe: dict[str, Any], file: Path) -> None:
+def run_recipe(recipe: dict[str, Any], file: Path) -> None:
+    """Write a recipe to a file, and train it."""
     file.write_text(json.dumps(recipe))
     run_train(["--config", str(file)])
 

@@ -14,7 +14,6 @@ that was stopped resumes from its last checkpoint. Several processes share the w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,13 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `smollm2`
 
+from think_or_not import run_recipe
+
 from smollm2.page import write_page
 from smollm2.problems import evaluation_sets, training_rows
 from smollm2.teach import teach
 from step_trl import testbed
-from step_trl.cli.train import is_done, run_train
+from step_trl.cli.train import is_done
 from step_trl.evaluation import evaluate
 from step_trl.testbed.problems import as_dataset
 
@@ -92,9 +93,7 @@ def train(arm: str, seed: int, taught: Path, rows: Path, folder: Path, options: 
             "max_completion_length": context, "max_steps": options.updates, "seed": seed,
             "resume_from_checkpoint": "true" if any(output.glob("checkpoint-*")) else None,
         }  # fmt: skip
-        file = output.with_suffix(".json")
-        file.write_text(json.dumps(recipe))
-        run_train(["--config", str(file)])
+        run_recipe(recipe, output.with_suffix(".json"))
     return output
 
 

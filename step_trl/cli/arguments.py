@@ -8,6 +8,7 @@ from typing import ClassVar
 from transformers import SchedulerType
 from trl import DPOConfig, SFTConfig
 
+from ..checks import check_least
 from ..evaluation.graders import GRADERS
 from ..runtime.run_config import check_precision, drop_pin_memory
 
@@ -77,9 +78,7 @@ class SamplingArguments(TrainArguments):
         super().__post_init__()
         if self.engine not in ("transformers", "vllm"):
             raise ValueError(f"engine: {self.engine!r} is not known. Set 'transformers' or 'vllm'.")
-        for name in self._COUNTS:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} is too small. Set at least 1.")
+        check_least(self, **dict.fromkeys(self._COUNTS, 1))
         if not 0 <= self.thought_dropout <= 1:
             raise ValueError(f"thought_dropout: {self.thought_dropout} is not a probability. Set for example 0.5.")
 

@@ -63,10 +63,8 @@ def distill(arguments: DistillArguments, model: ModelConfig, config: FineTuningC
         `dict[str, float]`: The result of [`statistics`].
     """
     output_dir, name = Path(str(config.output_dir)), starting_model(model, config)
-    rows, processor = (
-        load_rows(arguments),
-        AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code),
-    )
+    rows = load_rows(arguments)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code)
     if "grader" not in rows.column_names:
         rows = rows.add_column("grader", [arguments.grader] * len(rows))
     truncation = ConfidenceTruncation(tokenizer_of(processor), threshold=arguments.confidence)

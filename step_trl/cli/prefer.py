@@ -51,10 +51,8 @@ def prefer(rollouts: Path, arguments: DPOArguments, model: ModelConfig, config: 
     if state.is_main_process:
         make_pairs(rollouts, arguments, output_dir)
     state.wait_for_everyone()
-    processor, pairs = (
-        AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code),
-        pd.read_parquet(output_dir / PAIRS),
-    )
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=config.trust_remote_code)
+    pairs = pd.read_parquet(output_dir / PAIRS)
     about_images = pairs["images"].ne("").any()
     trainer = RolloutDPOTrainer(
         name,

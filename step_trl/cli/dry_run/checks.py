@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import clear_environment
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig, AutoProcessor, PretrainedConfig
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 from trl import ModelConfig
 from trl.import_utils import is_vllm_available
@@ -157,13 +157,17 @@ def check_model(plan: StagePlan) -> str:
     plan.model_config = AutoConfig.from_pretrained(source, **loading)
     plan.processor = AutoProcessor.from_pretrained(source, **loading)
     plan.tokenizer = tokenizer_of(plan.processor)
-    context = plan.model_config.get_text_config().max_position_embeddings
+    context = context_of(plan.model_config)
     return f"{model.model_name_or_path}: {plan.model_config.model_type}, {model.dtype}, context of {context:,} tokens"
+
+
+def context_of(config: PretrainedConfig) -> int:
+    return config.get_text_config().max_position_embeddings
 
 
 def check_prompts(plan: StagePlan) -> str:
     rows, most = plan.rows, plan.values.max_completion_length
-    context = plan.model_config.get_text_config().max_position_embeddings
+    context = context_of(plan.model_config)
     lengths = [prompt_length(prompt, plan.tokenizer) for prompt in sampled(rows["prompt"])]
     plan.longest_prompt = max(lengths)
     validate_prompt_lengths(rows, plan.tokenizer, context, most)
