@@ -229,11 +229,16 @@ def test_stop_strings_end_the_answer_and_the_work(url, vllm_server, conversation
     assert until(lambda: open_requests(vllm_server.url) == 0, seconds=5)
 
 
-def test_a_thought_that_the_prompt_closed_has_no_exits(url, tokenizer, prompts):
+def test_a_thought_that_the_prompt_closed_has_no_exits(url, vllm_server, tokenizer, prompts):
+    """The model may write `</think>` again, but nothing is injected: it is the rollout without callbacks."""
     closed = f"{tokenizer.decode(prompts[0])}5.\n</think>\n\n"
-    asked = {"model": "testbed", "prompt": closed, "max_tokens": 60, "extra_body": {"thinking_token_budget": 2}}
-    (choice,) = client(url).completions.create(**asked).choices
-    assert not choice.early_exit["exited"] and THINK_END not in choice.text
+    ids = tokenizer(closed, add_special_tokens=False)["input_ids"]
+    asked = {"model": "testbed", "prompt": closed, "max_tokens": 60, "seed": 3}
+    (choice,) = client(url).completions.create(**asked, extra_body={"thinking_token_budget": 2}).choices
+    assert not choice.early_exit["exited"]
+    engine = VLLMServerEngine(vllm_server.url, tokenizer)
+    (record,) = DynamicTruncatedRollout(engine, [], SamplingParams(60)).run([ids], seeds=[3])
+    assert choice.text == tokenizer.decode(record.completion_ids, skip_special_tokens=True)
 
 
 # Clients that leave, and servers that are gone
