@@ -21,7 +21,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 from study.run import evaluate_model
-from think_or_not import run_recipe, table
+from trainings import means_of_seeds, run_recipe
 
 from step_trl.cli.recipe import load_recipe
 from step_trl.cli.train import is_done
@@ -93,7 +93,7 @@ def main() -> None:
             model, model.with_name(f"{seed}-samples"), args.samples, problems=range(args.problems)
         )
         parts.append(samples.assign(arm=name, seed=seed))
-    print(to_markdown(table(pd.concat(parts), EVALUATION_SPLITS, MEASURES)))
+    print(to_markdown(means_of_seeds(pd.concat(parts), EVALUATION_SPLITS, MEASURES)))
     with matplotlib.rc_context(STYLE):
         draw(models).savefig(args.output_dir / "learning_ahead.png")
 

@@ -33,7 +33,6 @@ from study.arms import SHORT_CONTEXT, Arm
 from study.results import overall_means
 
 from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer
-from step_trl.files import atomic_write
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation
 from step_trl.steps import TriggerSegmenter
@@ -105,9 +104,7 @@ def read_results(file: Path) -> pd.DataFrame:
 def add_result(file: Path, arm: str, seed: int, samples: pd.DataFrame) -> None:
     """Add a training to the results."""
     row = pd.DataFrame([{"arm": arm, "seed": seed, **overall_means(samples)}], columns=COLUMNS)
-    earlier = read_results(file)
-    with atomic_write(file) as partial:
-        (pd.concat([earlier, row]) if len(earlier) else row).to_csv(partial, index=False, float_format="%.5f")
+    row.to_csv(file, mode="a", header=not file.exists(), index=False, float_format="%.5f")
 
 
 def table(results: pd.DataFrame) -> str:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from datasets import Dataset
+from trainings import means_of_seeds, run_recipe
 
 from step_trl.cli.recipe import load_recipe
-from step_trl.cli.train import is_done, run_train
+from step_trl.cli.train import is_done
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.report.tables import to_markdown
 from step_trl.testbed import vision
@@ -46,12 +46,6 @@ def train(folder: Path, seed: int, examples: int, updates: int, options: dict[st
     return {"GRPO": grpo, "cold start": ton / "stage-1", "TON": ton / "stage-2"}
 
 
-def run_recipe(recipe: dict[str, Any], file: Path) -> None:
-    """Write a recipe to a file, and train it."""
-    file.write_text(json.dumps(recipe))
-    run_train(["--config", str(file)])
-
-
 @cache
 def evaluation_sets(problems: int) -> dict[str, Dataset]:
     sets = {split: load_benchmark(f"vision-testbed-{split}") for split in vision.EVALUATION_SPLITS}
@@ -63,29 +57,6 @@ def measure(model: Path, problems: int, save_to: Path) -> pd.DataFrame:
     sets = evaluation_sets(problems)
     samples = evaluate(model, sets, temperature=1.0, top_p=1.0, max_tokens=256, save_to=save_to)
     return samples.assign(skipped=skipped_thoughts(samples["completion"].tolist()))
-
-
-def table(
-    samples: pd.DataFrame,
-    splits: Iterable[str] = vision.EVALUATION_SPLITS,
-    measures: Mapping[str, tuple[str, float, int]] = MEASURES,
-) -> pd.DataFrame:
-    """
-    Return the means of each arm and set, and of all sets, and their standard deviations between seeds.
-
-    `measures` are columns of the samples, factors and numbers of digits.
-    """
-    rows: dict[str, dict[str, str]] = {}
-    columns = [column for column, _, _ in measures.values()]
-    for arm, part in samples.groupby("arm", sort=False):
-        row = rows[str(arm)] = {"seeds": str(part["seed"].nunique())}
-        sets = {split: part[part["benchmark"] == split] for split in splits} | {"all": part}
-        for split, chosen in sets.items():
-            by_seed = chosen.groupby("seed")[columns].mean()
-            for name, (column, scale, digits) in measures.items():
-                spread = f" ± {scale * by_seed[column].std():.{digits}f}" if len(by_seed) > 1 else ""
-                row[f"{split}: {name}"] = f"{scale * by_seed[column].mean():.{digits}f}{spread}"
-    return pd.DataFrame.from_dict(rows, orient="index").T
 
 
 def main() -> None:
@@ -107,7 +78,7 @@ def main() -> None:
         for arm, model in trained.items():
             save_to = folder / f"samples-{arm.replace(' ', '-')}-{seed}"
             parts.append(measure(model, options.problems, save_to).assign(arm=arm, seed=seed))
-    print(to_markdown(table(pd.concat(parts))))
+    print(to_markdown(means_of_seeds(pd.concat(parts), vision.EVALUATION_SPLITS, MEASURES)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ the cancellation; the forward pass that runs at that moment is not counted. "tho
 completions, including final answers; "probe" are the answers of probes, as far as they were read; "discarded" are the
 rest: tokens sampled while a probe decided to stop, and tokens that the server sampled after a call had ended here.
 "read" are tokens of prompts and completions that the server computed, because they were not in its prefix cache.
+
+The testbed's steps are short. So the share of probes in the sampled tokens is also measured with steps of at least
+`--step-tokens` tokens: before each trigger stand tokens that the model does not read, as if it had sampled them. A
+probe that leads to an exit is the answer of its completion, so its tokens are no cost. The table has them, too.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -42,7 +46,7 @@ from step_trl.rollout import (
     Rollout,
     SamplingParams,
 )
-from step_trl.rollout.engines import Generation, VLLMServer, VLLMServerEngine
+from step_trl.rollout.engines import Engine, Generation, VLLMServer, VLLMServerEngine
 from step_trl.rollout.records import RolloutBuilder
 from step_trl.rollout.truncation import GoOn, Outcome
 from step_trl.steps import DelimiterSegmenter, TriggerSegmenter
@@ -171,6 +175,55 @@ class LockStepRollout:
             answer = await self.engine.generate(path, max_tokens=remaining, temperature=0.0)
             rollout.append(answer, greedy=True)
             rollout.sampled_tokens += len(answer.token_ids)
+
+
+class LongSteps(Engine):
+    """The thoughts of a model with steps of at least `step_tokens` tokens. The model does not read what was added."""
+
+    def __init__(self, engine: Engine, step_tokens: int):
+        self.engine = engine
+        self.tokenizer = engine.tokenizer
+        self.step_tokens = step_tokens
+        self.added_id = engine.tokenizer.pad_token_id
+
+    async def generate(self, prompt_ids: Sequence[int], *, max_tokens: int, **call: Any) -> Generation:
+        read = [token_id for token_id in prompt_ids if token_id != self.added_id]
+        room = self.tokenizer.model_max_length - len(read)
+        found = await self.engine.generate(read, max_tokens=min(max_tokens, room), **call)
+        if found.finish_reason == "length" and room < max_tokens:  # what fills the model's context ends
+            return replace(found, finish_reason="eos")
+        missing = self.step_tokens - len(found.token_ids)
+        if found.finish_reason != "stop" or missing <= 0:  # a probe, an answer, or the end of a thought
+            return found
+        return Generation([self.added_id] * missing + found.token_ids, [0.0] * missing + found.logprobs, "stop")
+
+
+def long_steps(url: str, rollouts: int, step_tokens: int) -> pd.DataFrame:
+    """Return the tokens of probes in rollouts with long steps, with exits off and on."""
+    tokenizer = load_tokenizer()
+    engine, sampling = (
+        LongSteps(VLLMServerEngine(url, tokenizer, sample_ahead=False), step_tokens),
+        SamplingParams(16_384),
+    )
+    lines = {}
+    for name, threshold in (("B exits off", 1.0), ("C exits on", ConfidenceTruncation.threshold)):
+        callback = ConfidenceTruncation(tokenizer, threshold=threshold)
+        rollout = DynamicTruncatedRollout(engine, [callback], sampling, speculative=False)
+        found = rollout.run(make_prompts(tokenizer, rollouts), range(rollouts))
+        probes = [probe for own in found for probe in own.probes]
+        sampled = sum(own.sampled_tokens for own in found)
+        declined = sum(len(probe.token_ids) for probe in probes if probe.outcome != "exit")
+        of_all = sum(len(probe.token_ids) for probe in probes)
+        lines[name] = {
+            "rollouts": rollouts,
+            "sampled": sampled,
+            "probes": len(probes),
+            "declined, tokens": declined,
+            "declined, share": f"{declined / sampled:.2%}",
+            "all, tokens": of_all,
+            "all, share": f"{of_all / sampled:.2%}",
+        }
+    return pd.DataFrame.from_dict(lines, orient="index")
 
 
 class Counter:
@@ -339,6 +392,7 @@ def main() -> None:
     parser.add_argument("--answer-prompt", help="answer prompt of the probes")
     parser.add_argument("--max-probe-tokens", type=int)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--step-tokens", type=int, default=200, help="least length of a long step")
     parser.add_argument(
         "--threads", type=int, help="threads of the server that is started here; by default, one core is left free"
     )
@@ -352,8 +406,11 @@ def main() -> None:
         url = (args.url or own_server.url).rstrip("/")
         counter = Counter(url)
         measured = {in_flight: compare(url, counter, in_flight, args) for in_flight in args.in_flight}
+        probes = long_steps(url, max(args.in_flight) * args.per_slot, args.step_tokens)
     print("\nGoals, by rollouts in flight")
     print(pd.DataFrame(measured).round(3).to_string())
+    print(f"\nProbes, steps of at least {args.step_tokens} tokens")
+    print(probes.to_string())
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `smollm2`
 
-from think_or_not import run_recipe
+from trainings import run_recipe
 
 from smollm2.page import write_page
 from smollm2.problems import evaluation_sets, training_rows

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
-from think_or_not import table
+from trainings import means_of_seeds
 
 from step_trl.report import plot_training, read_history
 from step_trl.report.figures import COLORS, STYLE
@@ -25,7 +25,7 @@ SHOWN = ("legs", "sums", "gcd")  # sets of whose first problem the completions a
 def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
     """Write `table.md`, `smollm2.png` and `samples.md` to `page`, and print the table."""
     page.mkdir(parents=True, exist_ok=True)
-    written = to_markdown(table(samples, EVALUATION, MEASURES))
+    written = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
     print(written)
     (page / "table.md").write_text(written + "\n")
     (page / "samples.md").write_text(completions(samples))

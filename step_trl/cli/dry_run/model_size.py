@@ -97,9 +97,19 @@ def _measure(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> Mode
         head_trained=head.requires_grad,
         hidden_size=head.shape[1],
         num_layers=len(layers),
-        cache=_cache_bytes(model),
-        **activation_sizes(cast("Any", model).to(torch.bfloat16) if bf16 else model),
+        **_token_sizes(model, bf16),
     )
+
+
+def _token_sizes(model: PreTrainedModel, bf16: bool) -> dict[str, Any]:
+    """Return the bytes per token of the cache, which has the dtype of the weights, and of the activations."""
+    held = model.dtype.itemsize
+    computed = torch.bfloat16.itemsize if bf16 else held
+    if bf16 or model._can_set_experts_implementation():  # on the meta device, experts compute in bfloat16 only
+        model = cast("Any", model).to(torch.bfloat16)
+    own = model.dtype.itemsize
+    cache = _cache_bytes(model) * held // own
+    return {"cache": cache} | {name: size * computed // own for name, size in activation_sizes(model).items()}
 
 
 def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedModel:
@@ -119,8 +129,11 @@ def empty_model(config: PretrainedConfig, options: ModelConfig) -> PreTrainedMod
 def _cache_bytes(model: PreTrainedModel) -> int:
     """Return the key-value cache's bytes per token, by a forward pass on the meta device of any architecture."""
     with torch.no_grad():
-        cache = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True).past_key_values
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        output = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device="meta"), use_cache=True)
+    # Recurrent layers and those that read the keys of others have none, and states do not grow with the tokens.
+    layers = output.past_key_values.layers if hasattr(output, "past_key_values") else []
+    tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def activation_sizes(model: PreTrainedModel) -> dict[str, Any]:

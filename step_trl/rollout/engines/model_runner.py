@@ -33,7 +33,7 @@ def make_model_runner(
         )
     # PEFT's `forward` takes any argument.
     parameters = frozenset(inspect.signature(without_adapter(model).forward).parameters)
-    cache_name = next((name for name in ("past_key_values", "cache_params") if name in parameters), None)
+    cache_name = next((name for name in ("cache", "past_key_values", "cache_params") if name in parameters), None)
     if cache_name is not None and _supports_rows(model):
         return CachedModelRunner(model, parameters, stats, images, cache_name)
     logger.warning(

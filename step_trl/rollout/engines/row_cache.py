@@ -19,6 +19,7 @@ from transformers.cache_utils import (
 
 
 FULL, SLIDING, CHUNKED, STATES = "full_attention", "sliding_attention", "chunked_attention", "linear_attention"
+NOTHING = "dummy"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class LayerKind:
     Kind of a layer's cache, by its name in transformers.
 
     Full, sliding-window and chunked attention cache keys and values. Linear attention keeps states of a recurrence or
-    convolution. `window` is the width of the sliding window or of a chunk.
+    convolution. A dummy layer keeps nothing, such as one that reads the keys of another. `window` is the width of the
+    sliding window or of a chunk.
     """
 
     name: str
@@ -58,6 +60,8 @@ def layer_kinds(config: PreTrainedConfig) -> list[LayerKind] | None:
             kinds.append(LayerKind(name, layer.sliding_window))
         elif type(layer) is LinearAttentionLayer:
             kinds.append(LayerKind(STATES))
+        elif type(layer).__name__ == "DummyLayer":  # transformers before 5.24 has none
+            kinds.append(LayerKind(NOTHING))
         else:
             return None
     return kinds or None
@@ -192,6 +196,8 @@ class RowCache(Cache):
                 self._states.append(_RowStates(cast(LinearAttentionLayer, layer)))
                 self._rows.append(self._states[-1])
                 layers.append(layer)
+            elif kind.name == NOTHING:
+                layers.append(layer)
             else:
                 self._rows.append(_RowKeys(self))
                 layers.append(self._rows[-1])
@@ -211,7 +217,8 @@ class RowCache(Cache):
     def masks(self, position_ids: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """Return the mask (rows, 1, tokens, length) of each kind of attention by name, True for attended keys."""
         keys, queries = torch.arange(length, device=position_ids.device), position_ids[:, None, :, None]
-        return {kind.name: kind.sees(queries, keys) for kind in dict.fromkeys(self._kinds) if kind.name != STATES}
+        attention = [kind for kind in dict.fromkeys(self._kinds) if kind.name not in (STATES, NOTHING)]
+        return {kind.name: kind.sees(queries, keys) for kind in attention}
 
     def select(self, slots: np.ndarray, columns: torch.Tensor, length: int, begins: bool = False) -> None:
         """

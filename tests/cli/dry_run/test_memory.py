@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rollout.tiny_models import build_model
 from small_runs import TESTBED_RUN, flags
 from trainers.held_bytes import HeldBytes
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -231,3 +232,15 @@ def test_tied_embeddings_are_counted_once():
     config.tie_word_embeddings = True
     tied = model_size(config, ModelConfig(dtype="float32"), bf16=False)
     assert count - tied.parameters == tied.head_parameters == config.vocab_size * config.hidden_size
+
+
+def test_experts_in_float32_are_counted_as_twice_those_in_bfloat16():
+    config = build_model("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16).config
+    half, whole = (model_size(config, ModelConfig(dtype=dtype), bf16=False) for dtype in ("bfloat16", "float32"))
+    assert (whole.weights, whole.cache, whole.layer) == (2 * half.weights, 2 * half.cache, 2 * half.layer)
+    mixed = model_size(config, ModelConfig(dtype="float32"), bf16=True)
+    assert (mixed.weights, mixed.cache, mixed.layer) == (whole.weights, whole.cache, half.layer)
+
+
+def test_states_of_a_recurrence_do_not_grow_with_the_tokens():
+    assert model_size(build_model("mamba", None).config, ModelConfig(dtype="float32"), bf16=False).cache == 0
