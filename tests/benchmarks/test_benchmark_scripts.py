@@ -36,7 +36,7 @@ def commands():
 def scripts():
     blocks = {f"gpu/{path.stem}" for path in BENCHMARKS.glob("gpu/*.py") if "\nSMALLEST" in path.read_text()}
     return (
-        {path.stem for path in BENCHMARKS.glob("*.py")}
+        {path.stem for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()}
         | {"testbed_model", "gpu", "smollm2"}
         | blocks - {"gpu/__main__"}
     )
