@@ -233,11 +233,10 @@ def test_a_thought_that_the_prompt_closed_has_no_exits(url, vllm_server, tokeniz
     """The model may write `</think>` again, but nothing is injected: it is the rollout without callbacks."""
     closed = f"{tokenizer.decode(prompts[0])}5.\n</think>\n\n"
     ids = tokenizer(closed, add_special_tokens=False)["input_ids"]
-    asked = {"model": "testbed", "prompt": closed, "max_tokens": 60, "seed": 3}
+    asked = {"model": "testbed", "prompt": closed, "max_tokens": MAX_TOKENS, "seed": 3}
     (choice,) = client(url).completions.create(**asked, extra_body={"thinking_token_budget": 2}).choices
     assert not choice.early_exit["exited"]
-    engine = VLLMServerEngine(vllm_server.url, tokenizer)
-    (record,) = DynamicTruncatedRollout(engine, [], SamplingParams(60)).run([ids], seeds=[3])
+    (record,) = rollouts(vllm_server, tokenizer, [], [ids], [3])
     assert choice.text == tokenizer.decode(record.completion_ids, skip_special_tokens=True)
 
 
