@@ -136,6 +136,8 @@ def estimate_memory(config: PretrainedConfig, work: Workload) -> MemoryEstimate:
         estimate.left_out.append(f"states of optim={work.optimizer}")
     if work.model.load_in_4bit or work.model.load_in_8bit:
         estimate.left_out.append("what quantisation saves")
+    if size.recurrent:
+        estimate.left_out.append("what fused kernels of recurrent layers save")
     if work.model.attn_implementation == "eager":
         estimate.left_out.append("the matrices of scores of attn_implementation=eager")
     if size.num_layers == 0:

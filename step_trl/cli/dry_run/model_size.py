@@ -47,6 +47,9 @@ class ModelSize:
             The bytes per token of the largest tensor that is kept.
         cache (`int`):
             The bytes per token of the key-value cache.
+        recurrent (`bool`):
+            Whether layers have states that each token changes. Their activations are those of the implementation
+            without a fused kernel.
     """
 
     parameters: int
@@ -64,6 +67,7 @@ class ModelSize:
     outside: int
     widest: int
     cache: int
+    recurrent: bool = False
 
 
 _sizes: dict[str, ModelSize] = {}
@@ -97,6 +101,7 @@ def _measure(config: PretrainedConfig, options: ModelConfig, bf16: bool) -> Mode
         head_trained=head.requires_grad,
         hidden_size=head.shape[1],
         num_layers=len(layers),
+        recurrent=model._is_stateful,
         **_token_sizes(model, bf16),
     )
 
@@ -188,8 +193,10 @@ def run_fused(model: PreTrainedModel, pack: Any) -> None:
     model.set_attn_implementation(_FUSED)
     model.enable_input_require_grads()  # as gradient checkpointing does with an adapter
     tokens = torch.zeros(1, COUNTED_TOKENS, dtype=torch.long, device="meta")
+    # Models with recurrent layers and attention look whether any token is padding, those without attention do not.
+    mask = torch.ones_like(tokens, device="cpu" if model._supports_sdpa else "meta")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.base_model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
 
 
 def fused_attention(

@@ -244,3 +244,13 @@ def test_experts_in_float32_are_counted_as_twice_those_in_bfloat16():
 
 def test_states_of_a_recurrence_do_not_grow_with_the_tokens():
     assert model_size(build_model("mamba", None).config, ModelConfig(dtype="float32"), bf16=False).cache == 0
+
+
+def test_recurrent_layers_beside_attention_have_no_key_value_cache():
+    options, work = ModelConfig(dtype="bfloat16"), replace(WORK, cached_completions=1)
+    config = build_model("qwen3_5_text", num_hidden_layers=4, linear_num_key_heads=2, linear_num_value_heads=4).config
+    attention = build_model("qwen3", num_hidden_layers=1).config  # every fourth layer
+    sizes = [model_size(config, options, bf16=False) for config in (config, attention)]
+    assert sizes[0].cache == sizes[1].cache > 0 and sizes[0].num_layers == 4
+    assert estimate_memory(config, work).left_out == ["what fused kernels of recurrent layers save"]
+    assert estimate_memory(attention, work).left_out == []
