@@ -26,12 +26,11 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
 from study import run
-from study.arms import SHORT_CONTEXT, Arm
+from study.arms import CLOSED, SHORT, SHORT_CONTEXT, TREE, Arm
 from study.results import overall_means
 
 from step_trl import LEADConfig, LEADTrainer, SPOConfig, SPOTrainer, StepGRPOConfig, StepGRPOTrainer
@@ -86,32 +85,29 @@ run.METHODS = METHODS | {
     "priced_spo": (PricedSPOTrainer, SPOConfig),
 }
 
-_SHORT: dict[str, Any] = {"max_completion_length": SHORT_CONTEXT}
 _SURE = {"confidence_threshold": 0.99}
 _RELEASED = ConfidenceTruncation.released()
 _POSITIVE = {"advantage_selection": {"selection": "correct", "failed_step_advantage": 0.0}}
-_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer
-_TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
 CANDIDATES = (
     Arm("sas", "sas"),
     Arm("step-grpo-released", "step_grpo", _RELEASED),
     Arm("sure", "step_grpo", _SURE),
-    Arm("sure-short", "step_grpo", _SURE | _SHORT),
-    Arm("released-short", "step_grpo", _RELEASED | _SHORT),
+    Arm("sure-short", "step_grpo", _SURE | SHORT),
+    Arm("released-short", "step_grpo", _RELEASED | SHORT),
     Arm("released-sure", "step_grpo", _RELEASED | _SURE),
-    Arm("released-selection-short", "step_grpo", _RELEASED | _SHORT | _POSITIVE),
-    Arm("sure-selection-short", "step_grpo", _SURE | _SHORT | _POSITIVE),
-    Arm("sure-positive-injected", "positive_injected", _SURE | _SHORT),
-    Arm("steps-selection", "step_grpo", {"truncated_rollout": False} | _SHORT | _CLOSED | _POSITIVE),
+    Arm("released-selection-short", "step_grpo", _RELEASED | SHORT | _POSITIVE),
+    Arm("sure-selection-short", "step_grpo", _SURE | SHORT | _POSITIVE),
+    Arm("sure-positive-injected", "positive_injected", _SURE | SHORT),
+    Arm("steps-selection", "step_grpo", {"truncated_rollout": False} | SHORT | CLOSED | _POSITIVE),
     Arm("sas-train-efficiently", "sas", {"length_reward": "train_efficiently"}),
     Arm("sas-lambda", "sas", {"length_reward": "grpo_lambda"}),
     Arm("sas-cut-off-spared", "sas", {"mask_truncated_completions": True}),
-    Arm("lead", "lead", _SHORT | _CLOSED),
-    Arm("lead-steps", "lead_steps", {"shortest_target": 1, "longest_target": 8} | _SHORT | _CLOSED),
+    Arm("lead", "lead", SHORT | CLOSED),
+    Arm("lead-steps", "lead_steps", {"shortest_target": 1, "longest_target": 8} | SHORT | CLOSED),
     Arm("sas-160", "sas", {"max_completion_length": 160}),
-    Arm("spo-tree", "spo", _TREE | _SHORT),
-    Arm("spo-tree-160", "spo", _TREE | {"max_completion_length": 160}),
-    Arm("spo-tree-priced", "priced_spo", _TREE | _SHORT),
+    Arm("spo-tree", "spo", TREE | SHORT),
+    Arm("spo-tree-160", "spo", TREE | {"max_completion_length": 160}),
+    Arm("spo-tree-priced", "priced_spo", TREE | SHORT),
 )  # fmt: skip
 
 

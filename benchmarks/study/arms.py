@@ -77,17 +77,17 @@ COMPARED = (
     *("lead", "dler", "spae"),
 )
 _LATER_RULE = {"failed_step_advantage": 0.0}
-_SHORT = {"max_completion_length": SHORT_CONTEXT}
-_DR_GRPO = _SHORT | {"loss_type": "dr_grpo", "scale_rewards": "none"}
+SHORT: dict[str, Any] = {"max_completion_length": SHORT_CONTEXT}
+_DR_GRPO = SHORT | {"loss_type": "dr_grpo", "scale_rewards": "none"}
 _TWICE = {"num_iterations": 2}  # where NFT differs from Dr.GRPO
-_CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer, which its baselines share
+CLOSED = {"require_end_of_thinking": True}  # the reward of SASTrainer, which its baselines share
 _SCALE = SHORT_CONTEXT / 4096
 _L1_ALPHA = {"alpha": 0.0003 / _SCALE}
 _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
 _LEAD = {"shortest_target": round(1000 * SHORT_CONTEXT / 8000)}  # of the limit of its paper
 _SPAE = {"answer_prompt": f"\n{THINK_END}\n\nThe final answer is \\boxed{{"}  # how the testbed's model answers
 _CHAIN = {"value_samples": 4, "max_segments": 2}
-_TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
+TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
 _LAPO = (
     {"lapo_stage": "discovery", "length_reward_options": {"decay": 100 * _SCALE}},
     {"lapo_stage": "internalization", "length_reward_options": {"sigma": 120 * _SCALE}},
@@ -108,34 +108,34 @@ _VERIPO_DPO = Arm(
 
 ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
-    Arm("grpo-short", "grpo", _SHORT, (_STEP_GRPO, _SAMPLED)),
-    Arm("grpo-short-closed", "grpo", _SHORT | _CLOSED, (_SAS, _SAS_PARTS)),
+    Arm("grpo-short", "grpo", SHORT, (_STEP_GRPO, _SAMPLED)),
+    Arm("grpo-short-closed", "grpo", SHORT | CLOSED, (_SAS, _SAS_PARTS)),
     Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
     Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
     Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
     Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
     Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO,)),
-    Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **_CLOSED}, (_SAS,)),
+    Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **CLOSED}, (_SAS,)),
     Arm("grpo-lp", "grpo", {"length_reward": "kimi"}, (_STEP_GRPO,)),
     Arm("grpo-sop", "grpo", {"length_reward": "soft_overlong"}, (_STEP_GRPO,)),
     Arm("grpo-lambda", "grpo", {"length_reward": "grpo_lambda"}, (_STEP_GRPO,)),
     _PROMPTED_CUTS,
     Arm("s-grpo", "s_grpo", {}, (_STEP_GRPO,), start=_PROMPTED_CUTS),
     Arm("deer-sft", "distill", {}, (_STEP_GRPO,)),
-    Arm("train-efficiently", "grpo", {**_SHORT, **_CLOSED, "length_reward": "train_efficiently"}, (_SAS,)),
+    Arm("train-efficiently", "grpo", {**SHORT, **CLOSED, "length_reward": "train_efficiently"}, (_SAS,)),
     _PROMPTED,
     Arm(
-        "l1-exact", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA},
+        "l1-exact", "grpo", {**SHORT, **CLOSED, "length_reward": "l1_exact", "length_reward_options": _L1_ALPHA},
         (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
     ),
     Arm(
-        "l1-max", "grpo", {**_SHORT, **_CLOSED, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA},
+        "l1-max", "grpo", {**SHORT, **CLOSED, "length_reward": "l1_max", "length_reward_options": _L1_ALPHA},
         (_SAS,), targets=_L1_TARGETS, start=_PROMPTED,
     ),
-    Arm("lapo-d", "lapo", {**_SHORT, **_CLOSED, **_LAPO[0]}, (_SAS,)),
-    Arm("lapo-i", "lapo", _SHORT | _CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
+    Arm("lapo-d", "lapo", {**SHORT, **CLOSED, **_LAPO[0]}, (_SAS,)),
+    Arm("lapo-i", "lapo", SHORT | CLOSED, (_SAS,), stages=_LAPO, start=_PROMPTED),
     Arm(
-        "thinkprune", "grpo", _CLOSED, (_SAS,),
+        "thinkprune", "grpo", CLOSED, (_SAS,),
         stages=tuple(
             {"max_completion_length": limit, "system_prompt": LIMIT_PROMPT.format(limit)} for limit in _LIMITS
         ),
@@ -159,25 +159,25 @@ ARMS: tuple[Arm, ...] = (
         for ratio in (0.1, 0.5, 0.7, 0.9)
     ),
     Arm("dr-grpo", "grpo", _DR_GRPO, (_FAMILY, _SAMPLED)),
-    Arm("seed-0.02", "seed_grpo", _SHORT | {"alpha": 0.02}, (_FAMILY,)),
-    Arm("seed-1", "seed_grpo", _SHORT | {"alpha": 1.0}, (_FAMILY,)),
+    Arm("seed-0.02", "seed_grpo", SHORT | {"alpha": 0.02}, (_FAMILY,)),
+    Arm("seed-1", "seed_grpo", SHORT | {"alpha": 1.0}, (_FAMILY,)),
     Arm("dr-grpo-2x", "grpo", _DR_GRPO | _TWICE, (_FAMILY,)),
-    Arm("nft-2x", "nft", _SHORT | _TWICE, (_FAMILY,)),
-    Arm("gvm-grpo", "gvm", _SHORT | {"loss": "grpo"}, (_SAMPLED,)),
-    Arm("gvm-grpo-half", "gvm", _SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
-    Arm("critique-grpo", "critique_grpo", _SHORT, (_SAMPLED,)),
-    Arm("spo-tree", "spo", _SHORT | _TREE, (_SAMPLED,)),
-    Arm("spo-chain", "spo", _SHORT | _CHAIN, (_SAMPLED,)),
-    Arm("spo-chain-all-tokens", "spo", _SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
-    Arm("lead", "lead", _SHORT | _LEAD, (_NEWER,)),
-    Arm("dler", "dler", _SHORT, (_NEWER,)),
+    Arm("nft-2x", "nft", SHORT | _TWICE, (_FAMILY,)),
+    Arm("gvm-grpo", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,)),
+    Arm("gvm-grpo-half", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
+    Arm("critique-grpo", "critique_grpo", SHORT, (_SAMPLED,)),
+    Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED,)),
+    Arm("spo-chain", "spo", SHORT | _CHAIN, (_SAMPLED,)),
+    Arm("spo-chain-all-tokens", "spo", SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
+    Arm("lead", "lead", SHORT | _LEAD, (_NEWER,)),
+    Arm("dler", "dler", SHORT, (_NEWER,)),
     Arm("spae", "spae", _SPAE, (_NEWER,)),
     _TON_SFT,
     Arm("ton", "grpo", {}, (_THINK_OR_NOT,), start=_TON_SFT),
     _VERIPO_GRPO,
     _VERIPO_DPO,
     Arm("veripo-grpo-2", "grpo", {"easy_prompts": 0.2}, (_VERIFIED,), start=_VERIPO_DPO),
-    Arm("grpo-short-long", "grpo", _SHORT | _CLOSED, (_LONG,), 5.0, True, 4),
+    Arm("grpo-short-long", "grpo", SHORT | CLOSED, (_LONG,), 5.0, True, 4),
     Arm("sas-long", "sas", _LATER_RULE, (_LONG,), 5.0, True, 4),
 )  # fmt: skip
 
