@@ -16,6 +16,9 @@ Protocol, written down before the first training:
 5. The winner becomes an arm of the study with 5 seeds. It is recommended if it is at least as accurate as SAS with at
    most 85 tokens, and if the intervals set it apart from both papers' methods.
 
+The last two candidates were added when seed 10 of all others was known, and seed 11 of SAS, `step-grpo-released` and
+`spo-tree-160`: they shorten `spo-tree-160` further.
+
 The output folder keeps models and samples. Accuracy and tokens of each training are added to `recommend.csv`, and what
 it has is not trained again, on any machine. Several processes share the work.
 """
@@ -108,6 +111,8 @@ CANDIDATES = (
     Arm("spo-tree", "spo", TREE | SHORT),
     Arm("spo-tree-160", "spo", TREE | {"max_completion_length": 160}),
     Arm("spo-tree-priced", "priced_spo", TREE | SHORT),
+    Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}),
+    Arm("spo-tree-priced-160", "priced_spo", TREE | {"max_completion_length": 160}),
 )  # fmt: skip
 
 
