@@ -3,7 +3,8 @@ The arms that are compared. An arm is a trainer with options; all share a number
 
 Tuning protocol, fixed before the runs: the learning rate, the schedule, the batch and the short context are those of
 the demo. They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study
-evaluates on the first 128. No arm has its own options except for the comparison itself. Constants that are numbers of
+evaluates on the first 128. No arm has its own options except for the comparison itself, and for the context of
+`spo-tree-128`, which `benchmarks/recommend.py` has chosen on the last 128 problems. Constants that are numbers of
 tokens in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
 """
 
@@ -65,6 +66,7 @@ _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, r
 _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
 _NEWER = "LEAD, DLER and SPAE"
+_RECOMMENDED = "The recommended recipe"
 _THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
 THOUGHT_TABLES = {_THINK_OR_NOT, _VERIFIED}  # tables about what thoughts are skipped or contradict their answers
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, and their own arms
@@ -73,8 +75,8 @@ METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, an
 COMPARED = (
     *("grpo", "grpo-short", "dr-grpo", "step-grpo", "step-grpo-released", "sas", "step-grpo+sas"),
     *("grpo-lp", "grpo-sop", "grpo-lambda", "train-efficiently", "lapo-d", "s-grpo", "deer-sft"),
-    *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "ton", "veripo-grpo-2"),
-    *("lead", "dler", "spae"),
+    *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "spo-tree-128"),
+    *("lead", "dler", "spae", "ton", "veripo-grpo-2"),
 )
 _LATER_RULE = {"failed_step_advantage": 0.0}
 SHORT: dict[str, Any] = {"max_completion_length": SHORT_CONTEXT}
@@ -110,9 +112,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
     Arm("grpo-short", "grpo", SHORT, (_STEP_GRPO, _SAMPLED)),
     Arm("grpo-short-closed", "grpo", SHORT | CLOSED, (_SAS, _SAS_PARTS)),
-    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN)),
-    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO,)),
-    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO)),
+    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN, _RECOMMENDED)),
+    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO, _RECOMMENDED)),
+    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO, _RECOMMENDED)),
     Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
     Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO,)),
     Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **CLOSED}, (_SAS,)),
@@ -166,7 +168,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("gvm-grpo", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,)),
     Arm("gvm-grpo-half", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
     Arm("critique-grpo", "critique_grpo", SHORT, (_SAMPLED,)),
-    Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED,)),
+    Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED, _RECOMMENDED)),
+    # The winner of benchmarks/recommend.py, with the only option that was chosen for one arm.
+    Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}, (_RECOMMENDED,)),
     Arm("spo-chain", "spo", SHORT | _CHAIN, (_SAMPLED,)),
     Arm("spo-chain-all-tokens", "spo", SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
     Arm("lead", "lead", SHORT | _LEAD, (_NEWER,)),

@@ -58,7 +58,7 @@ def verdict(difference: Difference, direction: Direction) -> str:
     return "holds" if holds else "does not hold" if does_not else "cannot be told"
 
 
-_STEP, _SAS = "Step-GRPO", "SAS"
+_STEP, _SAS, _RECIPE = "Step-GRPO", "SAS", "The recommended recipe"
 CLAIMS: tuple[Claim, ...] = (
     Claim(_STEP, "it uses fewer tokens than the vanilla model", "step-grpo", "vanilla", "tokens", "lower", "CR 0.68"),
     Claim(
@@ -125,6 +125,18 @@ CLAIMS: tuple[Claim, ...] = (
         "grpo-short-long", "grpo-short-closed", "accuracy", "lower",
     ),
     Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
+    Claim(_RECIPE, "it is at least as accurate as SAS", "spo-tree-128", "sas", "accuracy", "kept"),
+    Claim(_RECIPE, "it uses fewer tokens than SAS", "spo-tree-128", "sas", "tokens", "lower"),
+    Claim(_RECIPE, "it is more accurate than Step-GRPO", "spo-tree-128", "step-grpo", "accuracy", "higher"),
+    Claim(_RECIPE, "it uses fewer tokens than Step-GRPO", "spo-tree-128", "step-grpo", "tokens", "lower"),
+    Claim(
+        _RECIPE, "it is more accurate than Step-GRPO as it was released",
+        "spo-tree-128", "step-grpo-released", "accuracy", "higher",
+    ),
+    Claim(
+        _RECIPE, "it uses fewer tokens than Step-GRPO as it was released",
+        "spo-tree-128", "step-grpo-released", "tokens", "lower",
+    ),
     Claim(
         "SEED-GRPO", "with alpha 0.02 it is more accurate than Dr.GRPO",
         "seed-0.02", "dr-grpo", "accuracy", "higher", "56.6, 51.4 %",
