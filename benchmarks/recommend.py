@@ -33,12 +33,11 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock, Timeout
 from study import run
-from study.arms import CLOSED, SHORT, SHORT_CONTEXT, TREE, Arm
+from study.arms import CLOSED, PRICED, SHORT, TREE, Arm
 from study.results import overall_means
 
-from step_trl import LEADConfig, LEADTrainer, SPOConfig, SPOTrainer, StepGRPOConfig, StepGRPOTrainer
+from step_trl import LEADConfig, LEADTrainer, StepGRPOConfig, StepGRPOTrainer
 from step_trl.report.tables import to_markdown
-from step_trl.rewards import math_accuracy_reward
 from step_trl.rollout import ConfidenceTruncation
 from step_trl.steps import TriggerSegmenter
 from step_trl.trainers import METHODS
@@ -69,23 +68,9 @@ class StepLEADTrainer(LEADTrainer):
         return [1 + segmenter.count(ids) for ids in batch.completion_ids]
 
 
-def priced_reward(completion_ids, **inputs):
-    """Return the correctness, less 0.4 for a correct completion that fills the short context."""
-    correct = math_accuracy_reward(**inputs)
-    return [value * (1 - 0.4 * len(ids) / SHORT_CONTEXT) for value, ids in zip(correct, completion_ids, strict=True)]
-
-
-class PricedSPOTrainer(SPOTrainer):
-    """SPO with a price of tokens. It needs no group, as each completion is valued by itself."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, reward_funcs=priced_reward, **kwargs)
-
-
 run.METHODS = METHODS | {
     "positive_injected": (PositiveInjectedTrainer, StepGRPOConfig),
     "lead_steps": (StepLEADTrainer, LEADConfig),
-    "priced_spo": (PricedSPOTrainer, SPOConfig),
 }
 
 _SURE = {"confidence_threshold": 0.99}
@@ -110,9 +95,9 @@ CANDIDATES = (
     Arm("sas-160", "sas", {"max_completion_length": 160}),
     Arm("spo-tree", "spo", TREE | SHORT),
     Arm("spo-tree-160", "spo", TREE | {"max_completion_length": 160}),
-    Arm("spo-tree-priced", "priced_spo", TREE | SHORT),
+    Arm("spo-tree-priced", "spo", TREE | SHORT | PRICED),
     Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}),
-    Arm("spo-tree-priced-160", "priced_spo", TREE | {"max_completion_length": 160}),
+    Arm("spo-tree-priced-160", "spo", TREE | PRICED | {"max_completion_length": 160}),
 )  # fmt: skip
 
 

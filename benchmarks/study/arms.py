@@ -4,8 +4,9 @@ The arms that are compared. An arm is a trainer with options; all share a number
 Tuning protocol, fixed before the runs: the learning rate, the schedule, the batch and the short context are those of
 the demo. They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study
 evaluates on the first 128. No arm has its own options except for the comparison itself, and for the contexts of
-`spo-tree-128` and `spo-tree-160`, which `benchmarks/recommend.py` has chosen on the last 128 problems. Constants that
-are numbers of tokens in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short contexts, 224 to 4,096.
+`spo-tree-128` and `spo-tree-priced-160`, which `benchmarks/recommend.py` has chosen on the last 128 problems.
+Constants that are numbers of tokens in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short
+contexts, 224 to 4,096.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Arm:
         method (`str`), options (`dict[str, Any]`):
             A key of [`~step_trl.trainers.METHODS`], `"distill"`, `"dpo"`, or `"prompts"` for
             [`~study.prompted.teach_prompts`], and the fields of its configuration. `easy_prompts` is a share of the
-            prompts that the recorded rollouts of an arm that it starts from have solved.
+            prompts that the recorded rollouts of an arm that it starts from have solved, `reward_funcs` are dotted
+            paths.
         budget (`float`):
             The number of updates, relative to that of the study.
         sweep (`bool`):
@@ -75,8 +77,8 @@ METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, an
 COMPARED = (
     *("grpo", "grpo-short", "dr-grpo", "step-grpo", "step-grpo-released", "sas", "step-grpo+sas"),
     *("grpo-lp", "grpo-sop", "grpo-lambda", "train-efficiently", "lapo-d", "s-grpo", "deer-sft"),
-    *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "spo-tree-160", "spo-tree-128"),
-    *("lead", "dler", "spae", "ton", "veripo-grpo-2"),
+    *("seed-0.02", "nft-2x", "gvm-grpo", "critique-grpo", "spo-chain", "spo-tree", "spo-tree-128"),
+    *("spo-tree-priced-160", "lead", "dler", "spae", "ton", "veripo-grpo-2"),
 )
 _LATER_RULE = {"failed_step_advantage": 0.0}
 SHORT: dict[str, Any] = {"max_completion_length": SHORT_CONTEXT}
@@ -89,6 +91,7 @@ _L1_TARGETS = (round(100 * _SCALE), round(4000 * _SCALE))
 _LEAD = {"shortest_target": round(1000 * SHORT_CONTEXT / 8000)}  # of the limit of its paper
 _SPAE = {"answer_prompt": f"\n{THINK_END}\n\nThe final answer is \\boxed{{"}  # how the testbed's model answers
 _CHAIN = {"value_samples": 4, "max_segments": 2}
+PRICED = {"reward_funcs": ["study.rewards.priced_reward"]}
 TREE = {"structure": "tree", "branching": [3, 3, 3], "segment_tokens": 40}
 _LAPO = (
     {"lapo_stage": "discovery", "length_reward_options": {"decay": 100 * _SCALE}},
@@ -169,9 +172,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("gvm-grpo-half", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
     Arm("critique-grpo", "critique_grpo", SHORT, (_SAMPLED,)),
     Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED, _RECOMMENDED)),
-    # The two best of benchmarks/recommend.py. Their context is the only option that was chosen for one arm.
+    # The two best of benchmarks/recommend.py. Their contexts and the price are the only options chosen for one arm.
     Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}, (_RECOMMENDED,)),
-    Arm("spo-tree-160", "spo", TREE | {"max_completion_length": 160}, (_RECOMMENDED,)),
+    Arm("spo-tree-priced-160", "spo", TREE | PRICED | {"max_completion_length": 160}, (_RECOMMENDED,)),
     Arm("spo-chain", "spo", SHORT | _CHAIN, (_SAMPLED,)),
     Arm("spo-chain-all-tokens", "spo", SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
     Arm("lead", "lead", SHORT | _LEAD, (_NEWER,)),

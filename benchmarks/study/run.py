@@ -19,6 +19,7 @@ from step_trl.cli.arguments import DistillArguments, DPOArguments, FineTuningCon
 from step_trl.cli.demo import EVALUATION, MAX_COMPLETION_LENGTH, TRAINING
 from step_trl.cli.distill import distill
 from step_trl.cli.prefer import prefer
+from step_trl.cli.sources import load_reward_funcs
 from step_trl.data import rewrite_prompts
 from step_trl.evaluation import evaluate, load_benchmark
 from step_trl.files import atomic_write
@@ -69,8 +70,10 @@ def build_trainer(
         options |= {"save_strategy": "steps", "save_steps": every, "save_only_model": True}
     trainer_class, config_class = METHODS[arm.method]
     context = {"max_completion_length": SHORT_CONTEXT if arm.method == "sas" else MAX_COMPLETION_LENGTH}
+    reward_funcs = load_reward_funcs(options.pop("reward_funcs", None))
     trainer = trainer_class(
         str(model),
+        reward_funcs,
         args=config_class(output_dir, **TRAINING | context | options),
         train_dataset=rows,
         processing_class=testbed.load_tokenizer(),
