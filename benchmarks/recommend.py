@@ -128,7 +128,7 @@ def table(results: pd.DataFrame) -> str:
             "tokens of each": ", ".join(f"{value:.0f}" for value in tokens),
         }
     frame = pd.DataFrame.from_dict(rows, orient="index").sort_values("accuracy, %", ascending=False)
-    return to_markdown(frame.round({"accuracy, %": 1, "tokens": 0}))
+    return to_markdown(frame.round({"accuracy, %": 1, "tokens": 1}))
 
 
 def has_fallen_behind(results: pd.DataFrame, arm: str, seed: int) -> bool:

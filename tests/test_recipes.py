@@ -107,7 +107,7 @@ ARMS_ON_TESTBED = {
     "testbed": "grpo-short",
     "spo/testbed": "spo-chain",
     "spo/testbed_tree": "spo-tree",
-    "recommended": "spo-tree-128",
+    "spo/testbed_short_tree": "spo-tree-128",
     "critique_grpo/testbed": "critique-grpo",
     "gvm/testbed": "gvm-grpo",
 }

@@ -68,7 +68,7 @@ _SAS, _SAS_PARTS, _RATIO, _LONG = "SAS, table 1", "SAS, tables 3 and 4", "SAS, r
 _FAMILY = "SEED-GRPO and NFT"
 _SAMPLED = "SPO, Critique-GRPO and GVM"
 _NEWER = "LEAD, DLER and SPAE"
-_RECOMMENDED = "The recommended recipe"
+_BETTER = "Better than both papers"
 _THINK_OR_NOT, _VERIFIED = "TON", "VerIPO"
 THOUGHT_TABLES = {_THINK_OR_NOT, _VERIFIED}  # tables about what thoughts are skipped or contradict their answers
 METHODS = {_STEP_GRPO: "step-grpo", _SAS: "sas"}  # tables of the two papers, and their own arms
@@ -115,9 +115,9 @@ ARMS: tuple[Arm, ...] = (
     Arm("grpo", "grpo", {}, (_STEP_GRPO, _THINK_OR_NOT)),
     Arm("grpo-short", "grpo", SHORT, (_STEP_GRPO, _SAMPLED)),
     Arm("grpo-short-closed", "grpo", SHORT | CLOSED, (_SAS, _SAS_PARTS)),
-    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN, _RECOMMENDED)),
-    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO, _RECOMMENDED)),
-    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO, _RECOMMENDED)),
+    Arm("step-grpo", "step_grpo", {}, (_STEP_GRPO, _PARTS, _THRESHOLD, _OPEN, _BETTER)),
+    Arm("step-grpo-released", "step_grpo", ConfidenceTruncation.released(), (_STEP_GRPO, _BETTER)),
+    Arm("sas", "sas", _LATER_RULE, (_SAS, _SAS_PARTS, _RATIO, _BETTER)),
     Arm("sas-failed-1", "sas", {"failed_step_advantage": 1.0}, (_SAS, _SAS_PARTS)),
     Arm("step-grpo+sas", "step_grpo", {"advantage_selection": _LATER_RULE}, (_STEP_GRPO,)),
     Arm("step-grpo+sas-closed", "step_grpo", {"advantage_selection": _LATER_RULE, **CLOSED}, (_SAS,)),
@@ -171,10 +171,10 @@ ARMS: tuple[Arm, ...] = (
     Arm("gvm-grpo", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,)),
     Arm("gvm-grpo-half", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
     Arm("critique-grpo", "critique_grpo", SHORT, (_SAMPLED,)),
-    Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED, _RECOMMENDED)),
+    Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED, _BETTER)),
     # The two best of benchmarks/recommend.py. Their contexts and the price are the only options chosen for one arm.
-    Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}, (_RECOMMENDED,)),
-    Arm("spo-tree-priced-160", "spo", TREE | PRICED | {"max_completion_length": 160}, (_RECOMMENDED,)),
+    Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}, (_BETTER,)),
+    Arm("spo-tree-priced-160", "spo", TREE | PRICED | {"max_completion_length": 160}, (_BETTER,)),
     Arm("spo-chain", "spo", SHORT | _CHAIN, (_SAMPLED,)),
     Arm("spo-chain-all-tokens", "spo", SHORT | _CHAIN | {"probability_mask": None}, (_SAMPLED,)),
     Arm("lead", "lead", SHORT | _LEAD, (_NEWER,)),

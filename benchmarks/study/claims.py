@@ -58,7 +58,7 @@ def verdict(difference: Difference, direction: Direction) -> str:
     return "holds" if holds else "does not hold" if does_not else "cannot be told"
 
 
-_STEP, _SAS, _RECIPE = "Step-GRPO", "SAS", "The recommended recipe"
+_STEP, _SAS, _SHORT_TREE = "Step-GRPO", "SAS", "SPO-tree in 128 tokens"
 CLAIMS: tuple[Claim, ...] = (
     Claim(_STEP, "it uses fewer tokens than the vanilla model", "step-grpo", "vanilla", "tokens", "lower", "CR 0.68"),
     Claim(
@@ -125,16 +125,16 @@ CLAIMS: tuple[Claim, ...] = (
         "grpo-short-long", "grpo-short-closed", "accuracy", "lower",
     ),
     Claim(_SAS, "trained for long, SAS keeps its accuracy", "sas-long", "sas", "accuracy", "kept"),
-    Claim(_RECIPE, "it is at least as accurate as SAS", "spo-tree-128", "sas", "accuracy", "kept"),
-    Claim(_RECIPE, "it uses fewer tokens than SAS", "spo-tree-128", "sas", "tokens", "lower"),
-    Claim(_RECIPE, "it is more accurate than Step-GRPO", "spo-tree-128", "step-grpo", "accuracy", "higher"),
-    Claim(_RECIPE, "it uses fewer tokens than Step-GRPO", "spo-tree-128", "step-grpo", "tokens", "lower"),
+    Claim(_SHORT_TREE, "it is at least as accurate as SAS", "spo-tree-128", "sas", "accuracy", "kept"),
+    Claim(_SHORT_TREE, "it uses fewer tokens than SAS", "spo-tree-128", "sas", "tokens", "lower"),
+    Claim(_SHORT_TREE, "it is more accurate than Step-GRPO", "spo-tree-128", "step-grpo", "accuracy", "higher"),
+    Claim(_SHORT_TREE, "it uses fewer tokens than Step-GRPO", "spo-tree-128", "step-grpo", "tokens", "lower"),
     Claim(
-        _RECIPE, "it is more accurate than Step-GRPO as it was released",
+        _SHORT_TREE, "it is more accurate than Step-GRPO as it was released",
         "spo-tree-128", "step-grpo-released", "accuracy", "higher",
     ),
     Claim(
-        _RECIPE, "it uses fewer tokens than Step-GRPO as it was released",
+        _SHORT_TREE, "it uses fewer tokens than Step-GRPO as it was released",
         "spo-tree-128", "step-grpo-released", "tokens", "lower",
     ),
     Claim(

@@ -20,6 +20,7 @@ from study.pictures import draw
 from study.prompted import cut_off, prompt_ids
 from study.records import collect_records, read_records
 from study.results import Difference, Results
+from study.rewards import priced_reward
 
 from step_trl import testbed
 from step_trl.evaluation import classify_testbed_steps, read_samples
@@ -59,8 +60,15 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_row
             assert len(arm.stages) * trainer.args.max_steps == 36 * arm.budget and trainer.args.seed == 3
             assert trainer.model.dtype == torch.float32
             for name, value in options.items():
-                if name not in ("system_prompt", "easy_prompts"):
+                if name == "reward_funcs":
+                    assert [f"{one.__module__}.{one.__name__}" for one in trainer.reward_funcs] == value
+                elif name not in ("system_prompt", "easy_prompts"):
                     assert getattr(trainer.args, name) == value
+
+
+def test_a_price_is_for_tokens_of_correct_completions():
+    inputs = {"completions": ["<think>7</think>7"] * 3, "solution": ["7", "7", "8"]}
+    assert priced_reward([[0] * 224, [0] * 112, [0] * 112], **inputs) == pytest.approx([0.6, 0.8, 0])
 
 
 def test_claims_are_about_arms():
