@@ -67,7 +67,7 @@ def test_arms_are_valid_configurations_with_names_of_their_own(tmp_path, few_row
 
 
 def test_a_price_is_for_tokens_of_correct_completions():
-    inputs = {"completions": ["<think>7</think>7"] * 3, "solution": ["7", "7", "8"]}
+    inputs = {"completions": [r"<think>7</think>\boxed{7}"] * 3, "solution": ["7", "7", "8"]}
     assert priced_reward([[0] * 224, [0] * 112, [0] * 112], **inputs) == pytest.approx([0.6, 0.8, 0])
 
 
