@@ -3,7 +3,7 @@ Look for a recipe that is better than both papers' methods.
 
     python benchmarks/recommend.py [--output-dir runs/recommend] [--seeds 10 11] [--arms NAME ...] [--table-only]
 
-Protocol, written down before the first training:
+Protocol, written down before the first training, but for the third rule, which came before its result:
 
 1. Candidates are the arms below. All make 40 updates of 64 completions with the demo's learning rate and schedule, as
    every arm of the study.

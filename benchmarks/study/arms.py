@@ -3,8 +3,8 @@ The arms that are compared. An arm is a trainer with options; all share a number
 
 Tuning protocol, fixed before the runs: the learning rate, the schedule, the batch and the short context are those of
 the demo. They were chosen once, for all arms together, on the last 128 problems of each evaluation set; the study
-evaluates on the first 128. No arm has its own options except for the comparison itself, and for the contexts of
-`spo-tree-128` and `spo-tree-priced-160`, which `benchmarks/recommend.py` has chosen on the last 128 problems.
+evaluates on the first 128. No arm has its own options except for the comparison itself, and for the contexts and the
+price of `spo-tree-128` and `spo-tree-priced-160`, which `benchmarks/recommend.py` has chosen on the last 128 problems.
 Constants that are numbers of tokens in the papers (L1, LAPO, ThinkPrune) are scaled by the ratio of the short
 contexts, 224 to 4,096.
 """
@@ -172,7 +172,7 @@ ARMS: tuple[Arm, ...] = (
     Arm("gvm-grpo-half", "gvm", SHORT | {"loss": "grpo"}, (_SAMPLED,), 0.5),
     Arm("critique-grpo", "critique_grpo", SHORT, (_SAMPLED,)),
     Arm("spo-tree", "spo", SHORT | TREE, (_SAMPLED, _BETTER)),
-    # The two best of benchmarks/recommend.py. Their contexts and the price are the only options chosen for one arm.
+    # The two best of benchmarks/recommend.py.
     Arm("spo-tree-128", "spo", TREE | {"max_completion_length": 128}, (_BETTER,)),
     Arm("spo-tree-priced-160", "spo", TREE | PRICED | {"max_completion_length": 160}, (_BETTER,)),
     Arm("spo-chain", "spo", SHORT | _CHAIN, (_SAMPLED,)),
