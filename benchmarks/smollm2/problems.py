@@ -62,14 +62,14 @@ def _gcd(seed: int, largest: int) -> Family:
     return Family("gcd", seed, {"min_value": 2, "max_value": largest})
 
 
-TRAIN = {"legs": _legs(1_000_000, 2, 4), "sums": _sums(2_000_000, 2, 5), "gcd": _gcd(3_000_000, 60)}
+TRAIN = {"legs": _legs(1_000_000, 2, 3), "sums": _sums(2_000_000, 2, 4), "gcd": _gcd(3_000_000, 60)}
 # The last two are harder than what the model is trained on.
 EVALUATION = {
-    "legs": _legs(4_000_000, 2, 4),
-    "sums": _sums(5_000_000, 2, 5),
+    "legs": _legs(4_000_000, 2, 3),
+    "sums": _sums(5_000_000, 2, 4),
     "gcd": _gcd(6_000_000, 60),
-    "more legs": _legs(7_000_000, 5, 6),
-    "longer sums": _sums(8_000_000, 6, 7),
+    "more legs": _legs(7_000_000, 4, 4),
+    "longer sums": _sums(8_000_000, 5, 6),
 }
 
 
