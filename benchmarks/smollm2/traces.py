@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from reasoning_gym.arithmetic.leg_counting import ANIMALS
-from testbed_model.traces import OPENINGS, Piece, TraceWriter, cut_at_trigger, with_answer
+from testbed_model.traces import OPENINGS, Piece, TraceWriter, cut_at_trigger, with_answer, with_checks
 
 from step_trl.testbed.problems import parse_expression
 
@@ -31,18 +31,14 @@ def example(row: dict[str, Any], rng: random.Random) -> list[Piece]:
 
 
 def thought(metadata: dict[str, Any], rng: random.Random) -> list[Piece]:
-    """Write a first pass and one to four re-checks, more of them while the last two results differ."""
+    """Write a first pass and one to four re-checks."""
     first, checks = WRITERS[metadata["source_dataset"]](metadata, rng)
-    result, pieces = first()
-    pieces = [*pieces, Piece(f"So the answer is {result}.\n\n")]
-    wanted, results = rng.choice((1, 2, 2, 3)), [result]
-    while len(results) <= wanted or (results[-1] != results[-2] and len(results) <= 4):
-        opening, check = rng.choice(checks)
-        result, written = check()
-        compared = f"This gives {result} again" if result == results[-1] else f"This gives {result}, not {results[-1]}"
-        pieces += [Piece(f"{opening}\n\n"), *written, Piece(f"{compared}.\n\n")]
-        results.append(result)
-    return [*pieces[:-1], Piece(pieces[-1].text.rstrip())]
+
+    def check() -> tuple[str, int, list[Piece]]:
+        opening, way = rng.choice(checks)
+        return opening, *way()
+
+    return with_checks(first(), check, wanted=rng.choice((1, 2, 2, 3)), most=4)
 
 
 def _result(rng: random.Random, value: int, slip_rate: float) -> tuple[int, Piece]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from step_trl.testbed.problems import never_negative
 
@@ -96,27 +97,36 @@ class TraceWriter:
                 pieces += written
         return total, pieces
 
-    def check(self, terms: list[int], previous: int) -> tuple[int, list[Piece]]:
-        """Write a re-check opened by a trigger word, and compare its conclusion with the `previous` result."""
+    def check(self, terms: list[int]) -> tuple[str, int, list[Piece]]:
+        """Return the opening of a re-check, its result and its lines."""
         mixed = terms != sorted(terms, key=lambda t: t < 0)
         method = self.rng.choices(("parts", "single", "reorder"), (4, 4, 3 if mixed else 0))[0]
         result, pieces = {"parts": self.parts, "single": self.single, "reorder": self.reorder}[method](terms)
-        agrees = f"This gives {result} again.\n\n"
-        differs = f"This gives {result}, not {previous}.\n\n"
-        opening = Piece(self.rng.choice(OPENINGS[method]) + "\n\n")
-        return result, [opening, *pieces, Piece(agrees if result == previous else differs)]
+        return self.rng.choice(OPENINGS[method]), result, pieces
 
     def thought(self, terms: list[int]) -> list[Piece]:
-        """Write a first pass and two to five re-checks, more of them while the last two results differ."""
-        result, pieces = self.pairs(terms)
-        pieces.append(Piece(f"So the answer is {result}.\n\n"))
-        wanted, results = self.rng.choice((2, 3, 3, 4)), [result]
-        while len(results) <= wanted or (results[-1] != results[-2] and len(results) <= 5):
-            result, written = self.check(terms, results[-1])
-            pieces += written
-            results.append(result)
-        pieces[-1] = Piece(pieces[-1].text.rstrip())
-        return pieces
+        """Write a first pass and two to five re-checks."""
+        first = self.pairs(terms)
+        return with_checks(first, partial(self.check, terms), wanted=self.rng.choice((2, 3, 3, 4)), most=5)
+
+
+def with_checks(
+    first: tuple[int, list[Piece]], check: Callable[[], tuple[str, int, list[Piece]]], wanted: int, most: int
+) -> list[Piece]:
+    """
+    Write a first pass and re-checks opened by a trigger word: as many as `wanted`, and more while the last two differ.
+
+    `first` is a result and its lines, and `check` returns an opening, too. There are at most `most` re-checks.
+    """
+    result, pieces = first
+    pieces = [*pieces, Piece(f"So the answer is {result}.\n\n")]
+    results = [result]
+    while len(results) <= wanted or (results[-1] != results[-2] and len(results) <= most):
+        opening, result, lines = check()
+        compared = f"This gives {result} again" if result == results[-1] else f"This gives {result}, not {results[-1]}"
+        pieces += [Piece(f"{opening}\n\n"), *lines, Piece(f"{compared}.\n\n")]
+        results.append(result)
+    return [*pieces[:-1], Piece(pieces[-1].text.rstrip())]
 
 
 def split_by_digit(number: int) -> list[int]:
