@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from trainings import means_of_seeds
 
-from step_trl.report import plot_training, read_history
+from step_trl.report import plot_training, read_history, whole_completions
 from step_trl.report.figures import COLORS, STYLE
 from step_trl.report.tables import to_markdown
 from step_trl.text import visible
@@ -44,7 +44,7 @@ def draw(samples: pd.DataFrame, folder: Path) -> Figure:
     scatter.legend(fontsize=7)
     seed = samples["seed"].min()
     trained = [arm for arm in samples["arm"].unique() if (folder / arm / str(seed)).exists()]
-    histories = {arm: read_history(folder / arm / str(seed)) for arm in trained}
+    histories = {arm: whole_completions(read_history(folder / arm / str(seed))) for arm in trained}
     plot_training(accuracy, histories, "rewards/math_accuracy_reward/mean", "accuracy of rollouts")
     plot_training(tokens, histories, "completions/mean_length", "tokens per completion")
     return figure

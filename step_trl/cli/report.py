@@ -9,7 +9,14 @@ from pathlib import Path
 import pandas as pd
 
 from ..evaluation import read_samples, summarize
-from ..report import evaluation_report, latex_table, markdown_table, read_history, training_report
+from ..report import (
+    evaluation_report,
+    latex_table,
+    markdown_table,
+    read_history,
+    training_report,
+    whole_completions,
+)
 from ..report.history import WANDB, History
 
 
@@ -30,7 +37,7 @@ def run_report(runs: Sequence[str], output_dir: Path, *, vanilla: str | None = N
     histories: dict[str, History] = {}
     for name, folder in folders.items():
         try:
-            histories[name] = read_history(folder)
+            histories[name] = whole_completions(read_history(folder))
         except FileNotFoundError:
             if name not in samples:
                 raise

@@ -12,7 +12,7 @@ from .figures import (
     plot_training_dynamics,
     training_report,
 )
-from .history import read_history
+from .history import read_history, whole_completions
 from .tables import budgets_table, latex_table, markdown_table, results_frame
 
 
@@ -32,4 +32,5 @@ __all__ = [
     "render_rollout",
     "results_frame",
     "training_report",
+    "whole_completions",
 ]

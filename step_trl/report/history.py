@@ -15,6 +15,7 @@ WANDB = "wandb:"  # the prefix of a run on the W&B server
 # A run's file is a LevelDB log: blocks of this size contain records in one or several pieces. Each piece follows a
 # header of checksum, length and kind (1 whole, 2 first, 3 middle, 4 last). The file has a header of the same size.
 _BLOCK, _HEADER = 32768, 7
+_LEAVES = {"reward": "spo/leaves/reward", "completions/mean_length": "spo/leaves/length"}
 
 
 def read_history(run: str | Path) -> list[dict[str, float]]:
@@ -47,6 +48,21 @@ def read_history(run: str | Path) -> list[dict[str, float]]:
         "trainer, which writes the file at a checkpoint or in `trainer.save_state()`; the folder of a W&B run; or "
         f"{WANDB}entity/project/run."
     )
+
+
+def whole_completions(history: History) -> list[dict[str, float]]:
+    """
+    Return a history in which the reward and the length of completions are those of whole completions.
+
+    SPO trains on segments of trees, so that TRL's metrics are those of segments. If there is one reward function, its
+    mean is replaced, too. Other histories are returned as they are.
+    """
+    whole = []
+    for entry in history:
+        functions = [key for key in entry if re.fullmatch("rewards/.+/mean", key)]
+        leaves = _LEAVES | (dict.fromkeys(functions, _LEAVES["reward"]) if len(functions) == 1 else {})
+        whole.append({**entry, **{key: entry[leaf] for key, leaf in leaves.items() if leaf in entry}})
+    return whole
 
 
 def _as_logged(rows: Iterator[Mapping[str, Any]]) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import wandb
 from small_runs import SMALL_RUN
 
 from step_trl import SASConfig, SASTrainer, testbed
-from step_trl.report import read_history
+from step_trl.report import read_history, whole_completions
 
 
 HISTORY = [{"step": step, "entropy": step / 10} for step in range(1, 12)]
@@ -25,7 +25,7 @@ def test_the_folder_of_a_trainer(tmp_path):
         (folder / "trainer_state.json").write_text(json.dumps({"log_history": HISTORY[:step]}))
     assert read_history(tmp_path) == HISTORY[:10]
     (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": HISTORY}))
-    assert read_history(str(tmp_path)) == HISTORY
+    assert whole_completions(read_history(str(tmp_path))) == HISTORY
 
 
 @pytest.fixture

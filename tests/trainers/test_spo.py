@@ -6,6 +6,7 @@ from loss_records import full_logps, record_losses
 
 from step_trl import SPOConfig
 from step_trl.advantages import segment_advantages, segment_boundaries
+from step_trl.report import whole_completions
 from step_trl.trainers import spo_chain, spo_tree
 
 
@@ -169,6 +170,11 @@ def test_edges_are_the_samples(build, mixed_problems, credited, monkeypatch):
     lengths = [segment.start + len(segment.token_ids) for segment in leaves]
     assert logged["spo/leaves/length"] == pytest.approx(sum(lengths) / len(lengths))
     assert 0 < logged["spo/leaves/reward"] < 1
+    assert whole_completions([logged]) == [
+        logged
+        | {"completions/mean_length": logged["spo/leaves/length"]}
+        | dict.fromkeys(["reward", "rewards/math_accuracy_reward/mean"], logged["spo/leaves/reward"])
+    ]
 
 
 def test_edges_of_earlier_generations_keep_their_log_probabilities(build, mixed_problems, monkeypatch):
