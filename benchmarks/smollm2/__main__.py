@@ -26,6 +26,7 @@ from transformers import set_seed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the package `smollm2`
 
+from study.run import VANILLA
 from trainings import run_recipe
 
 from smollm2.page import write_page
@@ -43,7 +44,7 @@ SMALLEST = (
 )  # for tests
 # As on the testbed, a short context is the mean length of the taught model, and that of trees 0.6 times it.
 MAX_TOKENS, SHORT_CONTEXT, TREE_CONTEXT = 320, 160, 96
-PUBLISHED, TAUGHT = "as published", "taught"
+PUBLISHED = "as published"
 TEACHING: dict[str, Any] = {
     "learning_rate": 3e-4,
     "num_train_epochs": 1,
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
             teach(published, taught, options.examples, **TEACHING, **precision(options.dtype))
         parts = [
             sample(model, model_name, options).assign(arm=model_name, seed=0)
-            for model_name, model in ((PUBLISHED, published), (TAUGHT, taught))
+            for model_name, model in ((PUBLISHED, published), (VANILLA, taught))
         ]
     complete = True
     for seed in options.seeds:

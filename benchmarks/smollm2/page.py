@@ -1,36 +1,65 @@
-"""Write the table, the picture and the samples of the finished models."""
+"""Write the tables, the picture and the samples of the finished models."""
 
 from __future__ import annotations
 
-from itertools import cycle
+from collections.abc import Iterable
+from itertools import combinations, cycle
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+from study.claims import interval
+from study.records import TRAINED, Records, read_records
+from study.results import Results
 from trainings import means_of_seeds
 
 from step_trl.report import plot_training, read_history, whole_completions
 from step_trl.report.figures import COLORS, STYLE
 from step_trl.report.tables import to_markdown
 from step_trl.text import visible
+from step_trl.token_targets import TARGET_COLUMN
 
 from .problems import EVALUATION, evaluation_rows
 
 
 MEASURES = {"accuracy, %": ("correct", 100, 1), "tokens": ("tokens", 1, 0), "steps": ("steps", 1, 1)}
 SHOWN = ("legs", "sums", "gcd")  # sets of whose first problem the completions are shown
+STUDY = Path(__file__).parents[1] / "study"
+LIKE = {"spo-tree": "spo-tree-128"}  # arms of the study, where names differ
+SCALES = {"accuracy": 100, "tokens": 1}
 
 
 def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
-    """Write `table.md`, `smollm2.png` and `samples.md` to `page`, and print the table."""
+    """Write `tables.md`, `smollm2.png` and `samples.md` to `page`, and print the tables."""
     page.mkdir(parents=True, exist_ok=True)
-    written = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
+    means = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
+    here = Results(Records(samples.assign(model=TRAINED, **{TARGET_COLUMN: pd.NA}), pd.DataFrame()))
+    written = f"{means}\n\n{order(here, Results(read_records(STUDY)), samples['arm'].unique())}\n"
     print(written)
-    (page / "table.md").write_text(written + "\n")
+    (page / "tables.md").write_text(written)
     (page / "samples.md").write_text(completions(samples))
     with matplotlib.rc_context(STYLE):
         draw(samples, folder).savefig(page / "smollm2.png")
+
+
+def order(here: Results, testbed: Results, arms: Iterable[str]) -> str:
+    """Compare all pairs of arms, here and on the testbed, as a Markdown table and a sentence."""
+    like = {arm: LIKE.get(arm, arm) for arm in arms if LIKE.get(arm, arm) in testbed.samples}
+    rows: dict[str, dict[str, str]] = {}
+    told = {"the same sign": 0, "the opposite sign": 0, "not told": 0}
+    for left, right in combinations(like, 2):
+        row = rows[f"{right} - {left}"] = {}
+        for measure, scale in SCALES.items():
+            found = here.difference(right, left, measure)
+            known = testbed.difference(like[right], like[left], measure)
+            row[f"{measure}: here"], row[f"{measure}: testbed"] = interval(found, scale), interval(known, scale)
+            if known.is_told:
+                same = found.value * known.value > 0
+                told["not told" if not found.is_told else "the same sign" if same else "the opposite sign"] += 1
+    counts = ", ".join(f"{what}: {number}" for what, number in told.items())
+    table = to_markdown(pd.DataFrame.from_dict(rows, orient="index"))
+    return f"{table}\n\nOf {sum(told.values())} differences that the testbed tells, here are: {counts}."
 
 
 def draw(samples: pd.DataFrame, folder: Path) -> Figure:

@@ -248,10 +248,10 @@ def order_table(results: Results, method: str, others: Sequence[str]) -> str:
     for name in others:
         accuracy, tokens = (results.difference(name, method, measure) for measure in ("accuracy", "tokens"))
         sides = ((accuracy, "more accurate", "less accurate"), (tokens, "longer", "shorter"))
-        said = [above if found.low > 0 else below for found, above, below in sides if found.low * found.high > 0]
+        said = [above if found.low > 0 else below for found, above, below in sides if found.is_told]
         rows[results.marked(name)] = {
-            "accuracy, points": _interval(accuracy, 100),
-            "tokens": _interval(tokens, 1),
+            "accuracy, points": interval(accuracy, 100),
+            "tokens": interval(tokens, 1),
             "by the intervals": ", ".join(said),
         }
     return to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"against `{method}`"))
@@ -259,8 +259,9 @@ def order_table(results: Results, method: str, others: Sequence[str]) -> str:
 
 def _numbers(found: Difference, measure: str) -> str:
     scale, unit = (1, measure) if measure in ("tokens", "steps") else (100, "points")
-    return _interval(found, scale, f" {unit}")
+    return interval(found, scale, f" {unit}")
 
 
-def _interval(found: Difference, scale: int, unit: str = "") -> str:
+def interval(found: Difference, scale: int, unit: str = "") -> str:
+    """Return a difference and its interval, in multiples of 1 / `scale`."""
     return f"{scale * found.value:+.1f}{unit} ({scale * found.low:+.1f} to {scale * found.high:+.1f})"

@@ -30,6 +30,11 @@ class Difference:
     low: float
     high: float
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the interval is on one side of 0."""
+        return self.low * self.high > 0
+
 
 def overall_means(samples: pd.DataFrame) -> pd.Series:
     """Return the means of `accuracy` and `tokens` over benchmarks."""
