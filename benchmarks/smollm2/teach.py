@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset
 from testbed_model.traces import Piece
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from step_trl.cli.arguments import FineTuningConfig
 from step_trl.cli.fine_tuning import fine_tune
@@ -32,8 +32,8 @@ def tokenize(
     }
 
 
-def teach(model: Path, folder: Path, examples: int, **options: Any) -> None:
-    """Fine-tune all weights of `model` on as many traces, and save it to `folder`."""
+def teach(model: Path, folder: Path, examples: int, dtype: str, **options: Any) -> None:
+    """Fine-tune all weights of `model` on as many traces, in float32, and save it to `folder` with `dtype`."""
     tokenizer, rng = AutoTokenizer.from_pretrained(model), random.Random(0)
     rows = [
         tokenize([{"role": "user", "content": row["question"]}], example(row, rng), tokenizer)
@@ -41,3 +41,4 @@ def teach(model: Path, folder: Path, examples: int, **options: Any) -> None:
     ]
     config = FineTuningConfig(str(folder), **options)
     fine_tune(str(model), Dataset.from_list(rows), tokenizer, config)
+    AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
