@@ -32,6 +32,7 @@ from ..preferences.records import RolloutRecorder
 from ..rewards.length_rewards import length_term
 from ..rollout import Rollout, SamplingParams, TruncationCallback
 from ..rollout.engines import Engine, PromptImages
+from ..rollout.engines.grouped_attention import reading_shared_keys_once
 from ..runtime.checkpoints import load_method_state, resume_rollouts, save_method_state, save_unused_rollouts
 from ..runtime.micro_batches import reduce_padding
 from ..runtime.model_card import describe_training
@@ -545,9 +546,10 @@ class EfficientReasoningTrainer(GRPOTrainer):
         else:
             rollouts = self.sample(self.batch) if self.model.training else None
         if rollouts is None:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
+            with reading_shared_keys_once(self.model):
+                return super()._generate_single_turn(
+                    prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+                )
         prompt_ids[:] = [list(rollout.prompt_ids) for rollout in rollouts]
         self.batch.rollouts = None if self.tools else rollouts
         return [rollout.completion_ids for rollout in rollouts], [rollout.logprobs.tolist() for rollout in rollouts]

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .adapters import without_adapter
+from .grouped_attention import reading_shared_keys_once
 from .image_tokens import ImageTokens
 from .row_cache import STATES, RowCache, layer_kinds
 from .row_table import RowTable
@@ -156,7 +157,8 @@ class CachedModelRunner:
 
     def decode(self, rows: RowTable) -> torch.Tensor:
         """Compute the next uncached token of every running sequence. Returns its logits, (N, V)."""
-        return self._forward(rows, np.arange(rows.num_active), np.ones(rows.num_active, dtype=np.int64))
+        with reading_shared_keys_once(self.model):
+            return self._forward(rows, np.arange(rows.num_active), np.ones(rows.num_active, dtype=np.int64))
 
     def _forward(self, rows: RowTable, slots: np.ndarray, widths: np.ndarray) -> torch.Tensor:
         """Compute the next `widths` known tokens of `slots`. Returns the logits of the last one, (N, V)."""
