@@ -63,7 +63,7 @@ TRAINING: dict[str, Any] = {
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_target_modules": "all-linear",
-    "learning_rate": 5e-4,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
     "num_generations": 8,
     "per_device_train_batch_size": 8,
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--examples", type=int, default=MOST_EXAMPLES, help="number of traces to teach with")
-    parser.add_argument("--updates", type=int, default=30)
+    parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--problems", type=int, default=40, help="number of problems of each evaluation set")
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help="most tokens of a completion")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
