@@ -19,14 +19,22 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
 from step_trl.rollout.engines import TransformersEngine
+from step_trl.rollout.engines.grouped_attention import reading_shared_keys_once
 from step_trl.testbed import MODEL_DIR, load_dataset
 
 
@@ -54,12 +62,14 @@ def left_padded(prompts: list[list[int]], device: torch.device) -> dict[str, tor
     }
 
 
-def with_generate(model, max_tokens: int) -> Contender:
+def with_generate(
+    model, max_tokens: int, attention: Callable[[PreTrainedModel], AbstractContextManager] = nullcontext
+) -> Contender:
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_tokens, pad_token_id=0)
 
     def run(prompts: list[list[int]]) -> int:
         inputs = left_padded(prompts, model.device)
-        with torch.no_grad():
+        with torch.no_grad(), attention(model):
             output = model.generate(**inputs, generation_config=config)
         return output[:, inputs["input_ids"].size(1) :].cpu().numel()  # a GPU is done when its tokens are here
 
@@ -120,6 +130,8 @@ def compare_engines(model, tokenizer, batch_size: int, max_tokens: int, rounds: 
     contenders = {
         "model.generate": with_generate(model, max_tokens),
         "model.generate_batch": with_generate_batch(model, max_tokens, batch_size),
+        # As trainers call it. It only differs with grouped-query attention.
+        "model.generate, shared keys read once": with_generate(model, max_tokens, reading_shared_keys_once),
         "TransformersEngine": with_engine(model, tokenizer, max_tokens),
         "TransformersEngine, calls of 16 tokens": with_engine(model, tokenizer, max_tokens, call_tokens=16),
     }
