@@ -23,13 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import pandas as pd
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    ContinuousBatchingConfig,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
 from step_trl.report.tables import to_markdown
 from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, SamplingParams
@@ -62,14 +56,12 @@ def left_padded(prompts: list[list[int]], device: torch.device) -> dict[str, tor
     }
 
 
-def with_generate(
-    model, max_tokens: int, attention: Callable[[PreTrainedModel], AbstractContextManager] = nullcontext
-) -> Contender:
+def with_generate(model, max_tokens: int, attention: Callable[[], AbstractContextManager] = nullcontext) -> Contender:
     config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=max_tokens, pad_token_id=0)
 
     def run(prompts: list[list[int]]) -> int:
         inputs = left_padded(prompts, model.device)
-        with torch.no_grad(), attention(model):
+        with torch.no_grad(), attention():
             output = model.generate(**inputs, generation_config=config)
         return output[:, inputs["input_ids"].size(1) :].cpu().numel()  # a GPU is done when its tokens are here
 

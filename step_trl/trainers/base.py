@@ -546,7 +546,7 @@ class EfficientReasoningTrainer(GRPOTrainer):
         else:
             rollouts = self.sample(self.batch) if self.model.training else None
         if rollouts is None:
-            with reading_shared_keys_once(self.model):
+            with reading_shared_keys_once():
                 return super()._generate_single_turn(
                     prompt_ids, images, multimodal_fields, num_generations, has_tool_images
                 )

@@ -8,12 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-
-_GROUPED = "step_trl_grouped_sdpa"
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
 def grouped_attention(
@@ -59,19 +55,19 @@ def grouped_attention(
     return output.reshape(rows, 1, heads, -1), None
 
 
-AttentionInterface.register(_GROUPED, grouped_attention)
-AttentionMaskInterface.register(_GROUPED, sdpa_mask)
-
-
 @contextmanager
-def reading_shared_keys_once(model: PreTrainedModel) -> Iterator[None]:
-    """Use [`grouped_attention`] in a model's text layers, if they use SDPA."""
-    config = model.config.get_text_config(decoder=True)
-    if config._attn_implementation != "sdpa":
+def reading_shared_keys_once() -> Iterator[None]:
+    """
+    Use [`grouped_attention`] in models with `attn_implementation="sdpa"`.
+
+    The implementation keeps its name, which some models compare with. One that somebody else has put in its place is
+    left alone.
+    """
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
         yield
         return
-    config._attn_implementation = _GROUPED
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = grouped_attention
     try:
         yield
     finally:
-        config._attn_implementation = "sdpa"
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # ours, which hides that of transformers

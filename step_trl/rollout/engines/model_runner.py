@@ -157,7 +157,7 @@ class CachedModelRunner:
 
     def decode(self, rows: RowTable) -> torch.Tensor:
         """Compute the next uncached token of every running sequence. Returns its logits, (N, V)."""
-        with reading_shared_keys_once(self.model):
+        with reading_shared_keys_once():
             return self._forward(rows, np.arange(rows.num_active), np.ones(rows.num_active, dtype=np.int64))
 
     def _forward(self, rows: RowTable, slots: np.ndarray, widths: np.ndarray) -> torch.Tensor:
