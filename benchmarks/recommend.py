@@ -178,7 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output-dir", type=Path, default=Path("runs/recommend"))
     known = [seed for seeds in ROUNDS for seed in seeds]
-    names = [arm.name for arms in ROUNDS.values() for arm in arms]
+    names = sorted({arm.name for arms in ROUNDS.values() for arm in arms})
     parser.add_argument("--seeds", type=int, nargs="+", choices=known, default=known)
     parser.add_argument("--arms", nargs="+", choices=names, help="by default, all")
     parser.add_argument("--updates", type=int, default=40)
