@@ -42,8 +42,8 @@ SMALLEST = (
     *("--model", str(testbed.MODEL_DIR), "--seeds", "0", "--arms", "sas", "--examples", "4", "--updates", "1"),
     *("--problems", "1", "--max-tokens", "16"),
 )  # for tests
-# As on the testbed, a short context is the mean length of the taught model, and that of trees 0.6 times it.
-MAX_TOKENS, SHORT_CONTEXT, TREE_CONTEXT = 320, 160, 96
+# As on the testbed, a short context is the mean length of the first rollouts, and that of trees 0.6 times it.
+MAX_TOKENS, SHORT_CONTEXT, TREE_CONTEXT = 320, 180, 108
 GROUPS = 4  # problems of an update
 PUBLISHED = "as published"
 TEACHING: dict[str, Any] = {
