@@ -66,8 +66,8 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",
     "num_generations": 8,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": GROUPS,
+    "per_device_train_batch_size": 4,  # with 8, a process can need 13 GB
+    "gradient_accumulation_steps": 2 * GROUPS,
     "gradient_checkpointing": False,
     "logging_steps": 1,
     "save_steps": 5,
