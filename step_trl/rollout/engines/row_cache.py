@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +34,11 @@ class LayerKind:
 
     name: str
     window: int = 0
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it caches keys and values."""
+        return self.name not in (STATES, NOTHING)
 
     def sees(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Whether queries attend to keys, given their positions (..., W, 1) and (L,)."""
@@ -188,19 +193,11 @@ class RowCache(Cache):
         self.num_slots = 0
         self.length = 0
         self._kinds = [] if config is None else layer_kinds(config) or []
-        self._states: list[_RowStates] = []
-        self._rows: list[_RowKeys | _RowStates] = []
-        layers: list[Any] = []
-        for kind, layer in zip(self._kinds, DynamicCache(config=config).layers, strict=False):
-            if kind.name == STATES:
-                self._states.append(_RowStates(cast(LinearAttentionLayer, layer)))
-                self._rows.append(self._states[-1])
-                layers.append(layer)
-            elif kind.name == NOTHING:
-                layers.append(layer)
-            else:
-                self._rows.append(_RowKeys(self))
-                layers.append(self._rows[-1])
+        pairs = zip(self._kinds, DynamicCache(config=config).layers, strict=False)
+        layers: list[Any] = [_RowKeys(self) if kind.has_keys else layer for kind, layer in pairs]
+        self._states = [_RowStates(layer) for layer in layers if isinstance(layer, LinearAttentionLayer)]
+        keys = [layer for layer in layers if isinstance(layer, _RowKeys)]
+        self._rows: list[_RowKeys | _RowStates] = [*keys, *self._states]
         super().__init__(layers=layers)
 
     @property
@@ -217,8 +214,7 @@ class RowCache(Cache):
     def masks(self, position_ids: torch.Tensor, length: int) -> dict[str, torch.Tensor]:
         """Return the mask (rows, 1, tokens, length) of each kind of attention by name, True for attended keys."""
         keys, queries = torch.arange(length, device=position_ids.device), position_ids[:, None, :, None]
-        attention = [kind for kind in dict.fromkeys(self._kinds) if kind.name not in (STATES, NOTHING)]
-        return {kind.name: kind.sees(queries, keys) for kind in attention}
+        return {kind.name: kind.sees(queries, keys) for kind in dict.fromkeys(self._kinds) if kind.has_keys}
 
     def select(self, slots: np.ndarray, columns: torch.Tensor, length: int, begins: bool = False) -> None:
         """
