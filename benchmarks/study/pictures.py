@@ -66,7 +66,7 @@ def _accuracy(tables: Mapping[str, pd.DataFrame], arms: Sequence[Arm]) -> Figure
 
 
 def _budgets(results: Results) -> Figure:
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     for axes, budget in zip(figure.subplots(1, len(BUDGETS)), BUDGETS, strict=True):
         points = points_at(results, budget)
         front = zip(*(points[name] for name in pareto_front(points)), strict=True)
@@ -77,7 +77,7 @@ def _budgets(results: Results) -> Figure:
             axes.scatter(tokens, accuracy, s=36, color=color, marker=marker, label=results.marked(name))
         axes.set(title=f"at most {budget} tokens", xlabel="mean tokens per completion")
     figure.axes[0].set_ylabel("accuracy")
-    figure.axes[-1].legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=8)
     return figure
 
 
