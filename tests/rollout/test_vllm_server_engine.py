@@ -27,6 +27,7 @@ from step_trl.rollout import ConfidenceTruncation, DynamicTruncatedRollout, Samp
 from step_trl.rollout.engines import EngineError, EngineUnavailableError, Generation, VLLMServerEngine
 from step_trl.rollout.engines.stop_strings import StopStrings
 from step_trl.rollout.engines.vllm_answers import Choice, Sampled, TokenLogprobs
+from step_trl.rollout.engines.vllm_checks import ServerChecks
 from step_trl.rollout.engines.vllm_http import ConnectionLostError, Server
 from step_trl.rollout.engines.vllm_process import VLLMServer, free_port, server_command
 from step_trl.steps import TriggerSegmenter, token_bytes
@@ -407,7 +408,7 @@ def test_check_compares_the_size_of_the_model_with_the_policy_s(engine, model):
 def test_a_model_that_cannot_be_read_here_is_not_compared(engine, model, tmp_path, caplog):
     """For example, on a server on another machine. Its weights are compared after the first synchronisation."""
     with caplog.at_level(logging.WARNING):
-        engine._check_size(engine._servers[0], str(tmp_path / "elsewhere"), model.config)
+        ServerChecks(engine._servers[0], engine._client).size(str(tmp_path / "elsewhere"), model.config)
     assert "elsewhere', whose configuration cannot be read here: its size is not compared" in caplog.text
 
 
@@ -424,7 +425,7 @@ def test_check_says_how_a_server_is_started_that_receives_weights(vllm_server, m
     server = Server(f"{vllm_server.url}/no-such-path")
     for weight_sync in ("nccl", "disk"):
         with pytest.raises(EngineError, match=r"weight_sync: .* lacks the endpoints.*VLLM_SERVER_DEV_MODE=1"):
-            run(without_engine._check_weight_sync(server, weight_sync))
+            run(ServerChecks(server, without_engine._client).weight_sync(weight_sync))
 
 
 def test_refused_calls_say_why(engine):
@@ -467,7 +468,7 @@ def test_a_key_is_needed_and_never_shown_and_check_finds_wrong_flags(guarded, to
         assert len(generation.token_ids) <= 3
         with pytest.raises(EngineError, match=r"logprobs: .*--logprobs-mode processed_logprobs"):
             run(engine.check())
-        run(engine._check_prefix_cache(engine._servers[0]))
+        run(ServerChecks(engine._servers[0], engine._client).prefix_cache())
     assert "--enable-prefix-caching" in caplog.text
     assert KEY not in caplog.text + repr(engine) + repr(vars(engine._servers[0]))
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from .base import PromptImages
+from .vllm_http import EngineError, NotFoundError, Server
 
 
 TOKENS_PATH = "/inference/v1/generate"
@@ -72,6 +73,14 @@ class ServedImages:
             url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
             self._parts[id_] = {"type": "image_url", "url": url, "uuid": key.hexdigest()}
         return id_
+
+
+def no_images(server: Server, error: NotFoundError) -> EngineError:
+    """Return the error about a server without the endpoint for images."""
+    return EngineError(
+        f"images: {server.url} lacks {TOKENS_PATH} ({error}). From vLLM 0.30 on, start it with --enable-scale-out, as "
+        "`step-trl serve` does."
+    )
 
 
 def _replace_runs(prompt: Sequence[int], token_id: int, ids: list[int]) -> list[int]:

@@ -108,7 +108,8 @@ class VLLMHTTPClient:
     """
     Sends requests, with one `aiohttp` session per event loop, for a [`VLLMServerEngine`] with these arguments.
 
-    A session closes when its loop shuts down its asynchronous generators, as `asyncio.run` does at its end.
+    `remedy` says how to start a server that does not answer. A session closes when its loop shuts down its
+    asynchronous generators, as `asyncio.run` does at its end.
     """
 
     def __init__(
@@ -120,8 +121,10 @@ class VLLMHTTPClient:
         read_timeout: float,
         retry_window: float,
         max_connections: int,
+        remedy: Callable[[Server], str],
     ):
         self.retry_window = retry_window
+        self._remedy = remedy
         self.ssl = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
         self._api_key = api_key
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=read_timeout)
@@ -129,11 +132,11 @@ class VLLMHTTPClient:
         # Stored with the generator that keeps it open, which must not be collected while the loop runs.
         self._sessions: dict[asyncio.AbstractEventLoop, tuple[_Session, AsyncGenerator]] = {}
 
-    async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]], remedy: Callable[[], str]) -> _T:
+    async def retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """
         Attempt a whole call until an attempt succeeds or `retry_window` is over.
 
-        Raises [`EngineUnavailableError`] with the `remedy` then, and [`EngineError`] if the server refused the call.
+        Raises [`EngineUnavailableError`] with the remedy then, and [`EngineError`] if the server refused the call.
         """
         window = RetryWindow(self.retry_window)
         while True:
@@ -149,7 +152,8 @@ class VLLMHTTPClient:
                 reason = self._describe(error)
                 if not window.note_failure():
                     raise EngineUnavailableError(
-                        f"{server.url} did not answer: {window}, the last one ended with {reason}. {remedy()}"
+                        f"{server.url} did not answer: {window}, the last one ended with {reason}. "
+                        f"{self._remedy(server)}"
                     ) from None
                 opened = error.opened if isinstance(error, ConnectionLostError) else None
                 server.note_failure(begun if opened is None else opened, reason, self.retry_window)
@@ -157,6 +161,15 @@ class VLLMHTTPClient:
             else:
                 server.note_success(begun)
                 return result
+
+    async def get(self, server: Server, path: str, body: dict[str, Any] | None = None) -> str:
+        """Return the answer to a question, which is asked again if it fails. One with a body is a POST request."""
+
+        async def answer() -> str:
+            async with self.request(server, "GET" if body is None else "POST", path, body) as response:
+                return await response.text()
+
+        return await self.retrying(server, answer)
 
     @asynccontextmanager
     async def request(

@@ -31,6 +31,9 @@ from .adapters import is_adapter
 
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+DEVELOPMENT_MODE = (  # what a server needs to receive weights, in messages
+    "VLLM_SERVER_DEV_MODE=1 in its environment. `step-trl serve` sets it for servers that listen on 127.0.0.1."
+)
 NCCL_ARGUMENTS = ("--weight-transfer-config", '{"backend": "nccl"}')
 # Prefixes of the variables by which `accelerate launch` and `torchrun` describe a process group.
 LAUNCHER_VARIABLES = (

@@ -11,42 +11,33 @@ Start a server with `step-trl serve MODEL`. [`VLLMServerEngine.check`] says what
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import json
-import logging
-import re
-import shlex
 import ssl
 import sys
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
-from PIL import Image
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..event_loop import gather
 from .base import AbandonRule, Engine, Generation, PromptImages, check_call
-from .served_images import TOKENS_PATH, ServedImages
+from .served_images import TOKENS_PATH, ServedImages, no_images
 from .stop_strings import StopStrings
 from .vllm_answers import Sampled, SampledAhead, read_choice, read_logprob, read_pieces
+from .vllm_checks import ServerChecks, image_prompt
 from .vllm_http import ConnectionLostError, EngineError, NotFoundError, Server, VLLMHTTPClient
-from .vllm_process import LOOPBACK_HOSTS, NCCL_ARGUMENTS, command_line, has_gpu, server_command
+from .vllm_process import LOOPBACK_HOSTS, command_line, has_gpu, server_command
+from .vllm_weights import ServerWeights
 
-
-logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-# Tokenizers of different models differ on this text.
-_TOKENIZER_SAMPLE = "Wait, 12 + 345 = 357.\n\nAlternatively\n</think>  π≈3.14, 思考"
-_PROCESSED_TOLERANCE = 1e-4
 # Sent with every call, because the server takes other parameters from the model's generation config.
 _FIXED_PARAMETERS: dict[str, Any] = {
     "repetition_penalty": 1.0,
@@ -58,7 +49,6 @@ _FIXED_PARAMETERS: dict[str, Any] = {
     "return_token_ids": True,
     "return_tokens_as_token_ids": True,  # the server need not decode each token
 }
-_SIZES = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 class VLLMServerEngine(Engine):
@@ -138,7 +128,6 @@ class VLLMServerEngine(Engine):
         self._stop_strings = StopStrings(tokenizer, vocab_size)
         self._images = ServedImages(vocab_size)
         self._ahead: SampledAhead | None = None
-        self._restoring: dict[tuple[asyncio.AbstractEventLoop, Server], asyncio.Lock] = {}
         self._client = VLLMHTTPClient(
             api_key=api_key,
             verify=verify,
@@ -146,7 +135,9 @@ class VLLMServerEngine(Engine):
             read_timeout=read_timeout,
             retry_window=retry_window,
             max_connections=max_connections,
+            remedy=partial(_remedy, model),
         )
+        self._weights = ServerWeights(self._client)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({[server.url for server in self._servers]}, model={self.model!r})"
@@ -158,8 +149,7 @@ class VLLMServerEngine(Engine):
     @asynccontextmanager
     async def for_rollout(self, prompt_ids: Sequence[int]) -> AsyncIterator[VLLMServerEngine]:
         """Yield the engine on the one server that serves all completions of this prompt."""
-        engine = copy.copy(self)
-        engine._servers = (self._server_of(prompt_ids),)
+        engine = self._on(self._server_of(prompt_ids))
         if not self.sample_ahead:
             yield engine
             return
@@ -235,11 +225,10 @@ class VLLMServerEngine(Engine):
         """Make a call, again if it fails, and first restore the weights of a server that may have restarted."""
 
         async def attempt_with_weights() -> _T:
-            if server.may_have_restarted:
-                await self._restore_weights(server)
+            await self._weights.restore(server)
             return await attempt()
 
-        return await self._retrying(server, attempt_with_weights)
+        return await self._client.retrying(server, attempt_with_weights)
 
     async def _logprob(self, server: Server, body: dict[str, Any], token_id: int) -> float:
         async with self._sampling_request(server, body) as response:
@@ -307,7 +296,7 @@ class VLLMServerEngine(Engine):
             async with self._client.request(server, "POST", path, with_images or body) as response:
                 yield response
         except NotFoundError as error:
-            raise error if with_images is None else self._no_images(server, error) from None
+            raise error if with_images is None else no_images(server, error) from None
 
     async def load_weights(self, folder: str | Path) -> None:
         """
@@ -316,55 +305,11 @@ class VLLMServerEngine(Engine):
         No call may be running. After an outage a server loads them again before its next call, unless it is still the
         same process.
         """
-        for server in self._servers:
-            server.weights = str(folder)
-        await asyncio.gather(*(self._retrying(server, partial(self._load, server)) for server in self._servers))
-
-    async def _load(self, server: Server) -> None:
-        started = await self._start_of(server)
-        order = {"method": "reload_weights", "kwargs": {"weights_path": server.weights}}
-        for path, body in (("/collective_rpc", order), ("/reset_prefix_cache", None)):
-            try:
-                async with self._client.request(server, "POST", path, body) as response:
-                    await response.read()
-            except EngineError as error:
-                raise EngineError(
-                    f"{error} A server has the endpoints that load weights only with VLLM_SERVER_DEV_MODE=1 in its "
-                    "environment. `step-trl serve` sets it for servers that listen on 127.0.0.1."
-                ) from None
-        await self._forget_images(server)
-        server.started, server.may_have_restarted = started, False
+        await self._weights.load(self._servers, folder)
 
     async def forget_images(self) -> None:
         """Make every server forget the features of images, which belong to earlier weights. No call may be running."""
-        await asyncio.gather(
-            *(self._retrying(server, partial(self._forget_images, server)) for server in self._servers)
-        )
-
-    async def _forget_images(self, server: Server) -> None:
-        # Weights that are loaded clear the workers' cache but not the scheduler's, and the next image that both had
-        # would end the server with "Encoder cache miss". Older versions have neither the cache nor the endpoint.
-        with suppress(NotFoundError):
-            async with self._client.request(server, "POST", "/reset_encoder_cache") as response:
-                await response.read()
-
-    async def _start_of(self, server: Server) -> str | None:
-        """Start time of the server's process, from the metrics that the Prometheus client adds to vLLM's."""
-        async with self._client.request(server, "GET", "/metrics") as response:
-            found = re.search(r"^process_start_time_seconds (\S+)$", await response.text(), re.MULTILINE)
-        return found[1] if found else None
-
-    async def _restore_weights(self, server: Server) -> None:
-        """Load the weights again if the server is a new process, once for all waiting calls."""
-        lock = self._restoring.setdefault((asyncio.get_running_loop(), server), asyncio.Lock())
-        async with lock:
-            if not server.may_have_restarted:
-                return
-            if server.started is not None and await self._start_of(server) == server.started:
-                server.may_have_restarted = False
-                return
-            await self._load(server)
-            logger.warning("%s may have been restarted and was told to load %s again", server.url, server.weights)
+        await self._weights.forget_images(self._servers)
 
     async def check(
         self,
@@ -389,17 +334,19 @@ class VLLMServerEngine(Engine):
         """
         await self.health()
         for server in self._servers:
-            await self._check_model(server, max_length, policy_config)
+            checks = ServerChecks(server, self._client)
+            served = await checks.model(self.model, max_length, policy_config)
+            self.served_models, self.max_length = served.names, min(served.max_length, self.max_length)
             if weight_sync is not None:
-                await self._check_weight_sync(server, weight_sync)
-            await self._check_tokenizer(server)
-            await self._check_logprobs(server)
-            await self._check_prefix_cache(server)
+                await checks.weight_sync(weight_sync)
+            await checks.tokenizer(self.tokenizer)
+            await checks.logprobs(self._on(server))
+            await checks.prefix_cache()
 
     async def health(self) -> None:
         """Return once every server answers. Raises [`EngineUnavailableError`] if one does not."""
         for server in self._servers:
-            await self._get(server, "/health")
+            await self._client.get(server, "/health")
 
     async def check_images(self, processor: ProcessorMixin) -> None:
         """
@@ -408,143 +355,32 @@ class VLLMServerEngine(Engine):
         Raises:
             [`EngineError`]: names the difference and the remedy.
         """
-        image = Image.new("RGB", (64, 48), "white")
-        message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}
-        rendered: Any = cast("Any", processor).apply_chat_template(
-            [[message]], add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        (ours,) = rendered["input_ids"]
-        (prompt,) = self.with_images([ours], PromptImages.of(processor, [[image]], rendered))
+        ours, images = image_prompt(processor)
+        (prompt,) = self.with_images([ours], images)
         body = self._images.request({"prompt": prompt, "max_tokens": 1} | _FIXED_PARAMETERS)
         assert body is not None
         for server in self._servers:
-            try:
-                answer = await self._get(server, TOKENS_PATH, body | {"return_token_ids": True})
-            except NotFoundError as error:
-                raise self._no_images(server, error) from None
-            theirs = json.loads(answer)["prompt_token_ids"]
-            if theirs != list(ours):
-                raise EngineError(
-                    f"images: {server.url} makes {len(theirs)} tokens of a prompt with an image, and the policy's "
-                    f"processor {len(ours)}, or others. Serve the trained model with its processor's files."
-                )
+            await ServerChecks(server, self._client).images(body | {"return_token_ids": True}, ours)
 
-    async def _check_model(
-        self, server: Server, max_length: int | None, policy_config: PretrainedConfig | None
-    ) -> None:
-        models = json.loads(await self._get(server, "/v1/models"))["data"]
-        names = self.served_models = [model["id"] for model in models]
-        if self.model is not None and self.model not in names:
-            raise EngineError(
-                f"model: {server.url} does not serve {self.model!r}, but {', '.join(map(repr, names))}. Set `model` "
-                "to one of them, or start the server with --served-model-name."
-            )
-        longest = next((model["max_model_len"] for model in models if model.get("max_model_len")), None)
-        if longest is not None:
-            self.max_length = min(longest, self.max_length)
-        if max_length is not None and longest is not None and longest < max_length:
-            raise EngineError(
-                f"max_length: prompt and completion need up to {max_length} tokens, {server.url} takes {longest}. "
-                f"Start it with --max-model-len {max_length}, or shorten prompts or completions."
-            )
-        if policy_config is not None:
-            self._check_size(server, models[0]["root"], policy_config)
-
-    async def _check_weight_sync(self, server: Server, weight_sync: str) -> None:
-        try:
-            config = json.loads(await self._get(server, "/server_info?config_format=json"))["vllm_config"]
-        except NotFoundError:
-            raise EngineError(
-                f"weight_sync: {server.url} lacks the endpoints that receive weights. Start it with "
-                "VLLM_SERVER_DEV_MODE=1 in its environment. `step-trl serve` sets it for servers that listen on "
-                "127.0.0.1."
-            ) from None
-        if weight_sync == "nccl" and config["weight_transfer_config"] is None:
-            raise EngineError(
-                f"weight_sync: {server.url} has no weight-transfer engine, which 'nccl' needs. Start it with "
-                f"{shlex.join(NCCL_ARGUMENTS)}, as `step-trl serve` does on a GPU, or set weight_sync='disk'."
-            )
-
-    def _check_size(self, server: Server, name: str, policy_config: PretrainedConfig) -> None:
-        try:
-            served_config = AutoConfig.from_pretrained(name)
-        except (OSError, ValueError):  # a folder on another machine, or a model with custom code
-            logger.warning(
-                "%s serves %r, whose configuration cannot be read here: its size is not compared with the policy's.",
-                server.url,
-                name,
-            )
-            return
-        theirs, ours = (
-            ", ".join(f"{size} {getattr(config.get_text_config(), size, None)}" for size in _SIZES)
-            for config in (served_config, policy_config)
-        )
-        if theirs != ours:
-            raise EngineError(
-                f"model: {server.url} serves {name!r}, a model of another size than the policy: {theirs} instead of "
-                f"{ours}. Serve the trained model."
-            )
-
-    async def _check_tokenizer(self, server: Server) -> None:
-        ours = self.tokenizer.encode(_TOKENIZER_SAMPLE, add_special_tokens=False)
-        question = {"prompt": _TOKENIZER_SAMPLE, "add_special_tokens": False}
-        theirs = json.loads(await self._get(server, "/tokenize", question))["tokens"]
-        if ours != theirs:
-            raise EngineError(
-                f"tokenizer: {server.url} has another tokenizer ({theirs[:8]}... instead of {ours[:8]}... for "
-                f"{_TOKENIZER_SAMPLE[:20]!r}...). Serve the policy's model, or start the server with --tokenizer."
-            )
-
-    async def _check_logprobs(self, server: Server) -> None:
-        """Sample with top_k=1, where every token has probability 1 after processing."""
-        on_server = copy.copy(self)
-        on_server._servers = (server,)
-        for token_id in self.tokenizer.encode(_TOKENIZER_SAMPLE, add_special_tokens=False)[:4]:
-            generation = await on_server.generate([token_id], max_tokens=1, top_k=1)
-            if abs(generation.logprobs[0]) > _PROCESSED_TOLERANCE:
-                raise EngineError(
-                    f"logprobs: {server.url} returns {generation.logprobs[0]:.4f} for a token that was sampled with "
-                    "probability 1, so its log-probabilities are not those of the sampled distribution. Start it with "
-                    "--logprobs-mode processed_logprobs."
-                )
-
-    async def _check_prefix_cache(self, server: Server) -> None:
-        if re.search(r'vllm:cache_config_info\{.*enable_prefix_caching="False"', await self._get(server, "/metrics")):
-            logger.warning(
-                "%s does not cache prefixes, so every probe and completion computes its prompt again. Start it with "
-                "--enable-prefix-caching.",
-                server.url,
-            )
-
-    async def _get(self, server: Server, path: str, body: dict[str, Any] | None = None) -> str:
-        async def answer() -> str:
-            async with self._client.request(server, "GET" if body is None else "POST", path, body) as response:
-                return await response.text()
-
-        return await self._retrying(server, answer)
-
-    async def _retrying(self, server: Server, attempt: Callable[[], Awaitable[_T]]) -> _T:
-        return await self._client.retrying(server, attempt, partial(self._remedy, server))
-
-    def _remedy(self, server: Server) -> str:
-        """Describe how to start the server, for an error message."""
-        address = urlsplit(server.url)
-        cpu = address.hostname in LOOPBACK_HOSTS and not has_gpu()
-        command, environment = server_command(self.model or "MODEL", port=address.port or 8000, cpu=cpu)
-        command[0] = "python"  # of the server's machine
-        return f"Start a server by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
-
-    @staticmethod
-    def _no_images(server: Server, error: NotFoundError) -> EngineError:
-        return EngineError(
-            f"images: {server.url} lacks {TOKENS_PATH} ({error}). From vLLM 0.30 on, start it with "
-            "--enable-scale-out, as `step-trl serve` does."
-        )
+    def _on(self, server: Server) -> VLLMServerEngine:
+        """Return the engine on one of its servers."""
+        engine = copy.copy(self)
+        engine._servers = (server,)
+        return engine
 
     def _server_of(self, prompt_ids: Sequence[int]) -> Server:
         if len(self._servers) == 1:
             return self._servers[0]
         return self._servers[zlib.crc32(np.asarray(prompt_ids, dtype=np.int64).tobytes()) % len(self._servers)]
+
+
+def _remedy(model: str | None, server: Server) -> str:
+    """Describe how to start a server, for an error message."""
+    address = urlsplit(server.url)
+    cpu = address.hostname in LOOPBACK_HOSTS and not has_gpu()
+    command, environment = server_command(model or "MODEL", port=address.port or 8000, cpu=cpu)
+    command[0] = "python"  # of the server's machine
+    return f"Start a server by `step-trl serve MODEL`, or by: {command_line(command, environment)}"
 
 
 def _clean_url(url: str) -> str:
