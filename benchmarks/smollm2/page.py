@@ -31,7 +31,7 @@ SCALES = {"accuracy": 100, "tokens": 1}
 
 
 def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
-    """Write `tables.md`, `smollm2.png` and `samples.md` to `page`, and print the tables."""
+    """Write `tables.md`, `smollm2.png`, `samples.md` and `samples.parquet` to `page`, and print the tables."""
     page.mkdir(parents=True, exist_ok=True)
     means = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
     here = Results(Records(samples.assign(model=TRAINED, **{TARGET_COLUMN: pd.NA}), pd.DataFrame()))
@@ -39,6 +39,7 @@ def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
     print(written)
     (page / "tables.md").write_text(written)
     (page / "samples.md").write_text(completions(samples))
+    samples.to_parquet(page / "samples.parquet", index=False)
     with matplotlib.rc_context(STYLE):
         draw(samples, folder).savefig(page / "smollm2.png")
 
