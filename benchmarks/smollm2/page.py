@@ -35,7 +35,8 @@ def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
     page.mkdir(parents=True, exist_ok=True)
     means = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
     here = Results(Records(samples.assign(model=TRAINED, **{TARGET_COLUMN: pd.NA}), pd.DataFrame()))
-    written = f"{means}\n\n{order(here, Results(read_records(STUDY)), samples['arm'].unique())}\n"
+    compared = order(here, Results(read_records(STUDY)), samples["arm"].unique())
+    written = f"{means}\n\n{compared}\n\n{minutes(samples, folder)}\n"
     print(written)
     (page / "tables.md").write_text(written)
     (page / "samples.md").write_text(completions(samples))
@@ -61,6 +62,17 @@ def order(here: Results, testbed: Results, arms: Iterable[str]) -> str:
     counts = ", ".join(f"{what}: {number}" for what, number in told.items())
     table = to_markdown(pd.DataFrame.from_dict(rows, orient="index"))
     return f"{table}\n\nOf {sum(told.values())} differences that the testbed tells, here are: {counts}."
+
+
+def minutes(samples: pd.DataFrame, folder: Path) -> str:
+    """Say how long each training took."""
+    arms = []
+    for arm, part in samples.groupby("arm", sort=False):
+        runs = [run for seed in part["seed"].unique() if (run := folder / str(arm) / str(seed)).exists()]
+        seconds = [sum(log.get("step_time", 0.0) for log in read_history(run)) for run in runs]
+        if seconds:
+            arms.append(f"{arm} " + ", ".join(f"{one / 60:.0f}" for one in seconds))
+    return f"Minutes of each training: {'; '.join(arms)}."
 
 
 def draw(samples: pd.DataFrame, folder: Path) -> Figure:
