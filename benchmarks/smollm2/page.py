@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import combinations, cycle
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from study.claims import interval
 from study.records import TRAINED, Records, read_records
 from study.results import Results
+from study.run import VANILLA
 from trainings import means_of_seeds
 
 from step_trl.report import plot_training, read_history, whole_completions
@@ -28,18 +29,24 @@ SHOWN = ("legs", "sums", "gcd")  # sets of whose first problem the completions a
 STUDY = Path(__file__).parents[1] / "study"
 LIKE = {"spo-tree": "spo-tree-128"}  # arms of the study, where names differ
 SCALES = {"accuracy": 100, "tokens": 1}
+INTRODUCTION = """# SmolLM2, taught and trained
+
+`python benchmarks/smollm2` makes this page, and `benchmarks/README.md` says what follows from it. `as published` is
+the model before it was taught, and `vanilla` the taught model, from which all trainings start. After ± is the standard
+deviation between trainings. `samples.parquet` has all completions."""
+PICTURE = "![Accuracy against tokens, and the trainings with the first seed](smollm2.png)"
 
 
 def write_page(samples: pd.DataFrame, folder: Path, page: Path) -> None:
-    """Write `tables.md`, `smollm2.png`, `samples.md` and `samples.parquet` to `page`, and print the tables."""
+    """Write `README.md`, its picture `smollm2.png` and `samples.parquet` to `page`, and print the tables."""
     page.mkdir(parents=True, exist_ok=True)
     means = to_markdown(means_of_seeds(samples, EVALUATION, MEASURES))
     here = Results(Records(samples.assign(model=TRAINED, **{TARGET_COLUMN: pd.NA}), pd.DataFrame()))
     compared = order(here, Results(read_records(STUDY)), samples["arm"].unique())
-    written = f"{means}\n\n{compared}\n\n{minutes(samples, folder)}\n"
-    print(written)
-    (page / "tables.md").write_text(written)
-    (page / "samples.md").write_text(completions(samples))
+    spent = minutes(samples, folder)
+    print(means, compared, spent, sep="\n\n")
+    parts = (INTRODUCTION, means, PICTURE, spent, "## Compared with the testbed", compared, completions(samples))
+    (page / "README.md").write_text("\n\n".join(parts))
     samples.to_parquet(page / "samples.parquet", index=False)
     with matplotlib.rc_context(STYLE):
         draw(samples, folder).savefig(page / "smollm2.png")
@@ -76,16 +83,16 @@ def minutes(samples: pd.DataFrame, folder: Path) -> str:
 
 
 def draw(samples: pd.DataFrame, folder: Path) -> Figure:
-    """Draw accuracy against tokens, a point per training, and the trainings with the first seed."""
+    """Draw accuracy against tokens, a point per model, and the trainings with the first seed."""
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     scatter, accuracy, tokens = figure.subplots(1, 3)
-    for color, (arm, part) in zip(cycle(COLORS), samples.groupby("arm", sort=False), strict=False):
-        means = part.groupby("seed")[["tokens", "correct"]].mean()
-        scatter.scatter(means["tokens"], means["correct"], color=color, label=str(arm))
-    scatter.set(xlabel="mean tokens per completion", ylabel="accuracy")
-    scatter.legend(fontsize=7)
     seed = samples["seed"].min()
     trained = [arm for arm in samples["arm"].unique() if (folder / arm / str(seed)).exists()]
+    for color, arm in zip(COLORS, [VANILLA, *trained], strict=False):  # trainings are drawn from the second color on
+        means = samples[samples["arm"] == arm].groupby("seed")[["tokens", "correct"]].mean()
+        scatter.scatter(means["tokens"], means["correct"], color=color, label=arm)
+    scatter.set(xlabel="mean tokens per completion", ylabel="accuracy")
+    scatter.legend(fontsize=7)
     histories = {arm: whole_completions(read_history(folder / arm / str(seed))) for arm in trained}
     plot_training(accuracy, histories, "rewards/math_accuracy_reward/mean", "accuracy of rollouts")
     plot_training(tokens, histories, "completions/mean_length", "tokens per completion")
@@ -98,10 +105,10 @@ def completions(samples: pd.DataFrame) -> str:
     first = samples[(samples["problem"] == "0") & (samples["seed"] == samples["seed"].min())]
     parts = []
     for name, question in questions.items():
-        parts.append(f"## {question.splitlines()[-1]}\n")
+        parts.append(f"### {question.splitlines()[-1]}\n")
         for row in first[first["benchmark"] == name].itertuples():
             verdict = "right" if row.correct else "wrong"
             parts.append(
                 f"**{row.arm}** ({verdict}, {row.tokens} tokens)\n\n```text\n{visible(row.completion)}\n```\n"
             )
-    return "# What the models write\n\n" + "\n".join(parts)
+    return "## What the models write\n\n" + "\n".join(parts)
