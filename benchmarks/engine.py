@@ -33,7 +33,10 @@ from step_trl.testbed import MODEL_DIR, load_dataset
 
 
 Contender = Callable[[list[list[int]]], int]  # samples completions of the prompts and returns the number of tokens
-SMALLEST = ("--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40", "--rounds", "1")  # for tests
+SMALLEST = (
+    *("--model", str(MODEL_DIR), "--batch-sizes", "2", "--max-tokens", "8", "--rollout-tokens", "40"),
+    *("--rounds", "1"),
+)  # for tests
 
 
 def make_prompts(tokenizer, count: int) -> list[list[int]]:
