@@ -56,7 +56,7 @@ def order(here: Results, testbed: Results, arms: Iterable[str]) -> str:
     """Compare all pairs of arms, here and on the testbed, as a Markdown table and a sentence."""
     like = {arm: LIKE.get(arm, arm) for arm in arms if LIKE.get(arm, arm) in testbed.samples}
     rows: dict[str, dict[str, str]] = {}
-    told = {"the same sign": 0, "the opposite sign": 0, "not told": 0}
+    signs = []  # of what the testbed tells: 1 if it is the same here, -1 if it is the opposite, 0 if it is not told
     for left, right in combinations(like, 2):
         row = rows[f"{right} - {left}"] = {}
         for measure, scale in SCALES.items():
@@ -64,11 +64,12 @@ def order(here: Results, testbed: Results, arms: Iterable[str]) -> str:
             known = testbed.difference(like[right], like[left], measure)
             row[f"{measure}: here"], row[f"{measure}: testbed"] = interval(found, scale), interval(known, scale)
             if known.is_told:
-                same = found.value * known.value > 0
-                told["not told" if not found.is_told else "the same sign" if same else "the opposite sign"] += 1
-    counts = ", ".join(f"{what}: {number}" for what, number in told.items())
+                signs.append((1 if found.value * known.value > 0 else -1) if found.is_told else 0)
     table = to_markdown(pd.DataFrame.from_dict(rows, orient="index"))
-    return f"{table}\n\nOf {sum(told.values())} differences that the testbed tells, here are: {counts}."
+    others = "".join(f"; `{arm}` is compared with `{other}`" for arm, other in like.items() if arm != other)
+    told = f"Of the {len(signs)} differences that the testbed tells from chance, {signs.count(1)} have the same sign"
+    told += f" here, {signs.count(-1)} the opposite one, and {signs.count(0)} cannot be told."
+    return f"Differences with 95 % intervals, as in the study{others}.\n\n{table}\n\n{told}"
 
 
 def minutes(samples: pd.DataFrame, folder: Path) -> str:
